@@ -1,0 +1,146 @@
+"""The command `deeplab`: predict, list, summary."""
+
+import logging
+import sys
+from importlib import resources
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from deeplab_jax.checkpoint import ModelError, load
+from deeplab_jax.folder import predict_folder
+from deeplab_jax.images import ImageError, find_images
+from deeplab_jax.model import PRESETS, build
+from deeplab_jax.summary import summarize
+
+BAD_USE = 2
+DEMO_IMAGES = ("chelsea.png", "coffee.png")  # photographs that scikit-image ships
+
+
+def predict(
+    model: tyro.conf.Positional[Path],
+    images: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    out: Path = Path("predictions"),
+    batch_size: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    tile: int | None = None,
+    overlay: bool = True,
+    alpha: float = 0.5,
+) -> int:
+    """Draw the masks of pictures.
+
+    Writes for each picture NAME.png, the class of every pixel at the picture's size, and
+    NAME_overlay.jpg, the picture with its classes in colour and a legend.
+
+    Args:
+        model: A model folder or a .safetensors file, as deeplab-port makes them.
+        images: Pictures and folders of pictures; `demo` is two photographs that scikit-image ships.
+        out: The folder to write to.
+        batch_size: Pictures of a size that run at once; by default 8 or what fits in memory.
+        scales: Sizes to look at each picture in; several are averaged.
+        flip: Look at the mirror image too.
+        tile: Cut larger pictures into overlapping windows of this many pixels.
+        overlay: Write the overlays too.
+        alpha: Strength of the colours in the overlay.
+    """
+    console = Console(stderr=True)
+    network = load(model)
+    paths = find_images([p for image in images for p in (_demo() if image == "demo" else [image])])
+    failures = predict_folder(
+        network,
+        paths,
+        out,
+        batch_size=batch_size,
+        scales=scales,
+        flip=flip,
+        tile=tile,
+        overlay=overlay,
+        alpha=alpha,
+    )
+    for failure in failures:
+        console.print(f"[red]error[/]: {failure}", soft_wrap=True)
+    console.print(f"{len(paths) - len(failures)} of {len(paths)} pictures are in {out}")
+    return BAD_USE if failures else 0
+
+
+def list_presets() -> int:
+    """List the named models."""
+    table = Table("name", "backbone", "head", "output stride", box=None)
+    for name, config in PRESETS.items():
+        backbone, head = config.backbone, config.head
+        table.add_row(name, backbone.kind, head.kind, str(backbone.output_stride))
+    Console().print(table)
+    return 0
+
+
+def summary(
+    model: tyro.conf.Positional[str],
+    /,
+    size: tuple[int, int] = (513, 513),
+    num_classes: int = 21,
+    output_stride: int | None = None,
+) -> int:
+    """Print a row per stage: output shape, receptive field, parameters, multiply-adds.
+
+    Args:
+        model: A preset's name or a model folder.
+        size: Rows and columns of the image.
+        num_classes: Channels of the logits, of a preset.
+        output_stride: 8, 16 or 32, of a preset; by default its own.
+    """
+    if model in PRESETS:
+        fields = {"output_stride": output_stride} if output_stride else {}
+        network = build(PRESETS[model].override(num_classes=num_classes, **fields))
+    elif Path(model).exists():
+        network = load(model)
+    else:
+        raise ModelError(f"{model} is neither a preset (see `deeplab list`) nor a model folder")
+    rows = summarize(network, size)
+    table = Table("stage", "output", box=None)
+    for column in ("receptive field", "parameters", "multiply-adds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        field = "" if row.receptive_field is None else str(row.receptive_field)
+        shape = " x ".join(map(str, row.shape))
+        table.add_row(row.stage, shape, field, f"{row.parameters:,}", f"{row.multiply_adds:,}")
+    total = [sum(getattr(row, name) for row in rows) for name in ("parameters", "multiply_adds")]
+    table.add_section()
+    table.add_row("total", "", "", *(f"{n:,}" for n in total))
+    Console().print(table)
+    return 0
+
+
+def _demo() -> list[str]:
+    try:
+        folder = resources.files("skimage") / "data"
+    except ModuleNotFoundError as error:
+        raise ImageError(
+            "the demo's photographs are scikit-image's: pip install 'deeplab-jax[demo]'"
+        ) from error
+    return [str(folder / name) for name in DEMO_IMAGES]
+
+
+def main() -> None:
+    """Runs the command; exit status 2 for bad use, with a message and no traceback."""
+    logging.basicConfig(
+        format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            {"predict": predict, "list": list_presets, "summary": summary},
+            prog="deeplab",
+            description="DeepLabv3 and v3+ in JAX and Flax.",
+        )
+    except ValueError as error:  # ours: ModelError, ImageError, a wrong option
+        Console(stderr=True).print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
+        status = BAD_USE
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""MobileNetV2 (Sandler et al. 2018), dilated."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from deeplab_jax.backbones.dilation import FirstBlockDilation, OutputStride, check_output_stride
+from deeplab_jax.backbones.inverted_residual import (
+    Block,
+    inverted_residuals,
+    run,
+    spatial_layers,
+    taps,
+)
+from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, make_divisible
+
+TABLE = (  # expansion, channels, blocks, stride of the first: table 2 of the paper
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV2Config:
+    """
+    Attributes:
+      width: multiplier on the channels.
+      output_stride: 8, 16 or 32.
+      first_block_dilation: rule for the first block of a dilated stage.
+      last_conv: end with the classifier's 1x1 to 1280 channels (segmentation_models_pytorch keeps it,
+        the DeepLab papers drop it).
+      pad_before_expand: zeros go around the input of each block instead of the depthwise convolution's
+        (VainF and jfzhang): the border sees what the expansion makes of zeros.
+      stem_padding: 1, or 0 as VainF has it.
+      in_channels: of the images.
+      norm_momentum, norm_epsilon: of every batch norm.
+    """
+
+    kind: ClassVar[str] = "mobilenet_v2"
+    width: float = 1.0
+    output_stride: OutputStride = 16
+    first_block_dilation: FirstBlockDilation = "previous"
+    last_conv: bool = False
+    pad_before_expand: bool = False
+    stem_padding: int = 1
+    in_channels: int = 3
+    norm_momentum: float = 0.1
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        check_output_stride(self.output_stride)
+
+    def build(self, *, rngs: nnx.Rngs) -> "MobileNetV2":
+        return MobileNetV2(self, rngs=rngs)
+
+
+class MobileNetV2(nnx.Module):
+    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
+
+    def __init__(self, config: MobileNetV2Config, *, rngs: nnx.Rngs):
+        self.config = config
+        norm = Norm(config.norm_momentum, config.norm_epsilon)
+        stem = make_divisible(32 * config.width)
+        blocks = block_table(config.width)
+        self.stem = ConvNormAct(
+            config.in_channels,
+            stem,
+            3,
+            stride=2,
+            padding=config.stem_padding,
+            activation="relu6",
+            norm=norm,
+            rngs=rngs,
+        )
+        self.blocks = inverted_residuals(
+            stem,
+            blocks,
+            output_stride=config.output_stride,
+            first_block_dilation=config.first_block_dilation,
+            pad_input=config.pad_before_expand,
+            norm=norm,
+            rngs=rngs,
+        )
+        high = blocks[-1].channels
+        last = make_divisible(1280 * max(1.0, config.width))
+        self.last = (
+            ConvNormAct(high, last, activation="relu6", norm=norm, rngs=rngs)
+            if config.last_conv
+            else None
+        )
+        self.high_channels = last if config.last_conv else high
+
+    @property
+    def taps(self) -> dict[str, int]:
+        """Features that are a block's output -> the index of the block."""
+        blocks = block_table(self.config.width)
+        return taps(blocks)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each of the features."""
+        blocks = block_table(self.config.width)
+        channels = {name: blocks[i].channels for name, i in self.taps.items()}
+        return channels | {"high": self.high_channels}
+
+    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+        high, features = run(self.blocks, self.stem(images), self.taps)
+        return features | {"high": high if self.last is None else self.last(high)}
+
+    def spatial_layers(self) -> Iterator[SpatialLayer]:
+        """What widens the receptive field, in order."""
+        return spatial_layers(self.stem, self.blocks)
+
+
+def block_table(width: float) -> list[Block]:
+    """The rows of the network, the paper's for width 1."""
+    blocks, channels = [], make_divisible(32 * width)
+    for expansion, out, count, stride in TABLE:
+        for i in range(count):
+            block = Block(
+                kernel_size=3,
+                expanded=channels * expansion,
+                channels=make_divisible(out * width),
+                stride=stride if i == 0 else 1,
+            )
+            channels = block.channels
+            blocks.append(block)
+    return blocks

@@ -1,0 +1,205 @@
+"""Models on disk: a model folder, or one safetensors file.
+
+A model folder is `config.json` (what the model is, its class names and preprocessing) and `weights/`
+(Orbax). A safetensors file has the same config in its header. Both are written beside their place and
+renamed into it, so that there is never half a model.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from deeplab_jax.config import Config, from_dict, to_dict
+from deeplab_jax.model import build
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "weights"
+HEADER = "deeplab_jax"  # key of the config in the header of a safetensors file
+
+
+class ModelError(ValueError):
+    """A path that is no model, or not one that this version can read; the message says what to do."""
+
+
+def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+    """Writes a model that has a config: a file where the name ends in .safetensors, else a folder.
+
+    Args:
+      path: its parent is made where it does not exist.
+      overwrite: replace a model that is there; anything else that is there is never replaced.
+
+    Raises:
+      ModelError: when something is there that may not be replaced.
+    """
+    path = Path(path)
+    if getattr(model, "config", None) is None:
+        raise ModelError("the model has no config; make it with create, load or load_torch")
+    if path.exists() and not (overwrite and _is_model(path)):
+        way_out = "pass overwrite=True" if _is_model(path) else "choose another name"
+        raise ModelError(f"{path} exists: {way_out}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+        new = Path(beside) / "new"
+        if path.suffix == ".safetensors":
+            _write_file(model, new)
+            os.replace(new, path)
+        else:
+            _write_folder(model, new)
+            old = Path(beside) / "old"
+            try:
+                if path.exists():
+                    path.rename(old)
+                new.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
+    return path
+
+
+def load(path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32) -> nnx.Module:
+    """The model at `path`, a folder or a .safetensors file, in eval mode.
+
+    Args:
+      dtype: what the convolutions compute in.
+
+    Raises:
+      ModelError: when it is not a model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; a model folder is what `deeplab-port` makes")
+    if path.is_file():
+        config, read_weights = _read_file(path)
+    elif _is_model(path):
+        config, read_weights = _read_config((path / CONFIG).read_bytes(), path), _read_folder(path)
+    else:
+        raise ModelError(
+            f"{path} is not a model folder: it must hold {CONFIG} and {WEIGHTS}/. A PyTorch checkpoint "
+            "becomes one with `deeplab-port CHECKPOINT FOLDER`."
+        )
+    model = build(config, dtype=dtype)
+    graphdef, state = nnx.split(model)
+    flat = dict(nnx.to_flat_state(state))
+    values = read_weights({".".join(map(str, p)): v for p, v in flat.items()})
+    filled = [(p, v.replace(values[".".join(map(str, p))])) for p, v in flat.items()]
+    model = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    model.eval()
+    return model
+
+
+def _is_model(path: Path) -> bool:
+    """Whether `path` is of our making: other libraries have a config.json and safetensors too."""
+    if path.is_dir():
+        return (path / CONFIG).is_file() and (path / WEIGHTS).is_dir()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return HEADER in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def _weights(model: nnx.Module) -> dict[str, jax.Array]:
+    """Path of every variable, "backbone.layer1.0.conv1.kernel", -> its array."""
+    return {
+        ".".join(map(str, path)): variable[...]
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
+
+
+# ---------------------------------------------------------------------------- config
+
+
+def _header(config: Config) -> dict[str, Any]:
+    return {"format": FORMAT, "config": to_dict(config)}
+
+
+def _read_config(text: str | bytes, path: Path) -> Config:
+    try:
+        header = json.loads(text)
+        if header["format"] > FORMAT:
+            raise ModelError(
+                f"{path} was written by a newer version (format {header['format']}, this one reads "
+                f"up to {FORMAT}): upgrade deeplab-jax"
+            )
+        return from_dict(header["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"the config of {path} cannot be read: {error}") from error
+
+
+# ---------------------------------------------------------------------------- Orbax
+
+
+def _write_folder(model: nnx.Module, folder: Path) -> None:
+    import orbax.checkpoint as ocp
+
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(_header(model.config), indent=2) + "\n")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / WEIGHTS).absolute(), _weights(model))
+
+
+def _read_folder(path: Path):
+    def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
+        import orbax.checkpoint as ocp
+
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {
+            name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=here)
+            for name, variable in wanted.items()
+        }
+        with ocp.StandardCheckpointer() as checkpointer:
+            try:
+                return checkpointer.restore((path / WEIGHTS).absolute(), target)
+            except (ValueError, KeyError, OSError) as error:
+                raise ModelError(
+                    f"the weights of {path} cannot be read, or are not those of its config: {error}"
+                ) from error
+
+    return read
+
+
+# ---------------------------------------------------------------------------- safetensors
+
+
+def _write_file(model: nnx.Module, file: Path) -> None:
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in _weights(model).items()}
+    save_file(arrays, file, metadata={HEADER: json.dumps(_header(model.config))})
+
+
+def _read_file(path: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            if HEADER not in metadata:
+                raise ModelError(
+                    f"{path} is not a model of ours: its header has no config. If PyTorch code wrote "
+                    "it, port it with `deeplab-port`."
+                )
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a model: {error}") from error
+
+    def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
+        shapes = {name: variable.shape for name, variable in wanted.items()}
+        found = {name: array.shape for name, array in arrays.items()}
+        if odd := sorted(n for n in shapes | found if shapes.get(n) != found.get(n)):
+            raise ModelError(f"the weights of {path} are not those of its config: {odd[:10]}")
+        return jax.device_put({name: np.array(array) for name, array in arrays.items()})
+
+    return _read_config(metadata[HEADER], path), read

@@ -1,0 +1,149 @@
+"""What a model is, as data: frozen, comparable, and the same after a trip through JSON."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from deeplab_jax.backbones import (
+    BackboneConfig,
+    EfficientNetLiteConfig,
+    MobileNetV2Config,
+    MobileNetV3Config,
+    ResNetConfig,
+)
+from deeplab_jax.heads import (
+    ClassifierConfig,
+    DeepLabV3Config,
+    DeepLabV3PlusConfig,
+    FCNConfig,
+    HeadConfig,
+    LRASPPConfig,
+)
+from deeplab_jax.preprocessing import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """No backbone: the model is the head alone and is called with the features.
+
+    Attributes:
+      high, low: channels of the features.
+      output_stride: of the backbone that they come from; it sets ASPP's rates.
+    """
+
+    kind: ClassVar[str] = "features"
+    high: int = 2048
+    low: int = 256
+    output_stride: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A segmentation model.
+
+    Attributes:
+      backbone: the dilated classification network.
+      head: what makes logits of its features.
+      num_classes: channels of the logits.
+      aux_head: a second head for training, on features at stride 16 as a rule; None for none.
+      align_corners: corner rule of every resize, see `ops.resize_bilinear`.
+      class_names: what the channels mean, in order.
+      preprocessing: what images go through before the model.
+    """
+
+    backbone: BackboneConfig | FeaturesConfig
+    head: HeadConfig
+    num_classes: int = 21
+    aux_head: FCNConfig | None = None
+    align_corners: bool = False
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing = Preprocessing()
+
+    def __post_init__(self):
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names must have a name for each of the {self.num_classes} classes, got "
+                f"{len(self.class_names)} names"
+            )
+
+    def override(self, **fields: Any) -> "Config":
+        """A copy with the named fields changed, here or in the backbone or the head.
+
+        Raises ValueError, listing what there is, for names that none of them has.
+        """
+        places = {"": self} | {p: fields.get(p, getattr(self, p)) for p in ("backbone", "head")}
+        names = {p: [f.name for f in dataclasses.fields(part)] for p, part in places.items()}
+        unknown = [f for f in fields if not any(f in known for known in names.values())]
+        if unknown:
+            raise ValueError(
+                f"no such field: {', '.join(unknown)}. A model of {places['head'].kind} on "
+                f"{places['backbone'].kind} has "
+                + "; ".join(f"{p or 'model'}: {', '.join(known)}" for p, known in names.items())
+            )
+        changes = {p: {f: v for f, v in fields.items() if f in names[p]} for p in places}
+        own = changes.pop("")
+        for place, change in changes.items():
+            own[place] = dataclasses.replace(places[place], **change)
+        return dataclasses.replace(self, **own)
+
+
+# ---------------------------------------------------------------------------- JSON
+
+_KINDS: dict[str, type] = {
+    kind.kind: kind
+    for kind in (
+        ResNetConfig,
+        MobileNetV2Config,
+        MobileNetV3Config,
+        EfficientNetLiteConfig,
+        FeaturesConfig,
+        DeepLabV3Config,
+        DeepLabV3PlusConfig,
+        FCNConfig,
+        LRASPPConfig,
+        ClassifierConfig,
+    )
+}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain data for JSON; what may be one of several kinds says which in `kind`."""
+    data = {"kind": config.kind} if hasattr(config, "kind") else {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        data[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return data
+
+
+def from_dict(data: Mapping[str, Any], config_type: type = Config) -> Any:
+    """The config that `to_dict` made `data` of; fields left out take their defaults.
+
+    Raises ValueError for an unknown kind or unknown fields.
+    """
+    data = dict(data)
+    if (kind := data.pop("kind", None)) is not None:
+        if kind not in _KINDS:
+            raise ValueError(f"kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}")
+        config_type = _KINDS[kind]
+    hints = typing.get_type_hints(config_type)
+    fields = {field.name for field in dataclasses.fields(config_type)}
+    if unknown := sorted(set(data) - fields):
+        raise ValueError(
+            f"{config_type.__name__} has no field {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(fields))}. Was this written by a newer version?"
+        )
+    return config_type(**{name: _decode(value, hints[name]) for name, value in data.items()})
+
+
+def _decode(value: Any, hint: Any) -> Any:
+    """JSON has no tuples, and does not say which dataclass a dict is."""
+    if isinstance(value, Mapping):
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if not (configs := [option for option in options if dataclasses.is_dataclass(option)]):
+            raise ValueError(f"a plain value is expected where {dict(value)} stands")
+        return from_dict(value, configs[0])
+    return tuple(value) if isinstance(value, list | tuple) else value

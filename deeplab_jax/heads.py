@@ -1,0 +1,454 @@
+"""Segmentation heads: from a backbone's features to logits, usable in models of your own.
+
+ASPP and Decoder are the parts of DeepLabv3 (Chen et al. 2017) and v3+ (Chen et al. 2018). Every head is
+called with the features that its `taps` name, in that order, and gives logits `[B, h, w, classes]` at
+the size of the finest of them. Dropout draws from the `rngs` of the call (`nnx.Rngs(dropout=key)`);
+in eval mode none are needed.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from deeplab_jax import ops
+from deeplab_jax.layers import (
+    ACTIVATIONS,
+    Activation,
+    Conv,
+    ConvNormAct,
+    SeparableConvNormAct,
+    global_mean,
+)
+
+CLASSIFIER_STD = 0.01  # of the initial kernels that make logits: all classes start equally likely
+
+
+# ---------------------------------------------------------------------------- configs
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepLabV3Config:
+    """ASPP, a 3x3 convolution, the classifier.
+
+    Attributes:
+      rates: atrous rates of ASPP; None is 6, 12, 18 at output stride 16, doubled at 8, halved at 32.
+      channels: of ASPP and of what follows.
+      separable: depthwise-separable atrous branches in ASPP.
+      dropout: rate after ASPP's projection.
+    """
+
+    kind: ClassVar[str] = "deeplabv3"
+    rates: tuple[int, ...] | None = None
+    channels: int = 256
+    separable: bool = False
+    dropout: float = 0.5
+
+    def build(
+        self,
+        channels: Mapping[str, int],
+        num_classes: int,
+        *,
+        output_stride: int,
+        align_corners: bool,
+        rngs: nnx.Rngs,
+    ) -> "DeepLabV3Head":
+        """A head for features of `channels`; `align_corners` is for heads that resize."""
+        del align_corners
+        return DeepLabV3Head(channels["high"], num_classes, self, output_stride, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepLabV3PlusConfig:
+    """ASPP and the decoder.
+
+    Attributes:
+      rates, channels, separable, dropout: of ASPP, as in `DeepLabV3Config`.
+      refine: one more separable 3x3 convolution between ASPP and the decoder
+        (segmentation_models_pytorch).
+      low_channels: what the decoder's 1x1 makes of the low-level features.
+      decoder_convs: 3x3 convolutions in the decoder: two in the paper, one in many code bases.
+      separable_decoder: make them depthwise-separable.
+    """
+
+    kind: ClassVar[str] = "deeplabv3plus"
+    rates: tuple[int, ...] | None = None
+    channels: int = 256
+    separable: bool = False
+    dropout: float = 0.5
+    refine: bool = False
+    low_channels: int = 48
+    decoder_convs: int = 2
+    separable_decoder: bool = False
+
+    def build(
+        self,
+        channels: Mapping[str, int],
+        num_classes: int,
+        *,
+        output_stride: int,
+        align_corners: bool,
+        rngs: nnx.Rngs,
+    ) -> "DeepLabV3PlusHead":
+        """A head for features of `channels`."""
+        return DeepLabV3PlusHead(
+            channels["high"],
+            channels["low"],
+            num_classes,
+            self,
+            output_stride,
+            align_corners=align_corners,
+            rngs=rngs,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class FCNConfig:
+    """A 3x3 convolution to `channels` (None: a quarter of the input's), dropout, the classifier.
+
+    Attributes:
+      tap: the features it reads: "high", or "aux" or "mid" for an auxiliary head.
+    """
+
+    kind: ClassVar[str] = "fcn"
+    tap: str = "high"
+    channels: int | None = None
+    dropout: float = 0.1
+
+    def build(
+        self,
+        channels: Mapping[str, int],
+        num_classes: int,
+        *,
+        output_stride: int,
+        align_corners: bool,
+        rngs: nnx.Rngs,
+    ) -> "FCNHead":
+        """A head for features of `channels`; a plain stack resizes nothing."""
+        del output_stride, align_corners
+        return FCNHead(channels[self.tap], num_classes, self, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class LRASPPConfig:
+    """Lite R-ASPP (Howard et al. 2019, sec. 6.4) with `channels` in its one branch."""
+
+    kind: ClassVar[str] = "lraspp"
+    channels: int = 128
+
+    def build(
+        self,
+        channels: Mapping[str, int],
+        num_classes: int,
+        *,
+        output_stride: int,
+        align_corners: bool,
+        rngs: nnx.Rngs,
+    ) -> "LRASPPHead":
+        """A head for features of `channels`."""
+        del output_stride
+        return LRASPPHead(
+            channels["high"],
+            channels["mid"],
+            num_classes,
+            self,
+            align_corners=align_corners,
+            rngs=rngs,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """The classifier of an image-classification network, applied at every pixel.
+
+    Where that network takes the mean over the image before its one linear layer, the mean over pixels
+    of these logits is exactly what it computes.
+
+    Attributes:
+      hidden: channels of a layer before the classifier (MobileNetV3: 1280), None for none.
+      activation: of that layer.
+      dropout: rate before the classifier.
+    """
+
+    kind: ClassVar[str] = "classifier"
+    hidden: int | None = None
+    activation: Activation = "hard_swish"
+    dropout: float = 0.2
+
+    def build(
+        self,
+        channels: Mapping[str, int],
+        num_classes: int,
+        *,
+        output_stride: int,
+        align_corners: bool,
+        rngs: nnx.Rngs,
+    ) -> "ClassifierHead":
+        """A head for features of `channels`."""
+        del output_stride, align_corners
+        return ClassifierHead(channels["high"], num_classes, self, rngs=rngs)
+
+
+HeadConfig = DeepLabV3Config | DeepLabV3PlusConfig | FCNConfig | LRASPPConfig | ClassifierConfig
+
+
+def rates_for(output_stride: int) -> tuple[int, ...]:
+    """The papers' atrous rates: 6, 12, 18 at output stride 16, doubled at 8, halved at 32."""
+    return tuple(rate * 16 // output_stride for rate in (6, 12, 18))
+
+
+# ---------------------------------------------------------------------------- parts
+
+
+class ASPP(nnx.Module):
+    """Atrous spatial pyramid pooling: `[B, h, w, in_channels]` -> `[B, h, w, channels]`.
+
+    A 1x1 convolution, a 3x3 convolution per atrous rate and the mean of the image through a 1x1
+    convolution, side by side (in that order), then fused by a 1x1 convolution and dropout
+    (Chen et al. 2017, sec. 3.3).
+
+    >>> aspp = ASPP(2048, rates=(6, 12, 18), rngs=nnx.Rngs(0))
+    >>> aspp(features, rngs=nnx.Rngs(dropout=1)).shape[-1]
+    256
+
+    Args:
+      in_channels: of the features.
+      channels: of every branch and of the result.
+      rates: atrous rates of the 3x3 branches; (6, 12, 18) fits output stride 16, see `rates_for`.
+      separable: each 3x3 as depthwise and pointwise.
+      dropout: rate after the fusion.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 256,
+        *,
+        rates: Sequence[int] = (6, 12, 18),
+        separable: bool = False,
+        dropout: float = 0.5,
+        rngs: nnx.Rngs,
+    ):
+        self.branches = nnx.List([ConvNormAct(in_channels, channels, rngs=rngs)])
+        for rate in rates:
+            self.branches.append(
+                SeparableConvNormAct(in_channels, channels, dilation=rate, rngs=rngs)
+                if separable
+                else ConvNormAct(in_channels, channels, 3, dilation=rate, rngs=rngs)
+            )
+        self.pool = ConvNormAct(in_channels, channels, rngs=rngs)
+        self.project = ConvNormAct((len(rates) + 2) * channels, channels, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        outputs = [branch(x) for branch in self.branches]
+        image = self.pool(global_mean(x))
+        outputs.append(jnp.broadcast_to(image, outputs[0].shape))
+        return self.dropout(self.project(jnp.concatenate(outputs, axis=-1)), rngs=rngs)
+
+
+class Decoder(nnx.Module):
+    """DeepLabv3+'s decoder: brings low-level detail back and classifies.
+
+    Low-level features through a 1x1 convolution, ASPP's output resized to their size, both side by side
+    (low-level first) through 3x3 convolutions and the classifier (Chen et al. 2018, sec. 3.1).
+
+    >>> decoder = Decoder(256, num_classes=21, rngs=nnx.Rngs(0))
+    >>> logits = decoder(aspp_output, low_level_features)     # at the size of the latter
+
+    Args:
+      low_level_channels: of the low-level features (stride 4).
+      num_classes: of the logits.
+      in_channels: of ASPP's output.
+      low_channels: what the 1x1 makes of the low-level features.
+      channels: of the 3x3 convolutions.
+      convs: how many of them.
+      separable: each 3x3 as depthwise and pointwise.
+      align_corners: corner rule of the resize, see `ops.resize_bilinear`.
+    """
+
+    def __init__(
+        self,
+        low_level_channels: int,
+        num_classes: int,
+        *,
+        in_channels: int = 256,
+        low_channels: int = 48,
+        channels: int = 256,
+        convs: int = 2,
+        separable: bool = False,
+        align_corners: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.align_corners = align_corners
+        self.low = ConvNormAct(low_level_channels, low_channels, rngs=rngs)
+        self.convs = nnx.List()
+        for i in range(convs):
+            width = low_channels + in_channels if i == 0 else channels
+            self.convs.append(
+                SeparableConvNormAct(width, channels, rngs=rngs)
+                if separable
+                else ConvNormAct(width, channels, 3, rngs=rngs)
+            )
+        self.classifier = Conv(channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+
+    def __call__(self, x: jax.Array, low_level: jax.Array) -> jax.Array:
+        low = self.low(low_level)
+        x = ops.resize_bilinear(x, low.shape[1:3], align_corners=self.align_corners)
+        x = jnp.concatenate([low, x], axis=-1)
+        for conv in self.convs:
+            x = conv(x)
+        return self.classifier(x)
+
+
+# ---------------------------------------------------------------------------- heads
+
+
+class DeepLabV3Head(nnx.Module):
+    """ASPP, 3x3 convolution, classifier: `[B, h, w, in_channels]` -> `[B, h, w, classes]`."""
+
+    taps = ("high",)
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        config: DeepLabV3Config = DeepLabV3Config(),
+        output_stride: int = 16,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        width = config.channels
+        self.aspp = _aspp(in_channels, config, output_stride, rngs)
+        self.conv = ConvNormAct(width, width, 3, rngs=rngs)
+        self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+
+    def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.classifier(self.conv(self.aspp(high, rngs=rngs)))
+
+
+class DeepLabV3PlusHead(nnx.Module):
+    """ASPP and decoder: high `[B, h, w, C]`, low `[B, H, W, c]` -> `[B, H, W, classes]`."""
+
+    taps = ("high", "low")
+
+    def __init__(
+        self,
+        in_channels: int,
+        low_level_channels: int,
+        num_classes: int,
+        config: DeepLabV3PlusConfig = DeepLabV3PlusConfig(),
+        output_stride: int = 16,
+        *,
+        align_corners: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        width = config.channels
+        self.aspp = _aspp(in_channels, config, output_stride, rngs)
+        self.refine = SeparableConvNormAct(width, width, rngs=rngs) if config.refine else None
+        self.decoder = Decoder(
+            low_level_channels,
+            num_classes,
+            in_channels=width,
+            low_channels=config.low_channels,
+            channels=width,
+            convs=config.decoder_convs,
+            separable=config.separable_decoder,
+            align_corners=align_corners,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, high: jax.Array, low: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        x = self.aspp(high, rngs=rngs)
+        x = x if self.refine is None else self.refine(x)
+        return self.decoder(x, low)
+
+
+class FCNHead(nnx.Module):
+    """3x3 convolution, dropout, classifier (Long et al. 2015, as torchvision has it)."""
+
+    def __init__(
+        self, in_channels: int, num_classes: int, config: FCNConfig = FCNConfig(), *, rngs: nnx.Rngs
+    ):
+        self.taps = (config.tap,)
+        width = config.channels or in_channels // 4
+        self.conv = ConvNormAct(in_channels, width, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.classifier(self.dropout(self.conv(x), rngs=rngs))
+
+
+class LRASPPHead(nnx.Module):
+    """Lite R-ASPP: high features gated by their mean, added to mid-level (stride 8) ones as logits."""
+
+    taps = ("high", "mid")
+
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        num_classes: int,
+        config: LRASPPConfig = LRASPPConfig(),
+        *,
+        align_corners: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.align_corners = align_corners
+        self.cbr = ConvNormAct(in_channels, config.channels, rngs=rngs)
+        self.scale = Conv(in_channels, config.channels, rngs=rngs)
+        self.mid_classifier = Conv(
+            mid_channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs
+        )
+        self.high_classifier = Conv(
+            config.channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs
+        )
+
+    def __call__(
+        self, high: jax.Array, mid: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        del rngs  # no dropout
+        x = self.cbr(high) * jax.nn.sigmoid(self.scale(global_mean(high)))
+        x = ops.resize_bilinear(x, mid.shape[1:3], align_corners=self.align_corners)
+        return self.high_classifier(x) + self.mid_classifier(mid)
+
+
+class ClassifierHead(nnx.Module):
+    """The layers of an image classifier as 1x1 convolutions, see `ClassifierConfig`."""
+
+    taps = ("high",)
+
+    def __init__(
+        self, in_channels: int, num_classes: int, config: ClassifierConfig, *, rngs: nnx.Rngs
+    ):
+        self.activation = config.activation
+        width = config.hidden or in_channels
+        self.hidden = Conv(in_channels, width, bias=True, rngs=rngs) if config.hidden else None
+        self.dropout = nnx.Dropout(config.dropout)
+        self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+
+    def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = high if self.hidden is None else ACTIVATIONS[self.activation](self.hidden(high))
+        return self.classifier(self.dropout(x, rngs=rngs))
+
+
+def _aspp(
+    in_channels: int,
+    config: DeepLabV3Config | DeepLabV3PlusConfig,
+    output_stride: int,
+    rngs: nnx.Rngs,
+) -> ASPP:
+    return ASPP(
+        in_channels,
+        config.channels,
+        rates=config.rates or rates_for(output_stride),
+        separable=config.separable,
+        dropout=config.dropout,
+        rngs=rngs,
+    )

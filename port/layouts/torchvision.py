@@ -1,0 +1,113 @@
+"""torchvision.models.segmentation: DeepLabv3 and FCN on ResNet, DeepLabv3 and LR-ASPP on MobileNetV3."""
+
+import functools
+
+from deeplab_jax.backbones import MobileNetV3Config, ResNetConfig
+from deeplab_jax.config import Config
+from deeplab_jax.heads import DeepLabV3Config, FCNConfig, LRASPPConfig
+from port.layouts.base import Layout, Names, Shapes
+from port.layouts.names import (
+    aspp_names,
+    conv_bn,
+    mobilenet_v3_names,
+    resnet_names,
+    under,
+)
+from port.layouts.shapes import (
+    mobilenet_v3_config,
+    resnet_config,
+    torchvision_v3_projections,
+    within,
+)
+
+RATES = (12, 24, 36)  # at every output stride
+
+
+class Torchvision(Layout):
+    name = "torchvision"
+    code = "torchvision.models.segmentation"
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(
+            f"{key}.weight" in shapes
+            for key in ("classifier.0.convs.0.0", "classifier.4", "classifier.cbr.0")
+        ) and any(key in shapes for key in ("backbone.conv1.weight", "backbone.0.0.weight"))
+
+    def config(self, shapes: Shapes, output_stride: int | None) -> Config:
+        inner = within(shapes, "backbone.")
+        if "conv1.weight" in inner:
+            backbone = resnet_config(inner, output_stride=output_stride or 8)
+        else:
+            backbone = _mobilenet_v3(inner, output_stride or 16)
+        if "classifier.cbr.0.weight" in shapes:
+            channels = shapes["classifier.cbr.0.weight"][0]
+            classes = shapes.get("classifier.high_classifier.weight", (21,))[0]
+            return Config(backbone, LRASPPConfig(channels), classes)
+        classes = shapes.get("classifier.4.weight", (21,))[0]
+        if "classifier.0.convs.0.0.weight" in shapes:
+            head = DeepLabV3Config(rates=RATES)
+        else:
+            head = FCNConfig()
+        aux = None
+        if "aux_classifier.0.weight" in shapes:
+            aux = FCNConfig(tap="aux" if isinstance(backbone, ResNetConfig) else "mid")
+        return Config(backbone, head, classes, aux)
+
+    def names(self, config: Config) -> Names:
+        if isinstance(config.backbone, ResNetConfig):
+            names = under("backbone", "backbone", resnet_names(config.backbone))
+        else:
+            names = under("backbone", "backbone", mobilenet_v3_names(config.backbone))
+        match config.head:
+            case DeepLabV3Config():
+                names |= under("head.aspp", "classifier.0", aspp_names(branches=1 + len(RATES)))
+                names |= conv_bn("head.conv", "classifier.1", "classifier.2")
+                names["head.classifier"] = "classifier.4"
+            case FCNConfig():
+                names |= _fcn_names("head", "classifier")
+            case LRASPPConfig():
+                names |= conv_bn("head.cbr", "classifier.cbr.0", "classifier.cbr.1")
+                names["head.scale"] = "classifier.scale.1"
+                names["head.mid_classifier"] = "classifier.low_classifier"
+                names["head.high_classifier"] = "classifier.high_classifier"
+        if config.aux_head:
+            names |= _fcn_names("aux_head", "aux_classifier")
+        return names
+
+    def reference(self, config: Config):
+        from torchvision.models import mobilenetv3, resnet
+        from torchvision.models.segmentation import deeplabv3, fcn, lraspp
+
+        backbone, stride, aux = config.backbone, config.backbone.output_stride, config.aux_head
+        options = {"num_classes": config.num_classes, "aux": aux is not None}
+        if isinstance(backbone, ResNetConfig):
+            make = {DeepLabV3Config: deeplabv3._deeplabv3_resnet, FCNConfig: fcn._fcn_resnet}
+            network = getattr(resnet, f"resnet{backbone.depth}")(
+                replace_stride_with_dilation=[False, stride == 8, stride <= 16]
+            )
+            return make[type(config.head)](network, **options)
+        if stride == 8:  # torchvision's MobileNetV3 dilates one stage or none
+            return None
+        network = functools.partial(
+            mobilenetv3.mobilenet_v3_large
+            if backbone.size == "large"
+            else mobilenetv3.mobilenet_v3_small,
+            dilated=stride == 16,
+        )(width_mult=backbone.width)
+        if isinstance(config.head, LRASPPConfig):
+            return lraspp._lraspp_mobilenetv3(network, config.num_classes)
+        return deeplabv3._deeplabv3_mobilenetv3(network, **options)
+
+
+def _mobilenet_v3(shapes: Shapes, output_stride: int) -> MobileNetV3Config:
+    return mobilenet_v3_config(
+        torchvision_v3_projections(shapes),
+        shapes["0.0.weight"][1],
+        output_stride=output_stride,
+        first_block_dilation="same",
+    )
+
+
+def _fcn_names(ours: str, theirs: str) -> Names:
+    names = conv_bn(f"{ours}.conv", f"{theirs}.0", f"{theirs}.1")
+    return names | {f"{ours}.classifier": f"{theirs}.4"}

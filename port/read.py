@@ -1,0 +1,301 @@
+"""Opens PyTorch checkpoints without running their code, and unwraps the weights.
+
+Read down the page: `read` finds the state dict, picks plain or EMA weights, strips counters and
+prefixes, and makes arrays of the tensors. torch is imported only for files that torch wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EMA_WRAPPERS = ("ema", "ema_state", "ema_model", "model_ema", "state_dict_ema", "ema_state_dict")
+WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "network", "module")
+WRAPPERS += ("weights", "params", *EMA_WRAPPERS)
+EMA_PREFIXES = ("ema.", "model_ema.", "ema_model.")
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+WORN = re.compile(r"^((module|_orig_mod|model)\.)+")
+HALVES = ("float16", "bfloat16", "float64")  # become float32; a dtype in neither list is refused
+KEPT = ("float32", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
+SAFETENSORS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format
+
+# Harmless things training scripts leave in checkpoints (the builtins: factories of default dicts).
+# None is built, each has a stand-in: numpy's own reconstructors trust flags that the file gives.
+INERT = """
+argparse.Namespace types.SimpleNamespace datetime.datetime datetime.date datetime.timedelta
+builtins.bool builtins.int builtins.float builtins.str builtins.list builtins.tuple builtins.dict
+torch.torch_version.TorchVersion numpy.dtype numpy.ndarray numpy.core.multiarray.scalar
+numpy._core.multiarray.scalar numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+pathlib.PosixPath pathlib._local.PosixPath pathlib.WindowsPath pathlib._local.WindowsPath
+"""
+LOOKS = (  # what a file that is no checkpoint seems to be by its first bytes, and the way out
+    (rb"\Z", "it is empty; download or copy it again"),
+    (rb"version .*git-lfs", "it is a Git LFS pointer; run `git lfs pull` where it came from"),
+    (
+        rb"\s*<(!doctype|html|\?xml)",
+        "it is a web page, maybe of an error; download the file itself",
+    ),
+    (rb"[\s -~]*\Z", "it is text; download the file itself"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z|.{257}ustar", "it is packed; unpack it and pass the file inside"),
+    (rb"\x80", "it is a bare pickle, which may run code, or cut short; save it with torch.save"),
+    (rb"", "it is of no known kind, or cut short; pass a whole file of torch.save or safetensors"),
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message says what it is and what to do."""
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """`tensors` by name, in PyTorch's layout and order; `dropped`, a line per thing left out."""
+
+    tensors: dict[str, np.ndarray]
+    dropped: tuple[str, ...]
+
+
+def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = False) -> StateDict:
+    """Reads a checkpoint file, a folder with one, or a mapping of arrays or torch tensors.
+
+    Half, bfloat16 and float64 become float32; integers and bools stay. float32 arrays are views,
+    of the file's lazily read pages or of the caller's tensors: copy before writing into one.
+    `ema=True` takes a checkpoint's averaged weights. Raises CheckpointError; never unpickles code.
+    """
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        rule = f"source must be a path or a mapping of tensors, got {type(source).__name__}"
+        raise CheckpointError(f"{rule}. Of a torch module, pass model.state_dict().")
+    tree = source if isinstance(source, Mapping) else _open(Path(source))
+    path, found, dropped = _unwrap(tree, ema)
+    state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}
+    dropped += [f"{k}: not a tensor ({type(found[k]).__name__})" for k in found if k not in state]
+    if odd := [name for name in state if not isinstance(name, str)]:
+        raise CheckpointError(f"tensor names must be strings, got {odd[:10]}. Pass a state_dict.")
+    if not set(path) & set(EMA_WRAPPERS):
+        state, lines = _split_ema(state, ema)
+        dropped += lines
+    for counter in ("num_batches_tracked", "n_averaged"):
+        names = {name for name in state if name.rpartition(".")[2] == counter}
+        dropped += [f"{counter}: {len(names)} counters"] if names else []
+        state = {name: leaf for name, leaf in state.items() if name not in names}
+    if not state:
+        raise CheckpointError(f"a checkpoint must hold weights, got only {dropped}. Pass another.")
+    state, lines = _strip_prefixes(state)
+    return StateDict(_to_arrays(state), (*dropped, *lines))
+
+
+# ---- from a path to what the file holds ----
+
+
+def _open(path: Path) -> Any:
+    if path.is_dir():
+        found = [name for name in FOLDER_FILES if (path / name).is_file()]
+        if len(found) != 1:
+            rule = f"{path} must have exactly one of {' and '.join(FOLDER_FILES)}, this folder has"
+            some = found or sorted(os.listdir(path))[:10]
+            raise CheckpointError(f"{rule} {some}. Pass the path of the file itself.")
+        path = path / found[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. Check the path; download a URL first.")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK\x03\x04"):
+        return _open_zip(path)
+    if head.startswith(LEGACY_MAGIC):
+        return _open_torch(path, mmap=False)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:  # header length, JSON
+        return _open_safetensors(path)
+    look = next(text for pattern, text in LOOKS if re.match(b"(?is)" + pattern, head))
+    raise CheckpointError(f"{path} is not a checkpoint, it starts with {head[:16]!r}: {look}.")
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
+    # torch wraps the cause in advice to switch its safety off, which is not passed on.
+    cause = str(error).rpartition("WeightsUnpickler error:")[2].partition("\n\nCheck the doc")[0]
+    cause = (cause.strip() or type(error).__name__).splitlines()[0]
+    rule = f"{path} must be a whole {kind}, its {path.stat().st_size} bytes are cut or damaged"
+    fix = "Download it again, or save only model.state_dict() in the code that made it"
+    return CheckpointError(f"{rule} ({cause}). {fix}.")
+
+
+def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass  # opening checks the lengths and offsets that are used below
+    except SafetensorError as error:
+        raise _damaged(path, "safetensors file", error) from None
+    data = np.memmap(path, np.uint8, mode="c")
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    header.pop("__metadata__", None)
+    _check_kinds({name: entry["dtype"] for name, entry in header.items()}, SAFETENSORS)
+    tensors = {}
+    for name, entry in header.items():
+        array = data[start:][slice(*entry["data_offsets"])].view(SAFETENSORS[entry["dtype"]])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        tensors[name] = array.reshape(entry["shape"])
+    return tensors
+
+
+def _open_zip(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # a damaged directory raises any of half a dozen types
+        raise _damaged(path, "zip archive", error) from None
+    files = {entry.filename.partition("/")[2] or entry.filename for entry in entries}
+    if "constants.pkl" in files or any(name.startswith("code/") for name in files):
+        fix = "Pass the file of torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
+        raise CheckpointError(f"{path} must hold weights, but is a TorchScript archive. {fix}.")
+    if "data.pkl" not in files:
+        rule = f"{path} must have torch's data.pkl, but is a zip archive of {sorted(files)[:5]}"
+        raise CheckpointError(f"{rule}. Unpack it and pass the file inside.")
+    # torch maps records as they lie in the file: one that a zip program compressed would be noise.
+    # And it hands a path that ends in .safetensors to that library, whatever is inside.
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    return _open_torch(path, mmap=stored and path.suffix != ".safetensors")
+
+
+class _Inert:
+    # Stands in for an object of INERT: takes anything, keeps nothing, runs nothing.
+    def __init__(self, *_: Any) -> None: ...
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def _open_torch(path: Path, *, mmap: bool) -> Any:
+    import torch
+
+    stand_ins = [(_Inert, name) for name in INERT.split()]
+    stand_ins.append((lambda *_: {}, "collections.defaultdict"))  # weights may be inside
+    with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:
+        try:
+            source = path if mmap else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+        except Exception as error:  # a damaged or hostile file may raise anything
+            if not (asked := re.search(r"GLOBAL (\S+)", str(error))):
+                raise _damaged(path, "torch.save file", error) from None
+    raise CheckpointError(
+        f"{path} wants to import {asked[1]}: it is a whole pickled model, or keeps an object of "
+        "its training script. Unpickling runs code, so it is not done. If you trust it, run:\n"
+        f"    checkpoint = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
+        "    torch.save(checkpoint.state_dict(), 'weights.pth')  # or checkpoint['state_dict']"
+    )
+
+
+# ---- from what the file holds to arrays ----
+
+
+def _is_tensor(leaf: Any) -> bool:
+    torch = sys.modules.get("torch")  # before torch is imported there is no tensor of it
+    return isinstance(leaf, np.ndarray) or (torch is not None and isinstance(leaf, torch.Tensor))
+
+
+def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple, Mapping]]:
+    """The mappings with tensors that known wrapper names lead to, each once, with their paths."""
+    if not isinstance(node, Mapping) or id(node) in seen:  # a file can hold a mapping inside itself
+        return
+    seen.add(id(node))
+    inner = [found for key in WRAPPERS for found in _walk(node.get(key), (*path, key), seen)]
+    if inner or any(_is_tensor(leaf) for leaf in node.values()):
+        yield from inner or [(path, node)]
+
+
+def _unwrap(tree: Any, ema: bool) -> tuple[tuple[str, ...], Mapping, list[str]]:
+    """The path to the one state dict to read, that state dict, and lines on what is passed by."""
+    found = dict(_walk(tree, (), set()))
+    averaged = [path for path in found if set(path) & set(EMA_WRAPPERS)]
+    plain = [path for path in found if path not in averaged]
+    chosen, other = (averaged, plain) if averaged and (ema or not plain) else (plain, averaged)
+    if not chosen:
+        items = tree.items() if isinstance(tree, Mapping) else [("it", tree)]
+        got = ", ".join([f"{key!r} ({type(leaf).__name__})" for key, leaf in items][:10])
+        rule = f"a checkpoint must have tensors at its top or under one of {', '.join(WRAPPERS)}"
+        raise CheckpointError(f"{rule}; no tensors in {got or 'it'}. Pass the dict that has them.")
+    if len(chosen) > 1:
+        got = ", ".join(f"{'.'.join(path)} ({len(found[path])} entries)" for path in chosen)
+        raise CheckpointError(f"a checkpoint must hold one state dict, got {got}. Pass just one.")
+    lines = [f"wrapper {key!r}" for key in chosen[0]]
+    kind, way = ("plain", "ema=False") if ema else ("EMA", "ema=True")
+    lines += [f"{kind} weights {'.'.join(p)!r}: read(..., {way}) takes them" for p in other]
+    told = {key for path in found for key in path}
+    node = tree
+    for key in chosen[0]:
+        lines += [str(name) for name in node if name not in told]
+        node = node[key]
+    return chosen[0], node, lines
+
+
+def _split_ema(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], list[str]]:
+    """Keeps one of the two where an EMA copy lies beside the plain weights under a prefix."""
+    prefix = next((p for p in EMA_PREFIXES if any(name.startswith(p) for name in state)), "ema.")
+    plain = {name: leaf for name, leaf in state.items() if not name.startswith(prefix)}
+    averaged = {name.removeprefix(prefix): state[name] for name in state if name not in plain}
+    # A part of the network may be called ema too: a copy has twins of most of its names.
+    twins = {WORN.sub("", name) for name in averaged} & {WORN.sub("", name) for name in plain}
+    if not averaged or (plain and 2 * len(twins) < len(averaged)):
+        if ema:
+            raise CheckpointError("ema=True, but the checkpoint has no EMA weights. Leave ema out.")
+        return state, []
+    if plain and not ema:
+        return plain, [f"{len(averaged)} EMA weights {prefix!r}: read(..., ema=True) takes them"]
+    return averaged, [f"prefix {prefix!r} of the EMA weights", f"{len(plain)} plain weights"]
+
+
+def _strip_prefixes(state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    lines: list[str] = []
+    while True:
+        hits = {p: sum(name.startswith(p) for name in state) for p in PREFIXES}
+        # A network can have a part called model; the other two are never a network's own.
+        worn = [p for p in hits if hits[p] and (p != "model." or hits[p] == len(state))]
+        if not worn:
+            return state, lines
+        prefix = worn[0]
+        names = Counter(name.removeprefix(prefix) for name in state)
+        if twice := [name for name, count in names.items() if count > 1][:10]:
+            rule = f"names must differ once the prefix {prefix!r} is off, these are there twice"
+            raise CheckpointError(f"{rule}: {', '.join(twice)}. Pass a mapping with one of each.")
+        some = "" if hits[prefix] == len(state) else f" ({hits[prefix]} of {len(state)} names)"
+        lines.append(f"prefix {prefix!r}{some}")
+        state = dict(zip(names, state.values(), strict=True))
+
+
+def _check_kinds(kinds: dict[str, str], known: Container[str]) -> None:
+    if unfit := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in known][:10]:
+        rule = "tensors must be dense floats of 16 to 64 bits, integers or bools"
+        fix = "Save the model's plain, unquantised weights"
+        raise CheckpointError(f"{rule}, got {', '.join(unfit)}. {fix}.")
+
+
+def _kind(leaf: Any) -> str:
+    """The dtype's name, or the layout's where that is not dense."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.name
+    return str(leaf.dtype if str(leaf.layout) == "torch.strided" else leaf.layout)[6:]
+
+
+def _to_arrays(state: dict[str, Any]) -> dict[str, np.ndarray]:
+    kinds = {name: _kind(leaf) for name, leaf in state.items()}
+    _check_kinds(kinds, HALVES + KEPT)
+    arrays = {}
+    for name, leaf in state.items():
+        if not isinstance(leaf, np.ndarray):
+            leaf = (leaf.float() if kinds[name] in HALVES else leaf).numpy(force=True)
+        # numpy has no bfloat16; and its ascontiguousarray would make a scalar 1-D
+        dtype = np.float32 if kinds[name] in HALVES else leaf.dtype.newbyteorder("=")
+        arrays[name] = np.asarray(leaf, dtype, order="C")
+    return arrays

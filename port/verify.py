@@ -1,0 +1,281 @@
+"""Proof that a ported model computes what PyTorch computes, layer by layer.
+
+Both sides run on the same images, and the output of every batch norm and of every convolution with a bias
+is compared with that of its twin, which the layout's table of names pairs up. PyTorch runs twice: in
+float64, which is the reference, and in float32, whose distance from it is the rounding that this
+network makes of these images. Rounding grows from layer to layer; a deep network may end with a
+relative error of 1e-4 in PyTorch too. A mistake is orders of magnitude above that, from one layer on.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from deeplab_jax.heads import ClassifierHead
+from deeplab_jax.layers import BatchNorm
+from deeplab_jax.preprocessing import pad_to_multiple
+from deeplab_jax.summary import stage_of
+from port.convert import find_layout, model_config, weighted_modules
+from port.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = 1e-5
+"""Relative error that any float32 implementation may have after a few layers: about 100 roundings."""
+ROUNDING_FACTOR = 10.0
+"""How far beyond PyTorch's own rounding ours may be: the two are independent draws of the same size,
+so that a factor of 2 or 3 occurs; mistakes give factors of thousands."""
+AGREEMENT = 0.9999
+"""Share of pixels whose most likely class must be the same: ties within rounding may fall either way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A layer, or the worst of a stage.
+
+    Attributes:
+      path: our module.
+      shape: of its output, `[B, h, w, C]`.
+      absolute: largest difference from PyTorch in float64.
+      relative: that, over the largest value.
+      rounding: the same of PyTorch in float32.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    absolute: float
+    relative: float
+    rounding: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.relative <= max(TOLERANCE, ROUNDING_FACTOR * self.rounding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+      layers: every compared layer in the order in which PyTorch runs them; "logits" is the last.
+      agreement: share of pixels with the same most likely class; None for an image classifier.
+      images: how many were compared.
+    """
+
+    layers: tuple[Row, ...]
+    agreement: float | None
+    images: int
+
+    @property
+    def ok(self) -> bool:
+        return all(row.agrees for row in self.layers) and (
+            self.agreement is None or self.agreement >= AGREEMENT
+        )
+
+    @property
+    def first_difference(self) -> Row | None:
+        """The first layer that does not agree: the place to look."""
+        return next((row for row in self.layers if not row.agrees), None)
+
+    def stages(self) -> list[Row]:
+        """The worst layer of each stage, under the stage's name."""
+        worst: dict[str, Row] = {}
+        for row in self.layers:
+            name = stage_of(row.path)
+            if name not in worst or row.relative > worst[name].relative:
+                worst[name] = dataclasses.replace(row, path=name)
+        return list(worst.values())
+
+    def to_json(self) -> str:
+        rows = [dataclasses.asdict(row) | {"agrees": row.agrees} for row in self.layers]
+        report = {"ok": self.ok, "images": self.images, "argmax_agreement": self.agreement}
+        return json.dumps(report | {"layers": rows}, indent=2)
+
+
+def verify(
+    model: nnx.Module,
+    torch_module: "torch.nn.Module",
+    *images: np.ndarray,
+    layout: str | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """Compares a model with its PyTorch original.
+
+    Args:
+      model: what `load_torch` gave.
+      torch_module: the original, with the same weights.
+      *images: one or more batches `[B, H, W, C]` as the model expects them, normalised float32, all
+        compared; more than one argument where the sizes differ. A model without a backbone takes
+        exactly the arguments that it is called with: high and low features.
+      layout: whose names the torch module has; None finds it.
+      progress: called with the number of batches done.
+
+    Raises:
+      ValueError: when the module's names are not those of the layout.
+    """
+    config = model_config(model)
+    state = torch_module.state_dict()
+    family = find_layout(_arrays(state)) if layout is None else LAYOUTS[layout]
+    names, modules = family.names(config), dict(torch_module.named_modules())
+    if missing := [name for name in names.values() if name not in modules]:
+        raise ValueError(
+            f"the torch module has no {', '.join(missing[:10])}: it is not {family.name}'s"
+        )
+    names = {
+        path: names[path] for path in _compared(model, {p: modules[n] for p, n in names.items()})
+    }
+    batches = [images] if not hasattr(model, "backbone") else [(batch,) for batch in images]
+    run_ours = _runner(model, tuple(names))
+    worst: dict[str, Row] = {}
+    agreeing = pixels = count = 0
+    for done, arguments in enumerate(batches, 1):
+        size = arguments[0].shape[1:3] if hasattr(model, "backbone") else None
+        arguments = tuple(
+            np.asarray(pad_to_multiple(jnp.asarray(a), config.preprocessing.size_multiple))
+            for a in arguments
+        )
+        ours = run_ours(*arguments)
+        exact, rounded = run_torch(torch_module, arguments, names)
+        for row in _compare(ours, exact, rounded):
+            if row.path not in worst or row.relative > worst[row.path].relative:
+                worst[row.path] = row
+        if "logits" in exact:
+            same = ours["logits"].argmax(-1) == exact["logits"].argmax(-1)
+            same = same[:, : size[0], : size[1]] if size else same
+            agreeing, pixels = agreeing + int(same.sum()), pixels + same.size
+        count += len(arguments[0])
+        progress(done)
+    return Report(tuple(worst.values()), agreeing / pixels if pixels else None, count)
+
+
+# ---------------------------------------------------------------------------- both sides
+
+
+def _compared(model: nnx.Module, twins: dict[str, "torch.nn.Module"]) -> list[str]:
+    """The layers worth a row: batch norms, and convolutions that none follows.
+
+    A batch norm whose twin does more (timm's has the activation in it) leaves the row to its convolution.
+    """
+    modules = weighted_modules(model)
+    compared = []
+    for path, module in modules.items():
+        if isinstance(module, BatchNorm):
+            if type(twins[path]).__name__ in ("BatchNorm2d", "SyncBatchNorm"):
+                compared.append(path)
+            else:
+                parent, _, leaf = path.rpartition(".")
+                compared.append(f"{parent}.{leaf.replace('bn', 'conv')}")
+        elif module.bias is not None:
+            compared.append(path)
+    head = getattr(model, "head", None)
+    if isinstance(head, ClassifierHead) and head.hidden is not None:
+        # Its layers come after global pooling over there and at every pixel here, with an activation
+        # between: neither is a function of the other.
+        compared = [path for path in compared if not path.startswith("head.")]
+    return compared
+
+
+def _runner(model: nnx.Module, paths: tuple[str, ...]) -> Callable[..., dict[str, np.ndarray]]:
+    """A compiled function: images -> output of each of `paths`, and "logits"."""
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, *arguments: jax.Array) -> dict[str, jax.Array]:
+        forward = nnx.capture(_forward, nnx.Intermediate, method_outputs=nnx.Intermediate)
+        logits, captured = forward(nnx.merge(graphdef, state), *arguments)
+        found = {
+            ".".join(map(str, path[:-1])): variable.get_value()[0]
+            for path, variable in nnx.to_flat_state(captured)
+            if path[-1] == "__call__"
+        }
+        return {path: found[path] for path in paths if path in found} | {"logits": logits}
+
+    return lambda *arguments: jax.tree.map(np.asarray, run(state, *map(jnp.asarray, arguments)))
+
+
+def _forward(model: nnx.Module, *arguments: jax.Array) -> jax.Array:
+    """The model's logits; runs the auxiliary head too, so that its layers are seen."""
+    if getattr(model, "aux_head", None) is None:
+        return model(*arguments)
+    logits, _ = model.with_aux(*arguments)
+    return model.resize(logits, arguments[0].shape[1:3])
+
+
+def run_torch(
+    module: "torch.nn.Module", arguments: tuple[np.ndarray, ...], names: dict[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The module's outputs by our paths, `[B, h, w, C]`, in float64 and in float32."""
+    import torch
+
+    was_training = module.training
+    module.eval()
+    inputs = [torch.from_numpy(np.ascontiguousarray(a.transpose(0, 3, 1, 2))) for a in arguments]
+    results = []
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.float64):
+            outputs: dict[str, np.ndarray] = {}
+            handles = _listen(module.to(dtype), names, outputs)
+            result = _main_output(module(*(x.to(dtype) for x in inputs)))
+            for handle in handles:
+                handle.remove()
+            if result.ndim == 4:  # an image classifier has its classifier's row instead
+                outputs["logits"] = _nhwc(result)
+            results.append(outputs)
+    module.to(torch.float32)
+    module.train(was_training)
+    rounded, exact = results
+    return exact, rounded
+
+
+def _listen(module: "torch.nn.Module", names: dict[str, str], outputs: dict[str, np.ndarray]):
+    modules = dict(module.named_modules())
+
+    def hook(path: str):
+        # a copy: an activation that works in place would change it afterwards
+        return lambda _module, _inputs, output: outputs.__setitem__(path, _nhwc(output.clone()))
+
+    return [modules[name].register_forward_hook(hook(path)) for path, name in names.items()]
+
+
+def _main_output(result) -> "torch.Tensor":
+    if isinstance(result, dict):
+        return result["out"] if "out" in result else next(iter(result.values()))
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def _nhwc(tensor: "torch.Tensor") -> np.ndarray:
+    array = tensor.detach().numpy()
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def _compare(
+    ours: dict[str, np.ndarray], exact: dict[str, np.ndarray], rounded: dict[str, np.ndarray]
+) -> Iterator[Row]:
+    for path, reference in exact.items():
+        value = ours[path].astype(np.float64)
+        if reference.ndim == 2:
+            # A classifier after global pooling; ours runs at every pixel, and the mean of a linear layer
+            # is the layer of the mean.
+            value = value.mean((1, 2))
+        if value.shape != reference.shape:
+            yield Row(path, value.shape, float("inf"), float("inf"), 0.0)
+            continue
+        absolute = float(np.abs(value - reference).max())
+        scale = float(np.abs(reference).max()) or 1.0
+        rounding = float(np.abs(rounded[path].astype(np.float64) - reference).max())
+        yield Row(path, value.shape, absolute, absolute / scale, rounding / scale)
+
+
+def _arrays(state) -> dict[str, np.ndarray]:
+    return {
+        name: tensor.numpy()
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }

@@ -1,0 +1,13 @@
+"""A strict world: explicit dtypes, several devices, and every warning is an error (pyproject.toml)."""
+
+import os
+
+# Before jax is imported: four CPU devices, so that a test can shard over a mesh.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,0 +1,390 @@
+"""The numeric primitives against PyTorch, and every lowering of a convolution against XLA's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from jax import lax
+
+from deeplab_jax import ops
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def assert_near(ours, theirs, tolerance=2e-6):
+    """Equal up to `tolerance` of the largest value.
+
+    Both sides sum up to some 500 float32 products in an order of their own. 2e-6 is about 16 roundings
+    (2^-23 each) of the largest sum; a product too many or too few is off by more than 1e-2.
+    """
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    assert ours.shape == theirs.shape
+    scale = np.abs(theirs).max(initial=1e-3)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale)
+
+
+def nchw(x):
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def nhwc(x):
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+# ---------------------------------------------------------------------------- convolution
+
+# Height, width, kernel, stride, dilation, padding, depthwise. Sides are odd and unequal; (5, 7) and
+# (3, 2) are smaller than the rate, so that most taps see padding only.
+CONVS = [
+    pytest.param(case, id="{}x{}-k{}-s{}-d{}-p{}-{}".format(*case[:6], ("dense", "dw")[case[6]]))
+    for case in [
+        (9, 14, 1, 1, 1, 0, False),
+        (9, 14, 1, 2, 1, 0, False),
+        (9, 14, 1, 1, 6, 0, False),
+        (9, 14, 3, 1, 1, 1, False),
+        (9, 14, 3, 2, 1, 1, False),
+        (11, 8, 5, 2, 1, 2, False),
+        (9, 14, 3, 1, 2, 2, False),
+        (9, 14, 3, 2, 2, 2, False),
+        (11, 8, 5, 1, 2, 4, False),
+        (17, 13, 3, 1, 6, 6, False),
+        (17, 13, 3, 1, 6, 0, False),
+        (17, 13, 3, 1, 2, 5, False),
+        (5, 7, 3, 1, 18, 18, False),
+        (3, 2, 5, 1, 18, 36, False),
+        (1, 1, 3, 1, 6, 6, False),
+        (9, 14, 1, 1, 1, 0, True),
+        (9, 14, 3, 1, 1, 1, True),
+        (9, 14, 3, 2, 1, 1, True),
+        (9, 14, 3, 1, 2, 2, True),
+        (9, 14, 3, 2, 2, 2, True),
+        (11, 8, 5, 1, 1, 2, True),
+        (11, 8, 5, 2, 2, 4, True),
+        (17, 13, 3, 1, 6, 0, True),
+        (5, 7, 3, 1, 18, 18, True),
+        (1, 1, 5, 1, 2, 4, True),
+    ]
+]
+
+
+def conv_arguments(case):
+    height, width, kernel_size, stride, dilation, padding, depthwise = case
+    x = normal(2, height, width, 6, seed=1)
+    kernel = normal(kernel_size, kernel_size, *((1, 6) if depthwise else (6, 4)), seed=2)
+    options = {"stride": stride, "dilation": dilation, "padding": padding}
+    return x, kernel, options | {"groups": 6 if depthwise else 1}
+
+
+def value_and_gradients(f, cotangent, *arguments):
+    """f(*arguments) and the gradients of sum(f * cotangent)."""
+
+    @jax.jit
+    def run(*arguments):
+        value, transpose = jax.vjp(f, *arguments)
+        return value, *transpose(cotangent.astype(value.dtype))
+
+    return run(*arguments)
+
+
+@pytest.mark.parametrize("case", CONVS)
+def test_conv_and_its_gradients_equal_torch(case):
+    x, kernel, options = conv_arguments(case)
+    torch_x = nchw(x).requires_grad_()
+    torch_kernel = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
+    theirs = F.conv2d(torch_x, torch_kernel, **options)
+    cotangent = normal(*nhwc(theirs).shape, seed=3)
+    theirs.backward(nchw(cotangent))
+
+    conv = functools.partial(ops.conv, **options)
+    ours, x_gradient, kernel_gradient = value_and_gradients(
+        conv, jnp.asarray(cotangent), jnp.asarray(x), jnp.asarray(kernel)
+    )
+    assert_near(ours, nhwc(theirs))
+    assert_near(x_gradient, nhwc(torch_x.grad))
+    assert_near(kernel_gradient, torch_kernel.grad.numpy().transpose(2, 3, 1, 0))
+
+
+def spec_of(pads, *, stride=1, dilation=1, groups=1):
+    return ops._Spec(stride, dilation, pads, groups)
+
+
+@pytest.mark.parametrize(
+    ("form", "kernel_shape", "spec"),
+    [
+        (ops._depthwise_taps, (3, 3, 1, 6), spec_of(((1, 1), (1, 1)), groups=6)),
+        (ops._depthwise_taps, (5, 3, 1, 6), spec_of(((0, 3), (2, 0)), stride=2, groups=6)),
+        (ops._depthwise_taps, (3, 3, 1, 6), spec_of(((4, 1), (0, 7)), dilation=3, groups=6)),
+        (ops._atrous_taps, (3, 3, 6, 4), spec_of(((2, 2), (2, 2)), dilation=2)),
+        (ops._atrous_taps, (3, 5, 6, 4), spec_of(((0, 9), (7, 1)), dilation=3)),
+        (ops._atrous_taps, (3, 3, 6, 4), spec_of(((18, 18), (18, 18)), dilation=18)),
+        (ops._atrous_taps, (2, 2, 6, 4), spec_of(((40, 40), (40, 40)), dilation=5)),
+    ],
+)
+def test_the_forms_for_cpu_equal_xlas_own_convolution(form, kernel_shape, spec):
+    # Asymmetric padding, unequal kernel sides and padding wider than the image: more than `conv`'s
+    # callers ask for, so that the forms are right in general.
+    x, kernel = jnp.asarray(normal(2, 9, 11, 6)), jnp.asarray(normal(*kernel_shape, seed=1))
+    native = functools.partial(ops._native, spec=spec)
+    cotangent = jnp.asarray(normal(*jax.eval_shape(native, x, kernel).shape, seed=2))
+    ours = value_and_gradients(functools.partial(form, spec=spec), cotangent, x, kernel)
+    theirs = value_and_gradients(native, cotangent, x, kernel)
+    for a, b in zip(ours, theirs, strict=True):
+        assert_near(a, b)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("size", [(8, 11), (7, 4), (1, 2)])
+def test_same_padding_is_that_of_tensorflow(size, stride, dilation, depthwise):
+    x = jnp.asarray(normal(1, *size, 4))
+    kernel = jnp.asarray(normal(3, 3, *((1, 4) if depthwise else (4, 5)), seed=1))
+    groups = 4 if depthwise else 1
+    theirs = lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    ours = ops.conv(x, kernel, stride=stride, dilation=dilation, padding="same", groups=groups)
+    assert_near(ours, theirs)
+
+
+def test_padding_may_differ_on_every_side():
+    x, kernel = normal(2, 6, 5, 3), normal(3, 3, 3, 4, seed=1)
+    padded = np.pad(x, ((0, 0), (0, 1), (3, 2), (0, 0)))
+    ours = ops.conv(jnp.asarray(x), jnp.asarray(kernel), padding=((0, 1), (3, 2)))
+    assert_near(ours, ops.conv(jnp.asarray(padded), jnp.asarray(kernel)))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param((9, 14, 3, 1, 1, 1, False), id="native"),
+        pytest.param((9, 14, 3, 1, 6, 6, False), id="atrous"),
+        pytest.param((9, 14, 3, 1, 1, 1, True), id="depthwise"),
+    ],
+)
+def test_bfloat16_rounds_the_result_only(case):
+    x, kernel, options = conv_arguments(case)
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+    conv = functools.partial(ops.conv, **options)
+    ours = conv(x, kernel)
+    exact = conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert ours.dtype == jnp.bfloat16
+    # One rounding to 8 bits is at most 2^-9 of the value; 2^-8 leaves room for values at a tie.
+    np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param((9, 14, 3, 1, 6, 6, False), id="atrous"),
+        pytest.param((9, 14, 3, 1, 1, 1, True), id="depthwise"),
+    ],
+)
+def test_bfloat16_gradients_are_near_float32_ones(case):
+    x, kernel, options = conv_arguments(case)
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+    conv = functools.partial(ops.conv, **options)
+    cotangent = jnp.asarray(normal(*jax.eval_shape(conv, x, kernel).shape, seed=3), jnp.bfloat16)
+    ours = value_and_gradients(conv, cotangent, x, kernel)
+    exact = value_and_gradients(
+        conv, *(a.astype(jnp.float32) for a in (cotangent, x, kernel))
+    )
+    for a, b in zip(ours, exact, strict=True):
+        # The gradient of x sums up to 9 taps, each rounded to bfloat16 (2^-9): 9 * 2^-9 < 0.02.
+        assert_near(a, b, tolerance=0.02)
+
+
+def lowered(f, platform, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(f).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+ATROUS = ((1, 9, 9, 8), (3, 3, 8, 4)), {"dilation": 2, "padding": 2}
+DEPTHWISE = ((1, 9, 9, 8), (3, 3, 1, 8)), {"padding": 1, "groups": 8}
+
+
+def loss(x, kernel, **options):
+    return jnp.square(ops.conv(x, kernel, **options)).sum()
+
+
+@pytest.mark.parametrize("shapes_and_options", [ATROUS, DEPTHWISE], ids=["atrous", "depthwise"])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_get_xlas_own_convolution(shapes_and_options, gradient, platform):
+    shapes, options = shapes_and_options
+    f = functools.partial(loss, **options)
+    text = lowered(jax.grad(f, argnums=(0, 1)) if gradient else f, platform, *shapes)
+    # Forward; with the gradient, one more for x and one for the kernel.
+    assert text.count("stablehlo.convolution") == (3 if gradient else 1)
+    assert "dot_general" not in text
+    assert "stablehlo.case" not in text  # the choice is made here, not when it runs
+
+
+@pytest.mark.parametrize(
+    ("shapes_and_options", "products"), [(ATROUS, True), (DEPTHWISE, False)], ids=["atrous", "dw"]
+)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_the_cpu_gets_sums_of_taps(shapes_and_options, products, gradient):
+    shapes, options = shapes_and_options
+    f = functools.partial(loss, **options)
+    text = lowered(jax.grad(f, argnums=(0, 1)) if gradient else f, "cpu", *shapes)
+    assert "stablehlo.convolution" not in text
+    assert ("dot_general" in text) == products
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 2, "dilation": 2, "stride": 2}])
+def test_other_convolutions_are_xlas_own_everywhere(platform, options):
+    text = lowered(functools.partial(ops.conv, **options), platform, (1, 9, 9, 8), (3, 3, 8, 4))
+    assert "stablehlo.convolution" in text
+
+
+def test_taps_that_see_padding_only_cost_nothing():
+    # At rate 18 on 9 x 9 only the middle tap of a 3x3 sees the image.
+    text = lowered(
+        functools.partial(ops.conv, dilation=18, padding=18), "cpu", (1, 9, 9, 8), (3, 3, 8, 4)
+    )
+    assert text.count("stablehlo.dot_general") == 1
+
+
+@pytest.mark.parametrize("shapes_and_options", [ATROUS, DEPTHWISE], ids=["atrous", "depthwise"])
+def test_conv_can_be_rematerialised(shapes_and_options):
+    shapes, options = shapes_and_options
+    x, kernel = (jnp.asarray(normal(*shape)) for shape in shapes)
+    f = functools.partial(loss, **options)
+    plain = jax.jit(jax.grad(f, argnums=(0, 1)))(x, kernel)
+    again = jax.jit(jax.grad(jax.checkpoint(f), argnums=(0, 1)))(x, kernel)
+    for a, b in zip(again, plain, strict=True):
+        assert_near(a, b)
+
+
+@pytest.mark.parametrize("shapes_and_options", [ATROUS, DEPTHWISE], ids=["atrous", "depthwise"])
+def test_conv_can_be_mapped_over_images_and_kernels(shapes_and_options):
+    shapes, options = shapes_and_options
+    x, kernel = (jnp.asarray(normal(3, *shape)) for shape in shapes)
+    conv = functools.partial(ops.conv, **options)
+    one_by_one = jnp.stack([conv(a, b) for a, b in zip(x, kernel, strict=True)])
+    assert_near(jax.jit(jax.vmap(conv))(x, kernel), one_by_one)
+
+
+def test_only_x_and_kernel_are_kept_for_the_gradient():
+    # Otherwise training would hold every platform's intermediate values in memory.
+    shapes, options = ATROUS
+    x, kernel = (jnp.asarray(normal(*shape)) for shape in shapes)
+    _, transpose = jax.vjp(functools.partial(ops.conv, **options), x, kernel)
+    kept = [leaf.shape for leaf in jax.tree.leaves(transpose) if hasattr(leaf, "shape")]
+    assert sorted(kept) == sorted([x.shape, kernel.shape])
+
+
+# ---------------------------------------------------------------------------- sizes
+
+
+def test_output_size_is_torchs():
+    rng = np.random.default_rng(0)
+    checked = 0
+    while checked < 200:
+        size, kernel, stride, dilation, padding = rng.integers((1, 1, 1, 1, 0), (70, 8, 5, 20, 20))
+        if size + 2 * padding <= dilation * (kernel - 1):
+            continue  # the kernel does not fit, which torch refuses
+        checked += 1
+        options = {"stride": int(stride), "dilation": int(dilation), "padding": int(padding)}
+        theirs = F.conv1d(torch.zeros(1, 1, size), torch.zeros(1, 1, kernel), **options).shape[-1]
+        assert ops.output_size(int(size), int(kernel), **options) == theirs
+
+
+# ---------------------------------------------------------------------------- pooling
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 14), (7, 5), (1, 1), (2, 3)])
+def test_max_pool_and_its_gradient_equal_torch(size):
+    # All values below zero: padding with zeros would win.
+    x = -1 - np.abs(normal(2, *size, 3))
+    torch_x = nchw(x).requires_grad_()
+    theirs = F.max_pool2d(torch_x, 3, stride=2, padding=1)
+    cotangent = normal(*nhwc(theirs).shape)
+    theirs.backward(nchw(cotangent))
+    ours, gradient = value_and_gradients(ops.max_pool, jnp.asarray(cotangent), jnp.asarray(x))
+    np.testing.assert_array_equal(ours, nhwc(theirs))
+    # A pixel can be the maximum of up to four windows, whose cotangents it sums.
+    assert_near(gradient, nhwc(torch_x.grad))
+
+
+def test_max_pool_keeps_bfloat16():
+    assert ops.max_pool(jnp.zeros((1, 5, 5, 2), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+# ---------------------------------------------------------------------------- resize
+
+RESIZES = [
+    ((9, 14), (33, 65)),  # up
+    ((33, 65), (9, 14)),  # down, without antialiasing
+    ((33, 33), (513, 513)),  # a DeepLab's logits to its image
+    ((7, 5), (14, 10)),
+    ((5, 8), (3, 31)),  # down one way and up the other
+    ((1, 1), (6, 9)),
+    ((1, 7), (4, 1)),
+    ((6, 9), (1, 1)),
+    ((6, 9), (6, 17)),
+]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("source", "target"), RESIZES)
+def test_resize_and_its_gradient_equal_torch(source, target, align_corners):
+    x = normal(2, *source, 3)
+    torch_x = nchw(x).requires_grad_()
+    theirs = F.interpolate(torch_x, target, mode="bilinear", align_corners=align_corners)
+    cotangent = normal(2, *target, 3, seed=1)
+    theirs.backward(nchw(cotangent))
+    resize = functools.partial(ops.resize_bilinear, size=target, align_corners=align_corners)
+    ours, gradient = value_and_gradients(resize, jnp.asarray(cotangent), jnp.asarray(x))
+    # The source position of a pixel is a float32 below 65, known to half of 2^-17 = 8e-6; compilers may
+    # fuse its multiplication and subtraction and so round it once less. A slope of up to 5 per pixel
+    # makes 4e-5 of that; 1e-5 is what is seen. Positions by the wrong rule are off by 0.1 and more.
+    np.testing.assert_allclose(ours, nhwc(theirs), rtol=0, atol=2e-5)
+    # Each source pixel gathers up to 16 * 16 cotangents; a weight is off by 8e-6 at most.
+    assert_near(gradient, nhwc(torch_x.grad), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_weights_stay_within_the_image(align_corners):
+    for size in (1, 2, 3, 7, 33):
+        for out in (1, 2, 5, 33, 513, 1025):
+            before, after, weight = ops.resize_weights(size, out, align_corners)
+            assert before.min() >= 0
+            assert after.max() <= size - 1
+            assert weight.min() >= 0
+            assert weight.max() <= 1
+            assert weight.dtype == np.float32
+
+
+def test_align_corners_keeps_the_corners():
+    x = jnp.asarray(normal(1, 5, 7, 2))
+    y = ops.resize_bilinear(x, (17, 50), align_corners=True)
+    np.testing.assert_array_equal(y[:, 0, 0], x[:, 0, 0])
+    # 49 steps of the rounded 6 / 49 end within a rounding (2^-21) of pixel 6, times its slope.
+    np.testing.assert_allclose(y[:, -1, -1], x[:, -1, -1], rtol=0, atol=4e-6)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    x = jnp.asarray(normal(1, 5, 7, 2))
+    assert ops.resize_bilinear(x, (5, 7)) is x
+
+
+def test_resize_computes_in_float32_and_returns_the_dtype_it_got():
+    x = jnp.asarray(normal(1, 5, 7, 2), jnp.bfloat16)
+    y = ops.resize_bilinear(x, (11, 7))
+    exact = ops.resize_bilinear(x.astype(jnp.float32), (11, 7))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))

@@ -1,0 +1,487 @@
+"""Class ids of pictures, with models so small that the right ids are known."""
+
+import dataclasses
+import io
+import itertools
+import logging
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from deeplab_jax import folder, images
+from deeplab_jax.folder import output_names, predict_folder
+from deeplab_jax.images import ImageError, find_images, image_size, read_image
+from deeplab_jax.layers import BatchNorm
+from deeplab_jax.predict import _windows, predict
+from deeplab_jax.preprocessing import Preprocessing
+
+MODULE = sys.modules["deeplab_jax.predict"]  # the package's attribute of that name is the function
+
+PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeConfig:
+    num_classes: int = 3
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing = PLAIN
+
+
+class Brightest(nnx.Module):
+    """Class = the brightest of a pixel's channels; more classes never win.
+
+    Args:
+      traced: is appended the shape of the images each time the model is traced.
+    """
+
+    def __init__(self, config: FakeConfig | None = None, traced: list | None = None):
+        self.config = config or FakeConfig()
+        kernel = np.full((3, self.config.num_classes), -1, np.float32)
+        kernel[:, :3] = np.eye(3)
+        self.kernel = nnx.Param(jnp.asarray(kernel))
+        self.norm = BatchNorm(self.config.num_classes)
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        self.traced = nnx.static(Ledger(traced if traced is not None else []))
+
+    def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+        self.traced.shapes.append(x.shape)
+        return self.dropout(self.norm(x @ self.kernel[...]))
+
+
+class Ledger:
+    """A list that is equal to itself alone, as what a graph holds must be hashable."""
+
+    def __init__(self, shapes: list):
+        self.shapes = shapes
+
+
+def picture(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random uint8 `[*shape, 3]` without ties between channels."""
+    rng = np.random.default_rng(seed)
+    return rng.permuted(np.broadcast_to([10, 100, 200], (*shape, 3)), axis=-1).astype(np.uint8)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: object) -> io.BytesIO:
+    data = io.BytesIO()
+    image.save(data, format, **options)
+    data.seek(0)
+    return data
+
+
+def save(path: Path, pixels: np.ndarray) -> np.ndarray:
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def ids_in(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+# ---------------------------------------------------------------------------- predict
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (2, 9, 4)])
+def test_ids_are_the_model_s(shape):
+    image = picture(*shape)
+    ids = predict(Brightest(), image)
+    assert ids.dtype == np.uint8
+    np.testing.assert_array_equal(ids, image.argmax(-1))
+
+
+def test_file_and_pillow_image_are_what_their_pixels_are(tmp_path):
+    image = save(tmp_path / "a.png", picture(6, 8))
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(image)):
+        np.testing.assert_array_equal(predict(Brightest(), given), image.argmax(-1))
+
+
+def test_normalisation_is_the_config_s():
+    # Blue is brightest, but not once its mean is taken away.
+    config = FakeConfig(preprocessing=Preprocessing(mean=(0.0, 0.0, 0.9), std=(1.0, 1.0, 1.0)))
+    image = np.full((2, 2, 3), (100, 10, 200), np.uint8)
+    assert (predict(Brightest(config), image) == 0).all()
+
+
+def test_more_than_256_classes_are_uint16():
+    class Last(Brightest):
+        def __call__(self, x):
+            return super().__call__(x) + 100 * jnp.arange(300, dtype=jnp.float32)
+
+    ids = predict(Last(FakeConfig(num_classes=300)), picture(3, 4))
+    assert ids.dtype == np.uint16
+    assert (ids == 299).all()
+
+
+def test_the_model_stays_as_it_is_and_runs_in_evaluation_mode():
+    model = Brightest()
+    model.train()
+    before = nnx.split(model)
+    image = np.full((4, 4, 3), (10, 100, 200), np.uint8)
+    # With statistics of the batch, every channel would be 0 and class 0 the first of the largest.
+    assert (predict(model, image) == 2).all()
+    after = nnx.split(model)
+    assert before[0] == after[0]
+    assert not model.norm.use_running_average
+    np.testing.assert_array_equal(model.norm.mean[...], 0)
+
+
+def test_new_weights_count_without_compiling_anew():
+    model, image = Brightest(traced=(traced := [])), picture(4, 4)
+    predict(model, image)
+    model.kernel[...] = -model.kernel[...]
+    np.testing.assert_array_equal(predict(model, image), image.argmin(-1))
+    assert len(traced) == 1
+
+
+def test_equal_shapes_compile_once():
+    model = Brightest(traced=(traced := []))
+    for seed in range(3):
+        predict(model, picture(4, 6, seed=seed))
+    assert traced == [(1, 4, 6, 3)]
+
+
+def test_size_multiple_pads_after_normalisation_at_the_bottom_and_right():
+    class Corner(Brightest):
+        """Every pixel gets the class that the bottom right corner says."""
+
+        def __call__(self, x):
+            return super().__call__(jnp.broadcast_to(x[:, -1:, -1:] + x[:, :1, :1], x.shape))
+
+    # Normalised, (0, 0, 255) is (-.5, -.5, .5); zeros at the corner leave it the decision.
+    preprocessing = Preprocessing(mean=(0.5,) * 3, std=(1.0,) * 3, size_multiple=4)
+    model = Corner(FakeConfig(preprocessing=preprocessing), traced := [])
+    image = np.zeros((5, 6, 3), np.uint8)
+    image[0, 0, 2] = image[-1, -1, 1] = 255
+    image[-1, -1, 0] = 254
+    ids = predict(model, image)
+    assert ids.shape == (5, 6)
+    assert (ids == 2).all()
+    assert traced == [(1, 8, 8, 3)]
+
+
+# ---------------------------------------------------------------------------- looks and windows
+
+
+class Leaning(Brightest):
+    """Says class 1 in the right half of whatever it sees, and class 0 in the left, less surely."""
+
+    def __call__(self, x):
+        right = jnp.arange(x.shape[2]) * 2 >= x.shape[2]
+        logits = jnp.where(right[:, None], jnp.asarray([0.0, 3, 0]), jnp.asarray([1.0, 0, 0]))
+        return super().__call__(x) * 0 + logits
+
+
+def test_flip_averages_probabilities_with_the_mirror_image_s():
+    image = picture(4, 6)
+    np.testing.assert_array_equal(predict(Leaning(), image), [[0, 0, 0, 1, 1, 1]] * 4)
+    # Class 1 has .91 in one look and .21 in the other, class 0 has .05 and .58.
+    assert (predict(Leaning(), image, flip=True) == 1).all()
+
+
+def test_scales_look_at_resized_pictures(tmp_path):
+    model = Brightest(traced=(traced := []))
+    image = np.repeat(np.repeat(picture(3, 4), 8, axis=0), 8, axis=1)
+    ids = predict(model, image, scales=(0.5, 1.0, 1.75), flip=True)
+    assert sorted(set(traced)) == [(1, 12, 16, 3), (1, 24, 32, 3), (1, 42, 56, 3)]
+    assert len(traced) == 6
+    assert ids.shape == (24, 32)
+    np.testing.assert_array_equal(ids[4::8, 4::8], image[4::8, 4::8].argmax(-1))
+    assert predict(model, picture(1, 1), scales=(0.25,)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("size", [(40, 50), (16, 100), (17, 16), (5, 7), (16, 16)])
+def test_windows_give_what_the_whole_gives(size):
+    image = picture(2, *size)
+    model = Brightest(traced=(traced := []))
+    ids = predict(model, image, tile=16)
+    np.testing.assert_array_equal(ids, image.argmax(-1))
+    assert traced == [(2, min(size[0], 16), min(size[1], 16), 3)]  # one program for all windows
+
+
+def test_windows_cover_an_axis_once_and_overlap():
+    tile = 32
+    for size in range(1, 200):
+        windows = _windows(size, tile)
+        kept = [n for seen, keep in windows for n in range(size)[seen][keep]]
+        assert kept == list(range(size))
+        for (a, keep_a), (b, keep_b) in itertools.pairwise(windows):
+            assert a.stop - b.start >= tile // 4
+            assert tile - keep_a.stop >= tile // 8 <= keep_b.start
+
+
+def test_a_picture_too_large_for_memory_is_cut_and_the_log_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(MODULE, "MEMORY_LIMIT", 40 * 40 * (1024 + 3 * 4))
+    model = Brightest(traced=(traced := []))
+    image = picture(60, 30)
+    np.testing.assert_array_equal(predict(model, image), image.argmax(-1))
+    assert traced == [(1, 32, 30, 3)]
+    assert "windows of 32 x 32" in caplog.text
+    assert predict(model, image, scales=(2,)).shape == (60, 30)
+    assert "windows of 16 x 16" in caplog.text
+
+
+def test_a_batch_too_large_for_memory_runs_in_equal_parts(monkeypatch):
+    monkeypatch.setattr(MODULE, "MEMORY_LIMIT", 3 * 8 * 8 * (1024 + 3 * 4))
+    model = Brightest(traced=(traced := []))
+    image = picture(4, 8, 8)
+    np.testing.assert_array_equal(predict(model, image), image.argmax(-1))
+    assert traced == [(2, 8, 8, 3)]
+
+
+def test_wrong_images_and_options_say_what_is_right():
+    model = Brightest()
+    with pytest.raises(ValueError, match=r"uint8 .*got float32 \[4, 4, 3\]"):
+        predict(model, np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(ValueError, match=r"got uint8 \[4, 4, 4\]"):
+        predict(model, np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match="must have pixels"):
+        predict(model, np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"(?s)scales must be.*tile must be at least"):
+        predict(model, picture(4, 4), scales=(), tile=3)
+    model = Brightest()
+    model.config = None
+    with pytest.raises(ValueError, match=r"needs model\.config"):
+        predict(model, picture(4, 4))
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = picture(4, 6)
+    for orientation, turned in {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels, -1)}.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name in ("a.png", "a.tif"):
+            Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+            np.testing.assert_array_equal(read_image(tmp_path / name), turned)
+        for name in ("a.jpg", "a.tif", "a.webp"):
+            Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+            assert read_image(tmp_path / name).shape == turned.shape
+        assert image_size(tmp_path / "a.jpg") == image_size(tmp_path / "a.webp") == turned.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("image", "color"),
+    [
+        (Image.new("L", (3, 2), 77), (77, 77, 77)),
+        (Image.new("1", (3, 2), 1), (255, 255, 255)),
+        (Image.new("LA", (3, 2), (0, 51)), (204, 204, 204)),
+        (Image.new("RGBA", (3, 2), (255, 0, 0, 51)), (255, 204, 204)),
+        (Image.new("RGBA", (3, 2), (9, 8, 7, 255)), (9, 8, 7)),
+        (Image.fromarray(np.full((2, 3), 65535, np.uint16)), (255, 255, 255)),
+        (Image.fromarray(np.full((2, 3), 257 * 12 + 100, np.uint16)), (12, 12, 12)),
+        (Image.fromarray(np.full((2, 3), 257 * 12, np.int32)), (12, 12, 12)),
+        (Image.new("RGB", (3, 2), (1, 200, 30)).quantize(4), (1, 200, 30)),
+        (Image.new("CMYK", (3, 2), (0, 255, 255, 0)), (255, 0, 0)),
+    ],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_every_kind_of_picture_becomes_rgb(image, color):
+    pixels = images.to_rgb(image)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.broadcast_to(color, (2, 3, 3)))
+
+
+def test_palette_with_a_transparent_entry(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=0)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), [[(255,) * 3, (10, 20, 30)]])
+
+
+def test_of_an_animation_the_first_picture(tmp_path):
+    frames = [Image.new("RGB", (3, 2), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif")[0, 0], (255, 0, 0))
+
+
+def test_what_is_no_picture_says_why(tmp_path, monkeypatch):
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    whole = encoded(Image.fromarray(picture(64, 64))).getvalue()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "deep.tif")
+    reasons = {
+        "text.jpg": "not a picture",
+        "empty.png": "not a picture",
+        "cut.png": "damaged",
+        "none.png": "no such file",
+        ".": "this is a folder",
+        "float.tif": "whole numbers",
+        "deep.tif": r"0\.\.65535, got 70000\.\.70000",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(ImageError, match=reason):
+            read_image(tmp_path / name)
+    save(tmp_path / "large.png", picture(20, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"large\.png: too large"):
+        read_image(tmp_path / "large.png")
+
+
+def test_15_million_pixels_are_fine(tmp_path):
+    Image.new("RGB", (5000, 3000)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (3000, 5000, 3)
+
+
+def test_find_images(tmp_path):
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png", "c.tiff"):
+        (tmp_path / name).touch()
+    (tmp_path / "inner.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.jpg")
+    found = find_images([tmp_path / "b.PNG", tmp_path, tmp_path / "notes.txt"])
+    assert [path.name for path in found] == ["b.PNG", "a.jpg", "c.tiff", "notes.txt"]
+
+
+def test_find_images_lists_all_that_is_wrong(tmp_path):
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(ImageError, match=r"(?s)inner: no picture.*gone\.jpg: no such file"):
+        find_images([tmp_path / "inner", tmp_path / "gone.jpg"])
+
+
+# ---------------------------------------------------------------------------- folders
+
+
+def run_folder(model: nnx.Module, paths: list[Path], out: Path, **options: object) -> list:
+    return predict_folder(model, paths, out, **{"progress": False, **options})
+
+
+def test_folder_writes_ids_and_overlays_of_good_pictures_and_lists_bad_ones(tmp_path, capfd):
+    out = tmp_path / "new" / "out"
+    shapes = [(6, 8), (6, 8), (5, 9), (6, 8), (5, 9), (6, 8), (6, 8)]
+    good = {
+        tmp_path / f"{n}.png": save(tmp_path / f"{n}.png", picture(*shape, seed=n))
+        for n, shape in enumerate(shapes)
+    }
+    (tmp_path / "text.png").write_text("hello")
+    whole = encoded(Image.fromarray(picture(6, 8))).getvalue()
+    (tmp_path / "cut.png").write_bytes(whole[:60])  # its header is whole
+    paths = [tmp_path / "text.png", *good, tmp_path / "cut.png", tmp_path / "0.png"]
+    model = Brightest(traced=(traced := []))
+    failures = predict_folder(model, paths, out, batch_size=4)
+    assert [str(e).split(": ")[0] for e in failures] == [str(paths[0]), str(paths[-2])]
+    for path, pixels in good.items():
+        np.testing.assert_array_equal(ids_in(out / path.name), pixels.argmax(-1))
+        overlay = read_image(out / f"{path.stem}_overlay.jpg")
+        assert overlay.shape[0] > pixels.shape[0]
+    assert len(list(out.iterdir())) == 2 * len(good)
+    assert sorted(traced) == [(2, 5, 9, 3), (3, 6, 8, 3)]
+    assert "9/9" in capfd.readouterr().err
+
+
+def test_folder_without_overlays_or_progress(tmp_path, capfd):
+    save(tmp_path / "a.jpg", picture(4, 4))
+    assert run_folder(Brightest(), [tmp_path / "a.jpg"], tmp_path / "out", overlay=False) == []
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert capfd.readouterr().err == ""
+
+
+def test_folder_shrinks_overlays_that_jpeg_cannot_hold(tmp_path):
+    pixels = save(tmp_path / "a.png", picture(2, 66000))
+    run_folder(Brightest(), [tmp_path / "a.png"], tmp_path / "out")
+    np.testing.assert_array_equal(ids_in(tmp_path / "out" / "a.png"), pixels.argmax(-1))
+    assert read_image(tmp_path / "out" / "a_overlay.jpg").shape[1] == 65500
+
+
+def test_folder_of_no_pictures_is_no_work(tmp_path):
+    assert run_folder(Brightest(), [], tmp_path / "out") == []
+
+
+def test_folder_of_many_classes_is_16_bit(tmp_path):
+    pixels = save(tmp_path / "a.png", picture(4, 4))
+    run_folder(Brightest(FakeConfig(num_classes=300)), [tmp_path / "a.png"], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert image.mode == "I;16"
+        np.testing.assert_array_equal(np.asarray(image), pixels.argmax(-1))
+
+
+def test_folder_takes_pictures_whose_header_hides_the_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    flat, turned = picture(4, 6), picture(4, 6, seed=1)
+    Image.fromarray(flat).save(tmp_path / "flat.png")
+    Image.fromarray(turned).save(tmp_path / "turned.png", exif=exif)
+    paths = [tmp_path / "flat.png", tmp_path / "turned.png"]
+    assert run_folder(Brightest(), paths, tmp_path / "out") == []
+    np.testing.assert_array_equal(ids_in(tmp_path / "out" / "flat.png"), flat.argmax(-1))
+    expected = np.rot90(turned, -1).argmax(-1)
+    np.testing.assert_array_equal(ids_in(tmp_path / "out" / "turned.png"), expected)
+
+
+def test_many_sizes_are_remarked_on(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(folder, "_MANY_SIZES", 1)
+    caplog.set_level(logging.WARNING)
+    for n in (4, 5):
+        save(tmp_path / f"{n}.png", picture(n, 4))
+    run_folder(Brightest(), [tmp_path / "4.png", tmp_path / "5.png"], tmp_path / "out")
+    assert "2 pictures have 2 different sizes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        ([], []),
+        (["d/a.jpg", "d/b.png"], ["a", "b"]),
+        (["d/a.jpg", "e/b.png"], ["a", "b"]),
+        (["d/a.jpg", "d/a.png", "d/b.jpg"], ["a.jpg", "a.png", "b.jpg"]),
+        (["d/a.jpg", "d/A.png"], ["a.jpg", "A.png"]),
+        (["x/left/a.jpg", "x/right/a.jpg"], ["left/a", "right/a"]),
+        (["x/left/a.jpg", "x/left/a.png", "x/a.jpg"], ["left/a.jpg", "left/a.png", "a.jpg"]),
+    ],
+)
+def test_output_names_are_never_the_same(paths, names):
+    assert output_names([Path(path) for path in paths]) == [Path(name) for name in names]
+
+
+def test_same_names_in_two_folders(tmp_path):
+    pixels = {}
+    for n, side in enumerate(("left", "right")):
+        (tmp_path / side).mkdir()
+        pixels[side] = save(tmp_path / side / "a.png", picture(4, 4, seed=n))
+    run_folder(Brightest(), [tmp_path / side / "a.png" for side in pixels], tmp_path / "out")
+    for side, image in pixels.items():
+        np.testing.assert_array_equal(ids_in(tmp_path / "out" / side / "a.png"), image.argmax(-1))
+
+
+def test_results_do_not_go_among_the_pictures(tmp_path):
+    pixels = save(tmp_path / "a.png", picture(4, 4))
+    with pytest.raises(ValueError, match="where the pictures are"):
+        run_folder(Brightest(), [tmp_path / "a.png"], tmp_path)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+    with pytest.raises(ValueError, match="must be a folder"):
+        run_folder(Brightest(), [tmp_path / "a.png"], tmp_path / "a.png")
+
+
+def test_a_result_that_cannot_be_written_leaves_nothing_half_written(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", picture(4, 4))
+    out = tmp_path / "out"
+    run_folder(Brightest(), [tmp_path / "a.png"], out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    save(tmp_path / "a.png", picture(9, 9))
+    write_bytes = Path.write_bytes
+
+    def disk_full(path: Path, data: bytes) -> int:
+        write_bytes(path, bytes(data)[:10])
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        run_folder(Brightest(), [tmp_path / "a.png"], out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_folder_options_are_checked_before_anything_happens(tmp_path):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, or None, got 0"):
+        run_folder(Brightest(), [], tmp_path / "out", batch_size=0)
+    config = FakeConfig(preprocessing=Preprocessing(mean=(0.0,) * 4, std=(1.0,) * 4))
+    with pytest.raises(ValueError, match="this model takes 4"):
+        run_folder(Brightest(config), [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
