@@ -7,6 +7,7 @@ in eval mode none are needed.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -39,6 +40,11 @@ class DeepLabV3Config:
       channels: of ASPP and of what follows.
       separable: depthwise-separable atrous branches in ASPP.
       dropout: rate after ASPP's projection.
+      norm_between: see `SeparableConvNormAct`.
+      bias: convolutions have a bias although a batch norm follows (bubbliiiing).
+      project_kernel: side of the kernel that fuses ASPP's branches: 1, or 3 in mmsegmentation.
+      convs: 3x3 convolutions between ASPP and the classifier: 1, or 0 in mmsegmentation and
+        transformers.
     """
 
     kind: ClassVar[str] = "deeplabv3"
@@ -46,6 +52,10 @@ class DeepLabV3Config:
     channels: int = 256
     separable: bool = False
     dropout: float = 0.5
+    norm_between: bool = False
+    bias: bool = False
+    project_kernel: int = 1
+    convs: int = 1
 
     def build(
         self,
@@ -66,12 +76,14 @@ class DeepLabV3PlusConfig:
     """ASPP and the decoder.
 
     Attributes:
-      rates, channels, separable, dropout: of ASPP, as in `DeepLabV3Config`.
+      rates, channels, separable, dropout, norm_between, bias, project_kernel: as in
+        `DeepLabV3Config`; the decoder too obeys `norm_between` and `bias`.
       refine: one more separable 3x3 convolution between ASPP and the decoder
         (segmentation_models_pytorch).
       low_channels: what the decoder's 1x1 makes of the low-level features.
       decoder_convs: 3x3 convolutions in the decoder: two in the paper, one in many code bases.
       separable_decoder: make them depthwise-separable.
+      decoder_dropout: rate after each of them, none where it is shorter.
     """
 
     kind: ClassVar[str] = "deeplabv3plus"
@@ -79,10 +91,14 @@ class DeepLabV3PlusConfig:
     channels: int = 256
     separable: bool = False
     dropout: float = 0.5
+    norm_between: bool = False
+    bias: bool = False
+    project_kernel: int = 1
     refine: bool = False
     low_channels: int = 48
     decoder_convs: int = 2
     separable_decoder: bool = False
+    decoder_dropout: tuple[float, ...] = ()
 
     def build(
         self,
@@ -220,6 +236,7 @@ class ASPP(nnx.Module):
       rates: atrous rates of the 3x3 branches; (6, 12, 18) fits output stride 16, see `rates_for`.
       separable: each 3x3 as depthwise and pointwise.
       dropout: rate after the fusion.
+      norm_between, bias, project_kernel: see `DeepLabV3Config`.
     """
 
     def __init__(
@@ -230,17 +247,24 @@ class ASPP(nnx.Module):
         rates: Sequence[int] = (6, 12, 18),
         separable: bool = False,
         dropout: float = 0.5,
+        norm_between: bool = False,
+        bias: bool = False,
+        project_kernel: int = 1,
         rngs: nnx.Rngs,
     ):
-        self.branches = nnx.List([ConvNormAct(in_channels, channels, rngs=rngs)])
+        self.branches = nnx.List([ConvNormAct(in_channels, channels, bias=bias, rngs=rngs)])
         for rate in rates:
             self.branches.append(
-                SeparableConvNormAct(in_channels, channels, dilation=rate, rngs=rngs)
+                SeparableConvNormAct(
+                    in_channels, channels, dilation=rate, norm_between=norm_between, rngs=rngs
+                )
                 if separable
-                else ConvNormAct(in_channels, channels, 3, dilation=rate, rngs=rngs)
+                else ConvNormAct(in_channels, channels, 3, dilation=rate, bias=bias, rngs=rngs)
             )
-        self.pool = ConvNormAct(in_channels, channels, rngs=rngs)
-        self.project = ConvNormAct((len(rates) + 2) * channels, channels, rngs=rngs)
+        self.pool = ConvNormAct(in_channels, channels, bias=bias, rngs=rngs)
+        self.project = ConvNormAct(
+            (len(rates) + 2) * channels, channels, project_kernel, bias=bias, rngs=rngs
+        )
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -267,6 +291,8 @@ class Decoder(nnx.Module):
       channels: of the 3x3 convolutions.
       convs: how many of them.
       separable: each 3x3 as depthwise and pointwise.
+      norm_between, bias: see `DeepLabV3Config`.
+      dropout: rate after each of the 3x3 convolutions, none where it is shorter.
       align_corners: corner rule of the resize, see `ops.resize_bilinear`.
     """
 
@@ -280,27 +306,34 @@ class Decoder(nnx.Module):
         channels: int = 256,
         convs: int = 2,
         separable: bool = False,
+        norm_between: bool = False,
+        bias: bool = False,
+        dropout: Sequence[float] = (),
         align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
         self.align_corners = align_corners
-        self.low = ConvNormAct(low_level_channels, low_channels, rngs=rngs)
+        self.low = ConvNormAct(low_level_channels, low_channels, bias=bias, rngs=rngs)
         self.convs = nnx.List()
         for i in range(convs):
             width = low_channels + in_channels if i == 0 else channels
             self.convs.append(
-                SeparableConvNormAct(width, channels, rngs=rngs)
+                SeparableConvNormAct(width, channels, norm_between=norm_between, rngs=rngs)
                 if separable
-                else ConvNormAct(width, channels, 3, rngs=rngs)
+                else ConvNormAct(width, channels, 3, bias=bias, rngs=rngs)
             )
+        self.dropouts = nnx.List(nnx.Dropout(rate) for rate in dropout)
         self.classifier = Conv(channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
 
-    def __call__(self, x: jax.Array, low_level: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, low_level: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
         low = self.low(low_level)
         x = ops.resize_bilinear(x, low.shape[1:3], align_corners=self.align_corners)
         x = jnp.concatenate([low, x], axis=-1)
-        for conv in self.convs:
+        for conv, dropout in itertools.zip_longest(self.convs, self.dropouts):
             x = conv(x)
+            x = x if dropout is None else dropout(x, rngs=rngs)
         return self.classifier(x)
 
 
@@ -323,11 +356,16 @@ class DeepLabV3Head(nnx.Module):
     ):
         width = config.channels
         self.aspp = _aspp(in_channels, config, output_stride, rngs)
-        self.conv = ConvNormAct(width, width, 3, rngs=rngs)
+        self.convs = nnx.List(
+            ConvNormAct(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
+        )
         self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
 
     def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.classifier(self.conv(self.aspp(high, rngs=rngs)))
+        x = self.aspp(high, rngs=rngs)
+        for conv in self.convs:
+            x = conv(x)
+        return self.classifier(x)
 
 
 class DeepLabV3PlusHead(nnx.Module):
@@ -357,6 +395,9 @@ class DeepLabV3PlusHead(nnx.Module):
             channels=width,
             convs=config.decoder_convs,
             separable=config.separable_decoder,
+            norm_between=config.norm_between,
+            bias=config.bias,
+            dropout=config.decoder_dropout,
             align_corners=align_corners,
             rngs=rngs,
         )
@@ -366,7 +407,7 @@ class DeepLabV3PlusHead(nnx.Module):
     ) -> jax.Array:
         x = self.aspp(high, rngs=rngs)
         x = x if self.refine is None else self.refine(x)
-        return self.decoder(x, low)
+        return self.decoder(x, low, rngs=rngs)
 
 
 class FCNHead(nnx.Module):
@@ -447,8 +488,11 @@ def _aspp(
     return ASPP(
         in_channels,
         config.channels,
-        rates=config.rates or rates_for(output_stride),
+        rates=rates_for(output_stride) if config.rates is None else config.rates,
         separable=config.separable,
         dropout=config.dropout,
+        norm_between=config.norm_between,
+        bias=config.bias,
+        project_kernel=config.project_kernel,
         rngs=rngs,
     )

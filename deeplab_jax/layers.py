@@ -193,20 +193,35 @@ class ConvNormAct(nnx.Module):
 
 
 class SeparableConvNormAct(nnx.Module):
-    """Depthwise 3x3 (at an atrous rate) and pointwise 1x1 with nothing between; then norm and ReLU.
+    """Depthwise 3x3 (at an atrous rate) and pointwise 1x1; then batch norm and ReLU.
 
     The "atrous separable convolution" of DeepLabv3+ (Chen et al. 2018, sec. 3.1).
+
+    Args:
+      norm_between: batch norm and ReLU after the depthwise convolution too, as in TensorFlow's code
+        and mmsegmentation; without, nothing is between.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dilation: int = 1,
+        norm_between: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.depthwise = Conv(
             in_channels, in_channels, 3, dilation=dilation, groups=in_channels, rngs=rngs
         )
+        self.depthwise_bn = BatchNorm(in_channels) if norm_between else None
         self.pointwise = Conv(in_channels, out_channels, rngs=rngs)
         self.bn = BatchNorm(out_channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jax.nn.relu(self.bn(self.pointwise(self.depthwise(x))))
+        x = self.depthwise(x)
+        x = x if self.depthwise_bn is None else jax.nn.relu(self.depthwise_bn(x))
+        return jax.nn.relu(self.bn(self.pointwise(x)))
 
 
 class SqueezeExcite(nnx.Module):

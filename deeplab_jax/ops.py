@@ -235,7 +235,7 @@ def max_pool(x: jax.Array, kernel_size: int = 3, *, stride: int = 2, padding: in
     """Maximum over windows of `[B, H, W, C]`; padding never wins."""
     return lax.reduce_window(
         x,
-        jnp.asarray(-jnp.inf, x.dtype),
+        np.asarray(-np.inf, x.dtype),  # traced, a jnp array would have no gradient rule
         lax.max,
         (1, kernel_size, kernel_size, 1),
         (1, stride, stride, 1),

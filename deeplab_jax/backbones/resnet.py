@@ -37,6 +37,7 @@ class ResNetConfig:
       output_stride: 8, 16 or 32.
       first_block_dilation: rule for the first block of a dilated stage.
       multi_grid: factors on the atrous rate of the blocks of layer4, (1, 2, 4) in DeepLabv3.
+      absolute_multi_grid: they are the rates themselves (mmsegmentation).
       stem: "plain" is one 7x7 convolution; "deep" is three 3x3 of 32, 32 and 64 channels, which
         mmsegmentation calls "v1c".
       in_channels: of the images.
@@ -48,6 +49,7 @@ class ResNetConfig:
     output_stride: OutputStride = 16
     first_block_dilation: FirstBlockDilation = "previous"
     multi_grid: tuple[int, ...] = (1,)
+    absolute_multi_grid: bool = False
     stem: Literal["plain", "deep"] = "plain"
     in_channels: int = 3
     norm_momentum: float = 0.1
@@ -141,13 +143,13 @@ def _plan(config: ResNetConfig) -> list[list[tuple[int, int, int]]]:
     )
     stages = []
     for stage, count in enumerate(counts):
-        grid = config.multi_grid if stage == 3 else (1,)
-        stages.append(
-            [
-                (64 * 2**stage, stride, dilation * grid[block % len(grid)])
-                for block, (stride, dilation) in zip(range(count), plan, strict=False)
-            ]
-        )
+        blocks = []
+        for block, (stride, dilation) in zip(range(count), plan, strict=False):
+            if stage == 3:
+                factor = config.multi_grid[block % len(config.multi_grid)]
+                dilation = factor if config.absolute_multi_grid else dilation * factor
+            blocks.append((64 * 2**stage, stride, dilation))
+        stages.append(blocks)
     return stages
 
 

@@ -92,7 +92,7 @@ class SMP(Layout):
         aspp = aspp_names(branches=4, separable="" if config.head.separable else None)
         names |= under("head.aspp", "decoder.aspp.0" if plus else "decoder.aspp", aspp)
         if not plus:
-            names |= conv_bn("head.conv", "decoder.conv", "decoder.bn")
+            names |= conv_bn("head.convs.0", "decoder.conv", "decoder.bn")
             return names | {"head.classifier": "segmentation_head.0"}
         names |= separable_names("head.refine", "decoder.aspp.1.")
         names |= {"head.refine.bn": "decoder.aspp.2"}

@@ -61,7 +61,7 @@ class Torchvision(Layout):
         match config.head:
             case DeepLabV3Config():
                 names |= under("head.aspp", "classifier.0", aspp_names(branches=1 + len(RATES)))
-                names |= conv_bn("head.conv", "classifier.1", "classifier.2")
+                names |= conv_bn("head.convs.0", "classifier.1", "classifier.2")
                 names["head.classifier"] = "classifier.4"
             case FCNConfig():
                 names |= _fcn_names("head", "classifier")

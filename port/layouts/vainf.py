@@ -55,7 +55,7 @@ class VainF(Layout):
         if isinstance(config.head, DeepLabV3Config):
             aspp = aspp_names(branches=4)
             names |= under("head.aspp", "classifier.classifier.0", aspp)
-            names |= conv_bn("head.conv", "classifier.classifier.1", "classifier.classifier.2")
+            names |= conv_bn("head.convs.0", "classifier.classifier.1", "classifier.classifier.2")
             return names | {"head.classifier": "classifier.classifier.4"}
         separable = "body." if config.head.separable else None
         aspp = aspp_names(branches=4, separable=separable)
