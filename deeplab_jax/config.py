@@ -73,8 +73,9 @@ class Config:
     def override(self, **fields: Any) -> "Config":
         """A copy with the named fields changed, here or in the backbone or the head.
 
-        Raises ValueError, listing what there is, for names that none of them has.
+        Lists, as JSON and command lines have them, become tuples. Raises ValueError, listing what there is, for names that none of them has.
         """
+        fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
         places = {"": self} | {p: fields.get(p, getattr(self, p)) for p in ("backbone", "head")}
         names = {p: [f.name for f in dataclasses.fields(part)] for p, part in places.items()}
         unknown = [f for f in fields if not any(f in known for known in names.values())]

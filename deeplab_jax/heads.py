@@ -45,6 +45,8 @@ class DeepLabV3Config:
       project_kernel: side of the kernel that fuses ASPP's branches: 1, or 3 in mmsegmentation.
       convs: 3x3 convolutions between ASPP and the classifier: 1, or 0 in mmsegmentation and
         transformers.
+      drop_channels: dropout takes whole channels of an image (PyTorch's Dropout2d: mmsegmentation,
+        transformers), not single values.
     """
 
     kind: ClassVar[str] = "deeplabv3"
@@ -56,6 +58,7 @@ class DeepLabV3Config:
     bias: bool = False
     project_kernel: int = 1
     convs: int = 1
+    drop_channels: bool = False
 
     def build(
         self,
@@ -84,6 +87,7 @@ class DeepLabV3PlusConfig:
       decoder_convs: 3x3 convolutions in the decoder: two in the paper, one in many code bases.
       separable_decoder: make them depthwise-separable.
       decoder_dropout: rate after each of them, none where it is shorter.
+      drop_channels: as in `DeepLabV3Config`, in both.
     """
 
     kind: ClassVar[str] = "deeplabv3plus"
@@ -99,6 +103,7 @@ class DeepLabV3PlusConfig:
     decoder_convs: int = 2
     separable_decoder: bool = False
     decoder_dropout: tuple[float, ...] = ()
+    drop_channels: bool = False
 
     def build(
         self,
@@ -127,12 +132,14 @@ class FCNConfig:
 
     Attributes:
       tap: the features it reads: "high", or "aux" or "mid" for an auxiliary head.
+      drop_channels: as in `DeepLabV3Config`.
     """
 
     kind: ClassVar[str] = "fcn"
     tap: str = "high"
     channels: int | None = None
     dropout: float = 0.1
+    drop_channels: bool = False
 
     def build(
         self,
@@ -236,7 +243,7 @@ class ASPP(nnx.Module):
       rates: atrous rates of the 3x3 branches; (6, 12, 18) fits output stride 16, see `rates_for`.
       separable: each 3x3 as depthwise and pointwise.
       dropout: rate after the fusion.
-      norm_between, bias, project_kernel: see `DeepLabV3Config`.
+      norm_between, bias, project_kernel, drop_channels: see `DeepLabV3Config`.
     """
 
     def __init__(
@@ -250,6 +257,7 @@ class ASPP(nnx.Module):
         norm_between: bool = False,
         bias: bool = False,
         project_kernel: int = 1,
+        drop_channels: bool = False,
         rngs: nnx.Rngs,
     ):
         self.branches = nnx.List([ConvNormAct(in_channels, channels, bias=bias, rngs=rngs)])
@@ -265,7 +273,7 @@ class ASPP(nnx.Module):
         self.project = ConvNormAct(
             (len(rates) + 2) * channels, channels, project_kernel, bias=bias, rngs=rngs
         )
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = _dropout(dropout, drop_channels)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         outputs = [branch(x) for branch in self.branches]
@@ -291,7 +299,7 @@ class Decoder(nnx.Module):
       channels: of the 3x3 convolutions.
       convs: how many of them.
       separable: each 3x3 as depthwise and pointwise.
-      norm_between, bias: see `DeepLabV3Config`.
+      norm_between, bias, drop_channels: see `DeepLabV3Config`.
       dropout: rate after each of the 3x3 convolutions, none where it is shorter.
       align_corners: corner rule of the resize, see `ops.resize_bilinear`.
     """
@@ -309,6 +317,7 @@ class Decoder(nnx.Module):
         norm_between: bool = False,
         bias: bool = False,
         dropout: Sequence[float] = (),
+        drop_channels: bool = False,
         align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -322,7 +331,7 @@ class Decoder(nnx.Module):
                 if separable
                 else ConvNormAct(width, channels, 3, bias=bias, rngs=rngs)
             )
-        self.dropouts = nnx.List(nnx.Dropout(rate) for rate in dropout)
+        self.dropouts = nnx.List(_dropout(rate, drop_channels) for rate in dropout)
         self.classifier = Conv(channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
 
     def __call__(
@@ -398,6 +407,7 @@ class DeepLabV3PlusHead(nnx.Module):
             norm_between=config.norm_between,
             bias=config.bias,
             dropout=config.decoder_dropout,
+            drop_channels=config.drop_channels,
             align_corners=align_corners,
             rngs=rngs,
         )
@@ -419,7 +429,7 @@ class FCNHead(nnx.Module):
         self.taps = (config.tap,)
         width = config.channels or in_channels // 4
         self.conv = ConvNormAct(in_channels, width, 3, rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = _dropout(config.dropout, config.drop_channels)
         self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -494,5 +504,10 @@ def _aspp(
         norm_between=config.norm_between,
         bias=config.bias,
         project_kernel=config.project_kernel,
+        drop_channels=config.drop_channels,
         rngs=rngs,
     )
+
+
+def _dropout(rate: float, drop_channels: bool) -> nnx.Dropout:
+    return nnx.Dropout(rate, broadcast_dims=(1, 2) if drop_channels else ())

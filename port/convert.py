@@ -151,9 +151,10 @@ def convert(
     _check(family, tensors, listed, renewed, checkpoint_classes)
     if renewed:
         model = fill(model, nnx.Rngs(seed))
-    values = {e.path: e.to_flax(tensors[e.name]) for e in listed if not _within(e, renewed)}
+    _assign(model, {e.path: (e, tensors[e.name]) for e in listed if not _within(e, renewed)})
+    model.eval()
     return Conversion(
-        model=_with_values(model, values),
+        model=model,
         layout=family,
         source=checkpoint.tensors,
         tensors=tensors,
@@ -319,23 +320,31 @@ def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
         raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
     listed = []
     for path, module in modules.items():
-        roll = None
-        if path in rolls:  # a depthwise kernel has its input's channels on the output axis
-            roll = (3 if module.groups > 1 else 2, rolls[path])
         for leaf, called in (_CONV if isinstance(module, Conv) else _BATCH_NORM).items():
             variable = getattr(module, leaf)
             if variable is not None:
-                kernel = leaf == "kernel"
+                axis = _rolled_axis(module, leaf) if path in rolls else None
                 listed.append(
                     Entry(
                         path=f"{path}.{leaf}",
                         name=f"{names[path]}.{called}",
                         shape=variable.shape,
-                        linear=kernel and path in layout.linear,
-                        roll=roll if kernel else None,
+                        linear=leaf == "kernel" and path in layout.linear,
+                        roll=None if axis is None else (axis, rolls[path]),
                     )
                 )
     return listed
+
+
+def _rolled_axis(module: Conv | BatchNorm, leaf: str) -> int | None:
+    """The axis of a tensor where its module's input channels are.
+
+    A depthwise kernel has them on its output axis; a dense convolution's bias has none.
+    """
+    depthwise = isinstance(module, BatchNorm) or module.groups > 1
+    if leaf == "kernel":
+        return 3 if depthwise else 2
+    return 0 if depthwise else None
 
 
 def weighted_modules(model: nnx.Module) -> dict[str, Conv | BatchNorm]:
@@ -354,13 +363,12 @@ def _variables(model: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
                 yield f"{path}.{leaf}", getattr(module, leaf)
 
 
-def _with_values(model: nnx.Module, values: Mapping[str, np.ndarray]) -> nnx.Module:
-    on_device = jax.device_put(dict(values))
+def _assign(model: nnx.Module, sources: Mapping[str, tuple[Entry, np.ndarray]]) -> None:
+    """One tensor at a time, so that the checkpoint is in memory once and a bit beside the model."""
     for path, variable in _variables(model):
-        if path in on_device:
-            variable.set_value(on_device[path])
-    model.eval()
-    return model
+        if path in sources:
+            entry, tensor = sources[path]
+            variable.set_value(jax.device_put(entry.to_flax(tensor)))
 
 
 def _classifiers(model: nnx.Module) -> tuple[str, ...]:

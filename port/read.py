@@ -40,6 +40,7 @@ builtins.bool builtins.int builtins.float builtins.str builtins.list builtins.tu
 torch.torch_version.TorchVersion numpy.dtype numpy.ndarray numpy.core.multiarray.scalar
 numpy._core.multiarray.scalar numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
 pathlib.PosixPath pathlib._local.PosixPath pathlib.WindowsPath pathlib._local.WindowsPath
+mmengine.logging.history_buffer.HistoryBuffer
 """
 LOOKS = (  # what a file that is no checkpoint seems to be by its first bytes, and the way out
     (rb"\Z", "it is empty; download or copy it again"),

@@ -89,10 +89,11 @@ def quick_compilation() -> Iterator[None]:
 
     The program and its rounding stay what they are; only its speed on larger images suffers.
     """
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
+    flag = "jax_disable_most_optimizations"
+    before = jax.config.read(flag)
+    jax.config.update(flag, True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(flag, before)
 
 
 def assert_agrees(report: Report) -> None:

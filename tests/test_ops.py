@@ -45,26 +45,20 @@ CONVS = [
     pytest.param(case, id="{}x{}-k{}-s{}-d{}-p{}-{}".format(*case[:6], ("dense", "dw")[case[6]]))
     for case in [
         (9, 14, 1, 1, 1, 0, False),
-        (9, 14, 1, 2, 1, 0, False),
         (9, 14, 1, 1, 6, 0, False),
         (9, 14, 3, 1, 1, 1, False),
         (9, 14, 3, 2, 1, 1, False),
         (11, 8, 5, 2, 1, 2, False),
         (9, 14, 3, 1, 2, 2, False),
-        (9, 14, 3, 2, 2, 2, False),
         (11, 8, 5, 1, 2, 4, False),
         (17, 13, 3, 1, 6, 6, False),
-        (17, 13, 3, 1, 6, 0, False),
         (17, 13, 3, 1, 2, 5, False),
         (5, 7, 3, 1, 18, 18, False),
         (3, 2, 5, 1, 18, 36, False),
         (1, 1, 3, 1, 6, 6, False),
-        (9, 14, 1, 1, 1, 0, True),
         (9, 14, 3, 1, 1, 1, True),
         (9, 14, 3, 2, 1, 1, True),
-        (9, 14, 3, 1, 2, 2, True),
         (9, 14, 3, 2, 2, 2, True),
-        (11, 8, 5, 1, 1, 2, True),
         (11, 8, 5, 2, 2, 4, True),
         (17, 13, 3, 1, 6, 0, True),
         (5, 7, 3, 1, 18, 18, True),
@@ -81,10 +75,14 @@ def conv_arguments(case):
     return x, kernel, options | {"groups": 6 if depthwise else 1}
 
 
+# Compiling is nearly all that these tests do, and they need no fast code.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def value_and_gradients(f, cotangent, *arguments):
     """f(*arguments) and the gradients of sum(f * cotangent)."""
 
-    @jax.jit
+    @jit
     def run(cotangent, *arguments):
         value, transpose = jax.vjp(f, *arguments)
         return value, *transpose(cotangent)
@@ -117,10 +115,8 @@ def spec_of(pads, *, stride=1, dilation=1, groups=1):
 @pytest.mark.parametrize(
     ("form", "kernel_shape", "spec"),
     [
-        (ops._depthwise_taps, (3, 3, 1, 6), spec_of(((1, 1), (1, 1)), groups=6)),
         (ops._depthwise_taps, (5, 3, 1, 6), spec_of(((0, 3), (2, 0)), stride=2, groups=6)),
         (ops._depthwise_taps, (3, 3, 1, 6), spec_of(((4, 1), (0, 7)), dilation=3, groups=6)),
-        (ops._atrous_taps, (3, 3, 6, 4), spec_of(((2, 2), (2, 2)), dilation=2)),
         (ops._atrous_taps, (3, 5, 6, 4), spec_of(((0, 9), (7, 1)), dilation=3)),
         (ops._atrous_taps, (3, 3, 6, 4), spec_of(((18, 18), (18, 18)), dilation=18)),
         (ops._atrous_taps, (2, 2, 6, 4), spec_of(((40, 40), (40, 40)), dilation=5)),
@@ -140,22 +136,25 @@ def test_the_forms_for_cpu_equal_xlas_own_convolution(form, kernel_shape, spec):
 
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 3), (2, 3)])
-@pytest.mark.parametrize("size", [(8, 11), (7, 4), (1, 2)])
-def test_same_padding_is_that_of_tensorflow(size, stride, dilation, depthwise):
-    x = jnp.asarray(normal(1, *size, 4))
-    kernel = jnp.asarray(normal(3, 3, *((1, 4) if depthwise else (4, 5)), seed=1))
+def test_same_padding_is_that_of_tensorflow(stride, dilation, depthwise):
     groups = 4 if depthwise else 1
-    theirs = lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        "SAME",
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-    ours = ops.conv(x, kernel, stride=stride, dilation=dilation, padding="same", groups=groups)
-    assert_near(ours, theirs)
+    kernel = jnp.asarray(normal(3, 3, *((1, 4) if depthwise else (4, 5)), seed=1))
+
+    @jit
+    def both(x):
+        options = {"stride": stride, "dilation": dilation, "groups": groups}
+        return ops.conv(x, kernel, padding="same", **options), lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    for size in ((8, 11), (1, 2)):  # even, odd, and smaller than the kernel
+        assert_near(*both(jnp.asarray(normal(1, *size, 4))))
 
 
 def test_padding_may_differ_on_every_side():
@@ -176,7 +175,7 @@ def test_padding_may_differ_on_every_side():
 def test_bfloat16_rounds_the_result_only(case):
     x, kernel, options = conv_arguments(case)
     x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
-    conv = functools.partial(ops.conv, **options)
+    conv = jit(functools.partial(ops.conv, **options))
     ours = conv(x, kernel)
     exact = conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
     assert ours.dtype == jnp.bfloat16
@@ -262,8 +261,8 @@ def test_conv_can_be_rematerialised(shapes_and_options):
     shapes, options = shapes_and_options
     x, kernel = (jnp.asarray(normal(*shape)) for shape in shapes)
     f = functools.partial(loss, **options)
-    plain = jax.jit(jax.grad(f, argnums=(0, 1)))(x, kernel)
-    again = jax.jit(jax.grad(jax.checkpoint(f), argnums=(0, 1)))(x, kernel)
+    plain = jit(jax.grad(f, argnums=(0, 1)))(x, kernel)
+    again = jit(jax.grad(jax.checkpoint(f), argnums=(0, 1)))(x, kernel)
     for a, b in zip(again, plain, strict=True):
         assert_near(a, b)
 
@@ -272,9 +271,9 @@ def test_conv_can_be_rematerialised(shapes_and_options):
 def test_conv_can_be_mapped_over_images_and_kernels(shapes_and_options):
     shapes, options = shapes_and_options
     x, kernel = (jnp.asarray(normal(3, *shape)) for shape in shapes)
-    conv = functools.partial(ops.conv, **options)
-    one_by_one = jnp.stack([conv(a, b) for a, b in zip(x, kernel, strict=True)])
-    assert_near(jax.jit(jax.vmap(conv))(x, kernel), one_by_one)
+    conv = jit(functools.partial(ops.conv, **options))
+    one_by_one = np.stack([conv(a, b) for a, b in zip(x, kernel, strict=True)])
+    assert_near(jit(jax.vmap(conv))(x, kernel), one_by_one)
 
 
 def test_only_x_and_kernel_are_kept_for_the_gradient():
@@ -305,7 +304,7 @@ def test_output_size_is_torchs():
 # ---------------------------------------------------------------------------- pooling
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 14), (7, 5), (1, 1), (2, 3)])
+@pytest.mark.parametrize("size", [(9, 14), (1, 1), (2, 3)])
 def test_max_pool_and_its_gradient_equal_torch(size):
     # All values below zero: padding with zeros would win.
     x = -1 - np.abs(normal(2, *size, 3))
@@ -329,7 +328,6 @@ RESIZES = [
     ((9, 14), (33, 65)),  # up
     ((33, 65), (9, 14)),  # down, without antialiasing
     ((33, 33), (513, 513)),  # a DeepLab's logits to its image
-    ((7, 5), (14, 10)),
     ((5, 8), (3, 31)),  # down one way and up the other
     ((1, 1), (6, 9)),
     ((1, 7), (4, 1)),

@@ -106,12 +106,17 @@ def inverted_residuals(
     *,
     output_stride: int,
     first_block_dilation: FirstBlockDilation,
+    dilated: Sequence[bool] | None = None,
     paddings: Sequence[ops.Padding | None] | None = None,
     pad_input: bool = False,
     norm: Norm,
     rngs: nnx.Rngs,
 ) -> nnx.List:
-    """The blocks of a network whose stem has stride 2, dilated to `output_stride`."""
+    """The blocks of a network whose stem has stride 2, dilated to `output_stride`.
+
+    Args:
+      dilated: whether a block has its stage's atrous rate, or none; all have by default.
+    """
     plan = dilate(
         [block.stride for block in blocks], output_stride, start=2, first_block=first_block_dilation
     )
@@ -122,7 +127,7 @@ def inverted_residuals(
                 in_channels,
                 block,
                 stride=stride,
-                dilation=dilation,
+                dilation=dilation if dilated is None or dilated[i] else 1,
                 padding=paddings[i] if paddings else None,
                 pad_input=pad_input,
                 norm=norm,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 from flax import nnx
@@ -35,6 +35,8 @@ class MobileNetV2Config:
       width: multiplier on the channels.
       output_stride: 8, 16 or 32.
       first_block_dilation: rule for the first block of a dilated stage.
+      dilated_blocks: which blocks of a row of the paper's table 2 have the stage's atrous rate, "all" or
+        the "first" only (mmsegmentation, with "same" above).
       last_conv: end with the classifier's 1x1 to 1280 channels (segmentation_models_pytorch keeps it,
         the DeepLab papers drop it).
       pad_before_expand: zeros go around the input of each block instead of the depthwise convolution's
@@ -48,6 +50,7 @@ class MobileNetV2Config:
     width: float = 1.0
     output_stride: OutputStride = 16
     first_block_dilation: FirstBlockDilation = "previous"
+    dilated_blocks: Literal["all", "first"] = "all"
     last_conv: bool = False
     pad_before_expand: bool = False
     stem_padding: int = 1
@@ -85,6 +88,7 @@ class MobileNetV2(nnx.Module):
             blocks,
             output_stride=config.output_stride,
             first_block_dilation=config.first_block_dilation,
+            dilated=[config.dilated_blocks == "all" or i == 0 for _, i in row_and_index()],
             pad_input=config.pad_before_expand,
             norm=norm,
             rngs=rngs,
@@ -118,6 +122,11 @@ class MobileNetV2(nnx.Module):
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
         return spatial_layers(self.stem, self.blocks)
+
+
+def row_and_index() -> list[tuple[int, int]]:
+    """Of each block: its row in `TABLE`, and which of the row's blocks it is."""
+    return [(row, i) for row, (_, _, count, _) in enumerate(TABLE) for i in range(count)]
 
 
 def block_table(width: float) -> list[Block]:

@@ -36,8 +36,11 @@ class ResNetConfig:
       depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
       output_stride: 8, 16 or 32.
       first_block_dilation: rule for the first block of a dilated stage.
-      multi_grid: factors on the atrous rate of the blocks of layer4, (1, 2, 4) in DeepLabv3.
+      multi_grid: factors on the atrous rate of the blocks of layer4, (1, 2, 4) in DeepLabv3; () for
+        none.
       absolute_multi_grid: they are the rates themselves (mmsegmentation).
+      basic_block_dilation: which 3x3 convolutions of a basic block (depth 18 and 34) have the atrous
+        rate, "both" or the "first" only (mmsegmentation).
       stem: "plain" is one 7x7 convolution; "deep" is three 3x3 of 32, 32 and 64 channels, which
         mmsegmentation calls "v1c".
       in_channels: of the images.
@@ -48,8 +51,9 @@ class ResNetConfig:
     depth: Literal[18, 34, 50, 101, 152] = 50
     output_stride: OutputStride = 16
     first_block_dilation: FirstBlockDilation = "previous"
-    multi_grid: tuple[int, ...] = (1,)
+    multi_grid: tuple[int, ...] = ()
     absolute_multi_grid: bool = False
+    basic_block_dilation: Literal["both", "first"] = "both"
     stem: Literal["plain", "deep"] = "plain"
     in_channels: int = 3
     norm_momentum: float = 0.1
@@ -74,7 +78,10 @@ class ResNet(nnx.Module):
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         norm = Norm(config.norm_momentum, config.norm_epsilon)
-        block_type = BasicBlock if config.depth < 50 else Bottleneck
+        block_type, options = Bottleneck, {"norm": norm, "rngs": rngs}
+        if config.depth < 50:
+            block_type = BasicBlock
+            options["dilate_second"] = config.basic_block_dilation == "both"
         if config.stem == "plain":
             self.conv1 = Conv(config.in_channels, 64, 7, stride=2, rngs=rngs)
             self.bn1 = norm(64)
@@ -89,9 +96,7 @@ class ResNet(nnx.Module):
             stage = nnx.List()
             for width, stride, dilation in blocks:
                 stage.append(
-                    block_type(
-                        channels, width, stride=stride, dilation=dilation, norm=norm, rngs=rngs
-                    )
+                    block_type(channels, width, stride=stride, dilation=dilation, **options)
                 )
                 channels = width * block_type.expansion
             stages.append(stage)
@@ -145,7 +150,7 @@ def _plan(config: ResNetConfig) -> list[list[tuple[int, int, int]]]:
     for stage, count in enumerate(counts):
         blocks = []
         for block, (stride, dilation) in zip(range(count), plan, strict=False):
-            if stage == 3:
+            if stage == 3 and config.multi_grid:
                 factor = config.multi_grid[block % len(config.multi_grid)]
                 dilation = factor if config.absolute_multi_grid else dilation * factor
             blocks.append((64 * 2**stage, stride, dilation))
@@ -184,12 +189,14 @@ class BasicBlock(nnx.Module):
         *,
         stride: int,
         dilation: int,
+        dilate_second: bool = True,
         norm: Norm,
         rngs: nnx.Rngs,
     ):
         self.conv1 = Conv(in_channels, width, 3, stride=stride, dilation=dilation, rngs=rngs)
         self.bn1 = norm(width)
-        self.conv2 = Conv(width, width, 3, dilation=dilation, rngs=rngs)
+        second = dilation if dilate_second else 1
+        self.conv2 = Conv(width, width, 3, dilation=second, rngs=rngs)
         self.bn2 = norm(width)
         changes = stride > 1 or in_channels != width
         self.downsample = (

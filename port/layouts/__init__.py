@@ -2,6 +2,7 @@
 
 from port.layouts.base import Layout
 from port.layouts.efficientnet_lite_pytorch import EfficientNetLitePytorch
+from port.layouts.mmseg import MMSeg
 from port.layouts.smp import SMP
 from port.layouts.standalone import Standalone
 from port.layouts.timm import Timm
@@ -15,6 +16,7 @@ LAYOUTS: dict[str, Layout] = {
         Torchvision(),
         VainF(),
         SMP(),
+        MMSeg(),
         Standalone(),
         TorchvisionClassification(),
         Timm(),

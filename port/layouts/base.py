@@ -65,7 +65,7 @@ class Layout(abc.ABC):
         """Module -> by how many channels its *input* is rotated in the original code.
 
         Concatenating (a, b) where we concatenate (b, a) rotates channels: what is channel c for us is
-        channel (c + roll) mod C over there. A depthwise module's output rotates with its input.
+        channel (c + roll) mod C over there. The output of a depthwise module or a norm rotates with it.
         """
         del config
         return {}
