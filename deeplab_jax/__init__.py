@@ -1,14 +1,22 @@
 """DeepLabv3 and v3+ in JAX and Flax: models, parts to build your own, and prediction."""
 
 from deeplab_jax.backbones import (
+    DRN,
+    DRNConfig,
     EfficientNetLite,
     EfficientNetLiteConfig,
+    HRNet,
+    HRNetConfig,
     MobileNetV2,
     MobileNetV2Config,
     MobileNetV3,
     MobileNetV3Config,
+    OriginalXception,
+    OriginalXceptionConfig,
     ResNet,
     ResNetConfig,
+    Xception,
+    XceptionConfig,
 )
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
@@ -43,9 +51,11 @@ from deeplab_jax.summary import summarize
 
 __all__ = [
     "ASPP",
+    "DRN",
     "PRESETS",
     "ClassifierConfig",
     "Config",
+    "DRNConfig",
     "Decoder",
     "DeepLabV3",
     "DeepLabV3Config",
@@ -58,6 +68,8 @@ __all__ = [
     "FCNConfig",
     "FCNHead",
     "FeaturesConfig",
+    "HRNet",
+    "HRNetConfig",
     "LRASPPConfig",
     "LRASPPHead",
     "MobileNetV2",
@@ -65,10 +77,14 @@ __all__ = [
     "MobileNetV3",
     "MobileNetV3Config",
     "ModelError",
+    "OriginalXception",
+    "OriginalXceptionConfig",
     "Preprocessing",
     "ResNet",
     "ResNetConfig",
     "SegmentationModel",
+    "Xception",
+    "XceptionConfig",
     "build",
     "create",
     "freeze_backbone",

@@ -1,22 +1,22 @@
 """The command `deeplab`: predict, list, summary."""
 
 import logging
-import sys
 from importlib import resources
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from deeplab_jax.checkpoint import ModelError, load
+from deeplab_jax.command import BAD_USE, run
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import PRESETS, build
 from deeplab_jax.summary import summarize
 
-BAD_USE = 2
 DEMO_IMAGES = ("chelsea.png", "coffee.png")  # photographs that scikit-image ships
 
 
@@ -63,7 +63,7 @@ def predict(
         alpha=alpha,
     )
     for failure in failures:
-        console.print(f"[red]error[/]: {failure}", soft_wrap=True)
+        console.print(f"[red]error[/]: {escape(str(failure))}", soft_wrap=True)
     console.print(f"{len(paths) - len(failures)} of {len(paths)} pictures are in {out}")
     return BAD_USE if failures else 0
 
@@ -126,20 +126,17 @@ def _demo() -> list[str]:
 
 
 def main() -> None:
-    """Runs the command; exit status 2 for bad use, with a message and no traceback."""
+    """Runs the command."""
     logging.basicConfig(
         format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
     )
-    try:
-        status = tyro.extras.subcommand_cli_from_dict(
+    run(
+        lambda: tyro.extras.subcommand_cli_from_dict(
             {"predict": predict, "list": list_presets, "summary": summary},
             prog="deeplab",
             description="DeepLabv3 and v3+ in JAX and Flax.",
         )
-    except ValueError as error:  # ours: ModelError, ImageError, a wrong option
-        Console(stderr=True).print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
-        status = BAD_USE
-    sys.exit(status)
+    )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 from deeplab_jax.backbones import (
     BackboneConfig,
+    DRNConfig,
     EfficientNetLiteConfig,
+    HRNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
+    OriginalXceptionConfig,
     ResNetConfig,
+    XceptionConfig,
 )
 from deeplab_jax.heads import (
     ClassifierConfig,
@@ -73,7 +77,8 @@ class Config:
     def override(self, **fields: Any) -> "Config":
         """A copy with the named fields changed, here or in the backbone or the head.
 
-        Lists, as JSON and command lines have them, become tuples. Raises ValueError, listing what there is, for names that none of them has.
+        Lists, which JSON has for tuples, become tuples. Raises ValueError, listing what there is, for
+        names that none of them has.
         """
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
         places = {"": self} | {p: fields.get(p, getattr(self, p)) for p in ("backbone", "head")}
@@ -101,6 +106,10 @@ _KINDS: dict[str, type] = {
         MobileNetV2Config,
         MobileNetV3Config,
         EfficientNetLiteConfig,
+        HRNetConfig,
+        DRNConfig,
+        XceptionConfig,
+        OriginalXceptionConfig,
         FeaturesConfig,
         DeepLabV3Config,
         DeepLabV3PlusConfig,

@@ -47,6 +47,8 @@ class DeepLabV3Config:
         transformers.
       drop_channels: dropout takes whole channels of an image (PyTorch's Dropout2d: mmsegmentation,
         transformers), not single values.
+      classifier_dropout: rate of a second dropout, of whole channels, before the classifier (MobileViT in
+        transformers).
     """
 
     kind: ClassVar[str] = "deeplabv3"
@@ -59,6 +61,7 @@ class DeepLabV3Config:
     project_kernel: int = 1
     convs: int = 1
     drop_channels: bool = False
+    classifier_dropout: float = 0.0
 
     def build(
         self,
@@ -368,13 +371,14 @@ class DeepLabV3Head(nnx.Module):
         self.convs = nnx.List(
             ConvNormAct(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
         )
+        self.dropout = _dropout(config.classifier_dropout, drop_channels=True)
         self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
 
     def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.aspp(high, rngs=rngs)
         for conv in self.convs:
             x = conv(x)
-        return self.classifier(x)
+        return self.classifier(self.dropout(x, rngs=rngs))
 
 
 class DeepLabV3PlusHead(nnx.Module):

@@ -7,6 +7,7 @@ so that bfloat16 is a matter of what you feed. Batch norm computes in float32 wh
 import dataclasses
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import jax
@@ -97,7 +98,7 @@ class SpatialLayer(NamedTuple):
 
     path: str
     kernel_size: int
-    stride: int
+    stride: int | Fraction
     dilation: int
 
 
@@ -165,6 +166,23 @@ class Norm:
 
     def __call__(self, channels: int) -> BatchNorm:
         return BatchNorm(channels, momentum=self.momentum, epsilon=self.epsilon)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the channels of `[..., channels]` (Ba et al. 2016), in float32."""
+
+    def __init__(self, channels: int, *, epsilon: float = 1e-5):
+        self.epsilon = epsilon
+        zero, one = Constant(0.0), Constant(1.0)
+        self.scale = nnx.Param(one((channels,)), init=one)
+        self.bias = nnx.Param(zero((channels,)), init=zero)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        var = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred / jnp.sqrt(var + self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class ConvNormAct(nnx.Module):

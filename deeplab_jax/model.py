@@ -10,10 +10,13 @@ from flax import nnx
 
 from deeplab_jax import ops
 from deeplab_jax.backbones import (
+    DRNConfig,
     EfficientNetLiteConfig,
+    HRNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
     ResNetConfig,
+    XceptionConfig,
 )
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import (
@@ -127,6 +130,9 @@ _BACKBONES = {
     "mobilenet_v3_large": MobileNetV3Config("large"),
     "mobilenet_v3_small": MobileNetV3Config("small"),
     **{f"efficientnet_lite{v}": EfficientNetLiteConfig(v) for v in range(5)},
+    **{f"hrnetv2_w{width}": HRNetConfig(width) for width in (18, 32, 48)},
+    **{f"drn_{v}": DRNConfig(v) for v in ("d_22", "d_38", "d_54", "d_105")},
+    "xception65": XceptionConfig(),
 }
 _HEADS = {
     "deeplabv3": DeepLabV3Config(),
@@ -136,10 +142,12 @@ _HEADS = {
 }
 # The paper's separable ASPP and decoder suit backbones that are made of separable convolutions.
 _LIGHT = DeepLabV3PlusConfig(separable=True, separable_decoder=True)
+_DENSE = ("resnet", "hrnet", "drn")
 
 PRESETS: dict[str, Config] = {
     f"{head_name}_{backbone_name}": Config(
-        backbone, _LIGHT if head_name == "deeplabv3plus" and "resnet" not in backbone_name else head
+        backbone,
+        _LIGHT if head_name == "deeplabv3plus" and not backbone_name.startswith(_DENSE) else head,
     )
     for head_name, head in _HEADS.items()
     for backbone_name, backbone in _BACKBONES.items()

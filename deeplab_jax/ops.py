@@ -16,6 +16,7 @@ a laptop for a TPU is the TPU's.
 
 import functools
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import jax
@@ -49,17 +50,18 @@ def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> tup
     return total // 2, total - total // 2
 
 
-def receptive_field(layers: Iterable[tuple[int, int, int]]) -> int:
+def receptive_field(layers: Iterable[tuple[int, int | Fraction, int]]) -> int:
     """Side, in input pixels, of the window that one output pixel of a chain of layers depends on.
 
     Args:
-      layers: (kernel size, stride, dilation) of each convolution or pooling, in order.
+      layers: (kernel size, stride, dilation) of each convolution or pooling, in order; a bilinear
+        resize to four times the size is (2, Fraction(1, 4), 1).
     """
     field, jump = 1, 1
     for kernel_size, stride, dilation in layers:
         field += (kernel_size - 1) * dilation * jump
         jump *= stride
-    return field
+    return int(field)
 
 
 # ---------------------------------------------------------------------------- convolution
@@ -241,6 +243,14 @@ def max_pool(x: jax.Array, kernel_size: int = 3, *, stride: int = 2, padding: in
         (1, stride, stride, 1),
         ((0, 0), (padding, padding), (padding, padding), (0, 0)),
     )
+
+
+def resize_nearest(x: jax.Array, factor: int) -> jax.Array:
+    """Each pixel of `[B, H, W, C]` as a block of them: `[B, factor H, factor W, C]`.
+
+    That is PyTorch's `interpolate(mode="nearest", scale_factor=factor)`.
+    """
+    return jnp.repeat(jnp.repeat(x, factor, axis=1), factor, axis=2)
 
 
 def resize_bilinear(

@@ -1,6 +1,7 @@
 """From pictures to what a model expects."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +12,24 @@ class Preprocessing:
     """What the training code did to its images, and so what prediction must do.
 
     Attributes:
-      mean, std: of each channel, of images scaled to [0, 1]; ImageNet's by default.
+      mean, std: of each channel as the model takes them, of images scaled to [0, 1]; ImageNet's by
+        default.
       size_multiple: pad at the bottom and right to a multiple of this, with zeros after normalisation,
         and crop the logits: for models whose code accepts no other sizes (segmentation_models_pytorch).
+      channel_order: "bgr" swaps the first and the third channel (MobileViT); images are always "rgb".
     """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     size_multiple: int = 1
+    channel_order: Literal["rgb", "bgr"] = "rgb"
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """uint8 `[B, H, W, C]` -> float32: scaled to [0, 1], minus mean, over std."""
+    """uint8 `[B, H, W, C]` -> float32: scaled to [0, 1], in the model's order, minus mean, over std."""
     x = images.astype(jnp.float32) / 255
+    if preprocessing.channel_order == "bgr":
+        x = jnp.concatenate([x[..., 2::-1], x[..., 3:]], axis=-1)
     mean = jnp.asarray(preprocessing.mean, jnp.float32)
     return (x - mean) / jnp.asarray(preprocessing.std, jnp.float32)
 

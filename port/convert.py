@@ -14,16 +14,20 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax.config import Config
-from deeplab_jax.layers import BatchNorm, Conv
+from deeplab_jax.layers import BatchNorm, Conv, LayerNorm
 from deeplab_jax.model import build, fill
 from port.layouts import LAYOUTS, Layout
-from port.read import CheckpointError, read
+from port.read import SETTINGS_FILE, CheckpointError, read
 
 if TYPE_CHECKING:
     import torch
 
-_BATCH_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_CONV = {"kernel": "weight", "bias": "bias"}
+_LEAVES: dict[type, dict[str, str]] = {  # what our variables are called over there
+    Conv: {"kernel": "weight", "bias": "bias"},
+    BatchNorm: {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
+    LayerNorm: {"scale": "weight", "bias": "bias"},
+}
+Weighted = Conv | BatchNorm | LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +111,11 @@ def load_torch(
     """The model of a PyTorch checkpoint, in eval mode.
 
     Args:
-      source: a path (.pth, .pt, .tar, .bin, .safetensors) or names with arrays or tensors.
+      source: a path (.pth, .pt, .tar, .bin, .safetensors, or a folder with one and its config.json,
+        whose options are obeyed) or names with arrays or tensors.
       layout: one of `LAYOUTS`; None finds it from the names.
-      output_stride: what the original model was built with; None is its code's default.
+      output_stride: what the original model was built with; None is what config.json says, or its
+        code's default.
       num_classes: another number of classes than the checkpoint's: the classifier starts anew.
       **fields: other fields of the config that weights cannot tell, such as `multi_grid`.
 
@@ -140,10 +146,15 @@ def convert(
     checkpoint = read(source, ema=ema)
     family = find_layout(checkpoint.tensors) if layout is None else _layout(layout)
     tensors = _canonical(family, checkpoint.tensors)
-    config = _config(family, tensors, output_stride)
+    told = _settings(family, checkpoint.settings)
+    told_stride = told.pop("output_stride", None)
+    config = _config(family, tensors, output_stride or told_stride)
     checkpoint_classes = config.num_classes
     if num_classes is not None:
         fields["num_classes"] = num_classes
+        if num_classes != checkpoint_classes:
+            told.pop("class_names", None)
+    config = _obeying(config, {name: v for name, v in told.items() if name not in fields})
     config = config.override(**fields)
     model = build(config)
     renewed = _classifiers(model) if config.num_classes != checkpoint_classes else ()
@@ -213,6 +224,22 @@ def _config(layout: Layout, tensors: Mapping[str, np.ndarray], stride: int | Non
     except ValueError as error:
         raise CheckpointError(
             f"this looks like a checkpoint of {layout.name}, but {error}"
+        ) from error
+
+
+def _settings(layout: Layout, settings: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return layout.settings(settings) if settings else {}
+    except ValueError as error:
+        raise CheckpointError(f"{SETTINGS_FILE} beside the weights: {error}") from error
+
+
+def _obeying(config: Config, told: Mapping[str, Any]) -> Config:
+    try:
+        return config.override(**told)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{SETTINGS_FILE} does not fit the weights beside it: {error}"
         ) from error
 
 
@@ -320,7 +347,7 @@ def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
         raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
     listed = []
     for path, module in modules.items():
-        for leaf, called in (_CONV if isinstance(module, Conv) else _BATCH_NORM).items():
+        for leaf, called in _LEAVES[type(module)].items():
             variable = getattr(module, leaf)
             if variable is not None:
                 axis = _rolled_axis(module, leaf) if path in rolls else None
@@ -336,29 +363,29 @@ def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
     return listed
 
 
-def _rolled_axis(module: Conv | BatchNorm, leaf: str) -> int | None:
+def _rolled_axis(module: Weighted, leaf: str) -> int | None:
     """The axis of a tensor where its module's input channels are.
 
     A depthwise kernel has them on its output axis; a dense convolution's bias has none.
     """
-    depthwise = isinstance(module, BatchNorm) or module.groups > 1
+    depthwise = not isinstance(module, Conv) or module.groups > 1
     if leaf == "kernel":
         return 3 if depthwise else 2
     return 0 if depthwise else None
 
 
-def weighted_modules(model: nnx.Module) -> dict[str, Conv | BatchNorm]:
+def weighted_modules(model: nnx.Module) -> dict[str, Weighted]:
     """The modules that own weights, by their paths, in the order of their paths."""
     return {
         ".".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, Conv | BatchNorm)
+        if isinstance(module, Weighted)
     }
 
 
 def _variables(model: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
     for path, module in weighted_modules(model).items():
-        for leaf in _CONV if isinstance(module, Conv) else _BATCH_NORM:
+        for leaf in _LEAVES[type(module)]:
             if getattr(module, leaf) is not None:
                 yield f"{path}.{leaf}", getattr(module, leaf)
 
@@ -386,12 +413,12 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
     """The fields that weights cannot tell, as far as this model has them."""
-    places = (config, config.backbone, config.head)
-    return {
-        name: next(getattr(place, name) for place in places if hasattr(place, name))
-        for name in layout.choices
-        if any(hasattr(place, name) for place in places)
-    }
+    chosen: dict[str, Any] = {}
+    for place in (config, config.backbone, config.head):
+        for field in dataclasses.fields(place):  # some backbones' output stride is no field: fixed
+            if field.name in layout.choices:
+                chosen.setdefault(field.name, getattr(place, field.name))
+    return {name: chosen[name] for name in layout.choices if name in chosen}
 
 
 def model_config(model: nnx.Module) -> Config:

@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ KEPT = ("float32", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits i
 SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 SAFETENSORS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+SETTINGS_FILE = "config.json"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format
 
 # Harmless things training scripts leave in checkpoints (the builtins: factories of default dicts).
@@ -62,10 +63,15 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class StateDict:
-    """`tensors` by name, in PyTorch's layout and order; `dropped`, a line per thing left out."""
+    """`tensors` by name, in PyTorch's layout and order; `dropped`, a line per thing left out.
+
+    `settings` is the config.json beside a `model.safetensors` or `pytorch_model.bin`, the options of
+    the code that saved it; empty where there is none.
+    """
 
     tensors: dict[str, np.ndarray]
     dropped: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = False) -> StateDict:
@@ -78,7 +84,11 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     if not isinstance(source, (str, os.PathLike, Mapping)):
         rule = f"source must be a path or a mapping of tensors, got {type(source).__name__}"
         raise CheckpointError(f"{rule}. Of a torch module, pass model.state_dict().")
-    tree = source if isinstance(source, Mapping) else _open(Path(source))
+    if isinstance(source, Mapping):
+        tree, settings = source, {}
+    else:
+        file = _file(Path(source))
+        tree, settings = _open(file), _settings(file)
     path, found, dropped = _unwrap(tree, ema)
     state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}
     dropped += [f"{k}: not a tensor ({type(found[k]).__name__})" for k in found if k not in state]
@@ -94,13 +104,13 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     if not state:
         raise CheckpointError(f"a checkpoint must hold weights, got only {dropped}. Pass another.")
     state, lines = _strip_prefixes(state)
-    return StateDict(_to_arrays(state), (*dropped, *lines))
+    return StateDict(_to_arrays(state), (*dropped, *lines), settings)
 
 
 # ---- from a path to what the file holds ----
 
 
-def _open(path: Path) -> Any:
+def _file(path: Path) -> Path:
     if path.is_dir():
         found = [name for name in FOLDER_FILES if (path / name).is_file()]
         if len(found) != 1:
@@ -110,6 +120,25 @@ def _open(path: Path) -> Any:
         path = path / found[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Check the path; download a URL first.")
+    return path
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """The config.json beside a file that is named as those are that have one."""
+    path = file.with_name(SETTINGS_FILE)
+    if file.name not in FOLDER_FILES or not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        settings = str(error)
+    if not isinstance(settings, dict):
+        rule = f"{path} must be a JSON object with the options of the model beside it"
+        raise CheckpointError(f"{rule}, got {str(settings)[:100]!r}. Mend it or take it away.")
+    return settings
+
+
+def _open(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"PK\x03\x04"):

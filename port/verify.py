@@ -9,6 +9,7 @@ relative error of 1e-4 in PyTorch too. A mistake is orders of magnitude above th
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ class Row:
     Attributes:
       path: our module.
       shape: of its output, `[B, h, w, C]`.
-      absolute: largest difference from PyTorch in float64.
+      absolute: largest difference from PyTorch in float64; infinite where the sizes differ.
       relative: that, over the largest value.
       rounding: the same of PyTorch in float32.
     """
@@ -94,7 +95,14 @@ class Report:
         return list(worst.values())
 
     def to_json(self) -> str:
-        rows = [dataclasses.asdict(row) | {"agrees": row.agrees} for row in self.layers]
+        """Every layer's row; errors of layers whose sizes differ are null."""
+        rows = [
+            {
+                name: None if value == math.inf else value
+                for name, value in (dataclasses.asdict(row) | {"agrees": row.agrees}).items()
+            }
+            for row in self.layers
+        ]
         report = {"ok": self.ok, "images": self.images, "argmax_agreement": self.agreement}
         return json.dumps(report | {"layers": rows}, indent=2)
 
@@ -216,13 +224,14 @@ def run_torch(
 
     was_training = module.training
     module.eval()
-    inputs = [torch.from_numpy(np.ascontiguousarray(a.transpose(0, 3, 1, 2))) for a in arguments]
+    # a copy: torch warns about arrays that it may not write into, as jax's are
+    inputs = [torch.from_numpy(np.array(a.transpose(0, 3, 1, 2), order="C")) for a in arguments]
     results = []
     with torch.no_grad():
         for dtype in (torch.float32, torch.float64):
             outputs: dict[str, np.ndarray] = {}
             handles = _listen(module.to(dtype), names, outputs)
-            result = _main_output(module(*(x.to(dtype) for x in inputs)))
+            result = _main_output(module(*(x.to(dtype) for x in inputs)), inputs[0].shape[2:])
             for handle in handles:
                 handle.remove()
             if result.ndim == 4:  # an image classifier has its classifier's row instead
@@ -244,8 +253,12 @@ def _listen(module: "torch.nn.Module", names: dict[str, str], outputs: dict[str,
     return [modules[name].register_forward_hook(hook(path)) for path, name in names.items()]
 
 
-def _main_output(result) -> "torch.Tensor":
+def _main_output(result, size: tuple[int, int]) -> "torch.Tensor":
     if isinstance(result, dict):
+        if "logits" in result:  # transformers resizes when it makes masks of them, as here
+            from torch.nn import functional
+
+            return functional.interpolate(result["logits"], size, mode="bilinear")
         return result["out"] if "out" in result else next(iter(result.values()))
     return result[0] if isinstance(result, tuple | list) else result
 
@@ -259,13 +272,17 @@ def _compare(
     ours: dict[str, np.ndarray], exact: dict[str, np.ndarray], rounded: dict[str, np.ndarray]
 ) -> Iterator[Row]:
     for path, reference in exact.items():
+        if path not in ours:  # nothing reads what that layer gives over there, so ours never runs
+            continue
         value = ours[path].astype(np.float64)
+        if reference.ndim == 3:  # tokens [B P, N, C], for us [B, P, N, C]
+            value = value.reshape(-1, *value.shape[2:])
         if reference.ndim == 2:
             # A classifier after global pooling; ours runs at every pixel, and the mean of a linear layer
             # is the layer of the mean.
             value = value.mean((1, 2))
         if value.shape != reference.shape:
-            yield Row(path, value.shape, float("inf"), float("inf"), 0.0)
+            yield Row(path, value.shape, math.inf, math.inf, 0.0)
             continue
         absolute = float(np.abs(value - reference).max())
         scale = float(np.abs(reference).max()) or 1.0

@@ -6,7 +6,7 @@ torchvision's parts, and the standalone ASPP and decoder are written out, both a
 
 import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -27,31 +27,54 @@ GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 # ---- weights and images ----
 
 
-def randomise(module: nn.Module, *shapes: tuple[int, ...], seed: int = 0) -> nn.Module:
-    """Gives a torch module batch norms that a port can get wrong, and returns it in eval mode.
+def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """A module whose tensors are shapes only: most of the time that a large one takes goes into drawing
+    weights that are thrown away."""
+    with torch.device("meta"):
+        return make()
 
-    Fresh ones are 0 and 1 and prove nothing; statistics drawn blindly make activations explode or
-    die in a deep network, which proves little more. So gains and biases are drawn, the statistics are
-    measured on one random batch of `shapes` (`[B, C, H, W]`, one for each input), and then moved.
+
+def randomise(module: nn.Module, *shapes: tuple[int, ...], seed: int = 0) -> nn.Module:
+    """Gives a torch module weights and batch norms that a port can get wrong; returns it in eval mode.
+
+    Fresh batch norms are 0 and 1 and prove nothing; statistics drawn blindly make activations explode
+    or die in a deep network, which proves little more. So gains and biases are drawn, the statistics
+    are measured on a random batch of `shapes` (`[B, C, H, W]`, one for each input), and then moved.
+    Without shapes they are drawn: enough where nothing is computed.
     """
     torch.manual_seed(seed)  # of the dropout too
+    module.to_empty(device="cpu")
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5)
+            else:
+                parameter.normal_(0, 0.3)
         for norm in norms:
             norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.3)
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-        module.train()(*(torch.randn(shape) for shape in shapes))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            mean, var = norm.running_mean, norm.running_var
-            mean += 0.3 * var.sqrt() * torch.randn_like(mean)
-            # A tenth of the mean at least: two values in the image-pooling branch may nearly coincide,
-            # and dividing by nothing would make noise of rounding.
-            var.clamp_(min=var.mean().item() / 10).mul_(torch.empty_like(var).uniform_(0.5, 1.5))
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 1.5)
+            norm.num_batches_tracked.zero_()
+        if shapes:
+            _measure(module, norms, shapes)
     return module.eval()
+
+
+def _measure(
+    module: nn.Module, norms: list[nn.BatchNorm2d], shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # forget what was there
+    module.train()(*(torch.randn(shape) for shape in shapes))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        mean, var = norm.running_mean, norm.running_var
+        mean += 0.3 * var.sqrt() * torch.randn_like(mean)
+        # A tenth of the mean at least: the few values of the image-pooling branch may nearly coincide,
+        # and dividing by nothing would make noise of rounding.
+        var.clamp_(min=var.mean().item() / 10).mul_(torch.empty_like(var).uniform_(0.5, 1.5))
 
 
 def images(*shape: int, seed: int = 1) -> np.ndarray:
@@ -186,9 +209,7 @@ class AtrousSeparable(nn.Module):
         super().__init__()
         i, o, options = conv.in_channels, conv.out_channels, {"bias": False}
         self.body = nn.Sequential(
-            nn.Conv2d(
-                i, i, 3, padding=conv.padding, dilation=conv.dilation, groups=i, **options
-            ),
+            nn.Conv2d(i, i, 3, padding=conv.padding, dilation=conv.dilation, groups=i, **options),
             nn.Conv2d(i, o, 1, **options),
         )
 
@@ -247,9 +268,7 @@ class StandaloneASPP(nn.Module):
         super().__init__()
         branches = [nn.Conv2d(channels, 256, 1, bias=False)]
         for rate in (12, 24, 36) if output_stride == 8 else (6, 12, 18):
-            branches.append(
-                nn.Conv2d(channels, 256, 3, padding=rate, dilation=rate, bias=False)
-            )
+            branches.append(nn.Conv2d(channels, 256, 3, padding=rate, dilation=rate, bias=False))
         for i, conv in enumerate(branches, 1):
             setattr(self, f"aspp{i}", nn.Sequential(conv, nn.BatchNorm2d(256), nn.ReLU()))
         self.avg_pool = nn.Sequential(
@@ -263,9 +282,7 @@ class StandaloneASPP(nn.Module):
 
     def forward(self, x):
         branches = [self.aspp1(x), self.aspp2(x), self.aspp3(x), self.aspp4(x)]
-        pooled = F.interpolate(
-            self.avg_pool(x), x.shape[2:], mode="bilinear", align_corners=True
-        )
+        pooled = F.interpolate(self.avg_pool(x), x.shape[2:], mode="bilinear", align_corners=True)
         fused = self.conv1(torch.cat([*branches, pooled], dim=1))
         return self.dropout(F.relu(self.bn1(fused)))
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from deeplab_jax.checkpoint import load
+from deeplab_jax.command import run
 from train.evaluate import evaluate, find_pairs
 from train.metrics import Scores, scores
-
-BAD_USE = 2
 
 
 def evaluate_command(
@@ -87,17 +85,14 @@ def _write(path: Path, result: Scores, names: tuple[str, ...], confusion: np.nda
 
 
 def main() -> None:
-    """Runs the command; exit status 2 for bad use, with a message and no traceback."""
-    try:
-        status = tyro.extras.subcommand_cli_from_dict(
+    """Runs the command."""
+    run(
+        lambda: tyro.extras.subcommand_cli_from_dict(
             {"evaluate": evaluate_command},
             prog="deeplab-train",
             description="Training and evaluation of segmentation models.",
         )
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
-        status = BAD_USE
-    sys.exit(status)
+    )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Block:
       stride: in the classification network.
       activation: after expansion and depthwise; the projection has none.
       squeezed: channels inside squeeze-excite, None for none.
+      always_expand: have the first 1x1 even where the input has `expanded` channels already.
     """
 
     kernel_size: int
@@ -44,6 +45,7 @@ class Block:
     stride: int
     activation: Activation = "relu6"
     squeezed: int | None = None
+    always_expand: bool = False
 
 
 class InvertedResidual(nnx.Module):
@@ -70,7 +72,7 @@ class InvertedResidual(nnx.Module):
         self.ring = dilation * (block.kernel_size - 1) // 2 if pad_input else 0
         self.expand = (
             ConvNormAct(in_channels, width, activation=act, norm=norm, rngs=rngs)
-            if width != in_channels
+            if width != in_channels or block.always_expand
             else None
         )
         self.depthwise = ConvNormAct(
@@ -107,6 +109,7 @@ def inverted_residuals(
     output_stride: int,
     first_block_dilation: FirstBlockDilation,
     dilated: Sequence[bool] | None = None,
+    rate_of: Sequence[int] | None = None,
     paddings: Sequence[ops.Padding | None] | None = None,
     pad_input: bool = False,
     norm: Norm,
@@ -116,12 +119,15 @@ def inverted_residuals(
 
     Args:
       dilated: whether a block has its stage's atrous rate, or none; all have by default.
+      rate_of: index of the block whose atrous rate each block takes; its own by default.
     """
     plan = dilate(
         [block.stride for block in blocks], output_stride, start=2, first_block=first_block_dilation
     )
     modules = nnx.List()
     for i, (block, (stride, dilation)) in enumerate(zip(blocks, plan, strict=True)):
+        if rate_of is not None:
+            _, dilation = plan[rate_of[i]]
         modules.append(
             InvertedResidual(
                 in_channels,

@@ -35,13 +35,19 @@ class MobileNetV2Config:
       width: multiplier on the channels.
       output_stride: 8, 16 or 32.
       first_block_dilation: rule for the first block of a dilated stage.
-      dilated_blocks: which blocks of a row of the paper's table 2 have the stage's atrous rate, "all" or
-        the "first" only (mmsegmentation, with "same" above).
+      dilated_blocks: which blocks of a row of the paper's table 2 have the stage's atrous rate: "all"; the
+        "first" only (mmsegmentation, with "same" above); or "none", where all have that of the row's
+        first block, which "previous" leaves at the rate of the row before (jfzhang).
       last_conv: end with the classifier's 1x1 to 1280 channels (segmentation_models_pytorch keeps it,
-        the DeepLab papers drop it).
+        the DeepLab papers drop it); "unused" carries it along and never runs it (transformers has it in
+        its checkpoints).
+      last_channels: of that 1x1; None is 1280, widened by a `width` above 1 and never narrowed.
+      first_expand: the first block, which expands nothing, has its 1x1 all the same (transformers with
+        first_layer_is_expansion=False).
+      padding: of every 3x3: "symmetric", or TensorFlow's "same".
       pad_before_expand: zeros go around the input of each block instead of the depthwise convolution's
         (VainF and jfzhang): the border sees what the expansion makes of zeros.
-      stem_padding: 1, or 0 as VainF has it.
+      stem_padding: 1, or 0 as VainF has it; where `padding` is "symmetric".
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
     """
@@ -50,8 +56,11 @@ class MobileNetV2Config:
     width: float = 1.0
     output_stride: OutputStride = 16
     first_block_dilation: FirstBlockDilation = "previous"
-    dilated_blocks: Literal["all", "first"] = "all"
-    last_conv: bool = False
+    dilated_blocks: Literal["all", "first", "none"] = "all"
+    last_conv: bool | Literal["unused"] = False
+    last_channels: int | None = None
+    first_expand: bool = False
+    padding: Literal["symmetric", "same"] = "symmetric"
     pad_before_expand: bool = False
     stem_padding: int = 1
     in_channels: int = 3
@@ -73,12 +82,15 @@ class MobileNetV2(nnx.Module):
         norm = Norm(config.norm_momentum, config.norm_epsilon)
         stem = make_divisible(32 * config.width)
         blocks = block_table(config.width)
+        blocks[0] = dataclasses.replace(blocks[0], always_expand=config.first_expand)
+        firsts = [i - within for i, (_, within) in enumerate(row_and_index())]
+        same = config.padding == "same"
         self.stem = ConvNormAct(
             config.in_channels,
             stem,
             3,
             stride=2,
-            padding=config.stem_padding,
+            padding="same" if same else config.stem_padding,
             activation="relu6",
             norm=norm,
             rngs=rngs,
@@ -88,19 +100,21 @@ class MobileNetV2(nnx.Module):
             blocks,
             output_stride=config.output_stride,
             first_block_dilation=config.first_block_dilation,
-            dilated=[config.dilated_blocks == "all" or i == 0 for _, i in row_and_index()],
+            dilated=[config.dilated_blocks != "first" or i in firsts for i in range(len(blocks))],
+            rate_of=firsts if config.dilated_blocks == "none" else None,
+            paddings=["same"] * len(blocks) if same else None,
             pad_input=config.pad_before_expand,
             norm=norm,
             rngs=rngs,
         )
         high = blocks[-1].channels
-        last = make_divisible(1280 * max(1.0, config.width))
+        last = config.last_channels or make_divisible(1280 * max(1.0, config.width))
         self.last = (
             ConvNormAct(high, last, activation="relu6", norm=norm, rngs=rngs)
             if config.last_conv
             else None
         )
-        self.high_channels = last if config.last_conv else high
+        self.high_channels = last if config.last_conv is True else high
 
     @property
     def taps(self) -> dict[str, int]:
@@ -117,7 +131,7 @@ class MobileNetV2(nnx.Module):
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         high, features = run(self.blocks, self.stem(images), self.taps)
-        return features | {"high": high if self.last is None else self.last(high)}
+        return features | {"high": self.last(high) if self.config.last_conv is True else high}
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""

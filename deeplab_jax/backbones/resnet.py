@@ -113,12 +113,12 @@ class ResNet(nnx.Module):
         if self.config.stem == "plain":
             x = jax.nn.relu(self.bn1(self.conv1(images)))
         else:
-            x = _sequence(self.stem, images)
+            x = sequence(self.stem, images)
         x = ops.max_pool(x)
-        low = _sequence(self.layer1, x)
-        mid = _sequence(self.layer2, low)
-        aux = _sequence(self.layer3, mid)
-        high = _sequence(self.layer4, aux)
+        low = sequence(self.layer1, x)
+        mid = sequence(self.layer2, low)
+        aux = sequence(self.layer3, mid)
+        high = sequence(self.layer4, aux)
         return {"low": low, "mid": mid, "aux": aux, "high": high}
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
@@ -158,7 +158,8 @@ def _plan(config: ResNetConfig) -> list[list[tuple[int, int, int]]]:
     return stages
 
 
-def _sequence(modules: nnx.List, x: jax.Array) -> jax.Array:
+def sequence(modules: nnx.List, x: jax.Array) -> jax.Array:
+    """`x` through the modules, one after the other."""
     for module in modules:
         x = module(x)
     return x

@@ -7,7 +7,7 @@ from that. To add a family, copy the file that is nearest to it and list it in `
 
 import abc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.config import Config
 
@@ -56,6 +56,20 @@ class Layout(abc.ABC):
         Raises:
           ValueError: when the names fit but the shapes are of no model that we know.
         """
+
+    def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of the config that the options saved beside the weights tell.
+
+        They replace what `config` assumed where weights cannot tell; what the user says replaces them.
+
+        Args:
+          settings: the folder's config.json, never empty.
+
+        Raises:
+          ValueError: when they are another model's, or ask for what we cannot compute.
+        """
+        del settings
+        return {}
 
     @abc.abstractmethod
     def names(self, config: Config) -> Names:

@@ -1,15 +1,20 @@
 """Names that several families share, as tables from our modules to theirs."""
 
 from deeplab_jax.backbones import (
+    DRNConfig,
     EfficientNetLiteConfig,
+    HRNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
     ResNetConfig,
+    drn,
     efficientnet_lite,
+    hrnet,
     mobilenet_v2,
     mobilenet_v3,
     resnet,
 )
+from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck
 from port.layouts.base import Names
 
 
@@ -36,14 +41,62 @@ def resnet_names(config: ResNetConfig) -> Names:
             names |= conv_bn(f"stem.{i}", f"stem.{3 * i}", f"stem.{3 * i + 1}")
     convs = 2 if config.depth < 50 else 3
     for stage, blocks in enumerate(resnet.BLOCKS[config.depth], 1):
-        for block in range(blocks):
-            prefix = f"layer{stage}.{block}"
-            for i in range(1, convs + 1):
-                names[f"{prefix}.conv{i}"] = f"{prefix}.conv{i}"
-                names[f"{prefix}.bn{i}"] = f"{prefix}.bn{i}"
-        if stage > 1 or convs == 3:
-            shortcut = f"layer{stage}.0.downsample"
-            names |= conv_bn(shortcut, f"{shortcut}.0", f"{shortcut}.1")
+        names |= residual_names(f"layer{stage}", blocks, convs, shortcut=stage > 1 or convs == 3)
+    return names
+
+
+def residual_names(layer: str, blocks: int, convs: int, *, shortcut: bool) -> Names:
+    """A Sequential of residual blocks; `shortcut`: the first one's has a convolution."""
+    names = {}
+    for block in range(blocks):
+        for i in range(1, convs + 1):
+            names |= {
+                f"{layer}.{block}.{part}{i}": f"{layer}.{block}.{part}{i}"
+                for part in ("conv", "bn")
+            }
+    if shortcut:
+        prefix = f"{layer}.0.downsample"
+        names |= conv_bn(prefix, f"{prefix}.0", f"{prefix}.1")
+    return names
+
+
+def drn_names(config: DRNConfig) -> Names:
+    """DRN-D as its authors' `drn.py` has it: `layer0` to `layer8`, each a Sequential."""
+    names = conv_bn("layer0", "layer0.0", "layer0.1")
+    counts, types = drn.VARIANTS[config.variant][1], drn.block_types(config.variant)
+    for level, (count, block_type) in enumerate(zip(counts, types, strict=True), 1):
+        layer = f"layer{level}"
+        if block_type is BasicBlock or block_type is Bottleneck:
+            convs = 2 if block_type is BasicBlock else 3
+            names |= residual_names(layer, count, convs, shortcut=True)
+        else:  # convolution, norm and ReLU, one after the other
+            for i in range(count):
+                names |= conv_bn(f"{layer}.{i}", f"{layer}.{3 * i}", f"{layer}.{3 * i + 1}")
+    return names
+
+
+def hrnet_names(config: HRNetConfig) -> Names:
+    """VainF's HRNetV2, which has the transitions of stage 3 and 4 one level up from the authors'."""
+    del config  # the width changes no name
+    names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
+    names |= residual_names("layer1", hrnet.BLOCKS, 3, shortcut=True)
+    names |= conv_bn("stage2.transition.0", "transition1.0.0", "transition1.0.1")
+    names |= conv_bn("stage2.transition.1", "transition1.1.0.0", "transition1.1.0.1")
+    for stage in (3, 4):
+        theirs = f"transition{stage - 1}"
+        names |= conv_bn(f"stage{stage}.transition.0", f"{theirs}.0", f"{theirs}.1")
+    for stage, units in hrnet.UNITS.items():
+        for unit in range(units):
+            ours, theirs = f"stage{stage}.units.{unit}", f"stage{stage}.{unit}"
+            for i in range(stage):
+                blocks = residual_names(f"{i}", hrnet.BLOCKS, 2, shortcut=False)
+                names |= under(f"{ours}.streams", f"{theirs}.branches", blocks)
+                for j in range(stage):
+                    to, path = f"{ours}.fuse.{i}.{j}", f"{theirs}.fuse_layers.{i}.{j}"
+                    if j > i:
+                        names |= conv_bn(f"{to}.0", f"{path}.0", f"{path}.1")
+                    for step in range(i - j):
+                        names |= conv_bn(f"{to}.{step}", f"{path}.{step}.0", f"{path}.{step}.1")
     return names
 
 

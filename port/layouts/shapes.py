@@ -1,15 +1,19 @@
 """Reading a backbone's config off the names and shapes of its checkpoint."""
 
 from deeplab_jax.backbones import (
+    DRNConfig,
     EfficientNetLiteConfig,
+    HRNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
     ResNetConfig,
+    drn,
     efficientnet_lite,
     mobilenet_v2,
     mobilenet_v3,
     resnet,
 )
+from deeplab_jax.backbones.resnet import Bottleneck
 from port.layouts.base import Shapes
 
 WIDTHS = tuple(n / 100 for n in range(5, 305, 5))  # the multipliers that we look for
@@ -75,6 +79,26 @@ def efficientnet_lite_config(
         if [block.channels for block in table] == projections:
             return EfficientNetLiteConfig(variant, in_channels=in_channels, **fields)
     raise ValueError(_no_width("EfficientNet-Lite", projections))
+
+
+def hrnet_config(shapes: Shapes, **fields) -> HRNetConfig:
+    """Width and input channels of an HRNetV2."""
+    channels = shapes.get("conv1.weight", (64, 3, 3, 3))[1]
+    return HRNetConfig(shapes["transition1.0.0.weight"][0], in_channels=channels, **fields)
+
+
+def drn_config(shapes: Shapes) -> DRNConfig:
+    """Variant of a DRN-D, whose names are `layer0.0` to `layer8.0`, from its blocks."""
+    bottleneck = "layer3.0.conv3.weight" in shapes
+    counts = tuple(count(shapes, f"layer{level}.{{}}.conv1.") for level in (3, 4, 5, 6))
+    last = 2 if "layer8.3.weight" in shapes else 1
+    for variant, (block_type, known) in drn.VARIANTS.items():
+        if variant.startswith("d") and (known[2:6], known[7]) == (counts, last):
+            if bottleneck == (block_type is Bottleneck):
+                return DRNConfig(variant, in_channels=shapes.get("layer0.0.weight", (16, 3))[1])
+    kind = "bottleneck" if bottleneck else "basic"
+    known = ", ".join(v for v in drn.VARIANTS if v.startswith("d"))
+    raise ValueError(f"no DRN-D that we know has {counts} {kind} blocks; there are {known}")
 
 
 def _no_width(family: str, projections: list[int]) -> str:

@@ -71,9 +71,12 @@ class Timm(Layout):
             name = f"tf_{name}"
         if not timm.is_model(name):
             return None
+        stride = config.backbone.output_stride
+        if isinstance(config.backbone, MobileNetV3Config) and stride < 32:
+            return None  # timm dilates it as an extractor of features only
         return timm.create_model(
             name,
             num_classes=config.num_classes,
             in_chans=config.backbone.in_channels,
-            output_stride=config.backbone.output_stride,
+            **({"output_stride": stride} if stride < 32 else {}),
         )

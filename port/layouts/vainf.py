@@ -2,19 +2,20 @@
 
 import dataclasses
 
-from deeplab_jax.backbones import ResNetConfig
+from deeplab_jax.backbones import HRNetConfig, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from port.layouts.base import Layout, Names, Shapes
 from port.layouts.names import (
     aspp_names,
     conv_bn,
+    hrnet_names,
     mobilenet_v2_names,
     resnet_names,
     separable_names,
     under,
 )
-from port.layouts.shapes import count, mobilenet_v2_config, resnet_config, within
+from port.layouts.shapes import count, hrnet_config, mobilenet_v2_config, resnet_config, within
 
 LOW_LEVEL_BLOCKS = 4  # MobileNetV2's features.{0..3} are called low_level_features
 
@@ -34,12 +35,17 @@ class VainF(Layout):
         stride = output_stride or 16
         if "low_level_features.0.0.weight" in inner:
             backbone = _mobilenet_v2(inner, stride)
+        elif "transition1.0.0.weight" in inner:
+            backbone = hrnet_config(inner, upsample="nearest", stem_relu=False)
         else:
             backbone = resnet_config(inner, output_stride=stride)
+        # HRNet is made for any output stride, has stride 4 and always the same rates.
+        rates = (12, 24, 36) if isinstance(backbone, HRNetConfig) else None
         if "classifier.classifier.0.convs.0.0.weight" in shapes:
             classes = shapes.get("classifier.classifier.4.weight", (21,))[0]
-            return Config(backbone, DeepLabV3Config(dropout=0.1), classes)
+            return Config(backbone, DeepLabV3Config(rates, dropout=0.1), classes)
         head = DeepLabV3PlusConfig(
+            rates,
             separable="classifier.aspp.convs.1.0.body.0.weight" in shapes,
             separable_decoder="classifier.classifier.0.body.0.weight" in shapes,
             decoder_convs=1,
@@ -50,6 +56,8 @@ class VainF(Layout):
     def names(self, config: Config) -> Names:
         if isinstance(config.backbone, ResNetConfig):
             names = under("backbone", "backbone", resnet_names(config.backbone))
+        elif isinstance(config.backbone, HRNetConfig):
+            names = under("backbone", "backbone", hrnet_names(config.backbone))
         else:
             names = under("backbone", "backbone", _mobilenet_v2_names(config.backbone))
         if isinstance(config.head, DeepLabV3Config):

@@ -1,0 +1,414 @@
+"""Xception, dilated: the aligned Xception-65 of DeepLabv3+, and Chollet's original.
+
+Both are made of blocks of depthwise-separable convolutions with a shortcut, and of separable
+convolutions without one at the end. The original (Chollet 2017) has two or three convolutions in a
+block and shrinks by pooling. The aligned one (Dai et al. 2017; Chen et al. 2018, figure 4) always has
+three, twice as many blocks in the middle, strides in place of pooling and a batch norm after each
+depthwise convolution.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import jax
+from flax import nnx
+
+from deeplab_jax import ops
+from deeplab_jax.backbones.dilation import (
+    FirstBlockDilation,
+    OutputStride,
+    check_output_stride,
+    dilate,
+)
+from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
+
+STEM = (32, 64)
+ALIGNED = ((128,) * 3, (256,) * 3, *((728,) * 3,) * 17, (728, 1024, 1024))
+"""Channels of the convolutions of each block: three of entry, sixteen of the middle, one of exit."""
+ALIGNED_EXIT = (1536, 1536, 2048)
+ORIGINAL = ((128,) * 2, (256,) * 2, (728,) * 2, *((728,) * 3,) * 8, (728, 1024))
+ORIGINAL_EXIT = (1536, 2048)
+
+
+# ---------------------------------------------------------------------------- configs
+
+
+@dataclasses.dataclass(frozen=True)
+class XceptionConfig:
+    """The aligned Xception-65. The defaults are TensorFlow's research/deeplab, the paper's own code.
+
+    Attributes:
+      output_stride: 8, 16 or 32.
+      low: the low-level features: "block2" is the second convolution of the second block (256
+        channels); "block1" (yassouali) and "block1_relu" (jfzhang) are the output of the first
+        (128 channels), before and after the ReLU that the second begins with.
+      stem_relu: a ReLU after the second convolution; yassouali's has none.
+      shortcut_relu: which shortcuts start behind the ReLU that the block begins with: "none",
+        "identity", those without a convolution (bubbliiiing), or "all" (jfzhang, yassouali). It is what
+        ReLUs that work in place do to the tensor that the shortcut still reads.
+      exit_relu: "after" each batch norm of the last three convolutions; or "before" each of these
+        convolutions and after the last, as in the blocks (jfzhang, yassouali).
+      exit_stride: of the last block in the classification network: 2, or 1 (bubbliiiing), which leaves
+        no stride to lose there, so that what follows is not dilated for it.
+      dilate_exit_last: the last block's third convolution has the block's atrous rate; False for
+        rate 1 (jfzhang).
+      in_channels: of the images.
+      norm_momentum, norm_epsilon: of every batch norm; 3e-4 and 1e-3 in TensorFlow's own.
+    """
+
+    kind: ClassVar[str] = "xception"
+    output_stride: OutputStride = 16
+    low: Literal["block2", "block1", "block1_relu"] = "block2"
+    stem_relu: bool = True
+    shortcut_relu: Literal["none", "identity", "all"] = "none"
+    exit_relu: Literal["after", "before"] = "after"
+    exit_stride: Literal[1, 2] = 2
+    dilate_exit_last: bool = True
+    in_channels: int = 3
+    norm_momentum: float = 0.1
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        check_output_stride(self.output_stride)
+        if self.output_stride > 16 * self.exit_stride:
+            raise ValueError("output_stride 32 needs the last block's stride, got exit_stride 1")
+
+    def build(self, *, rngs: nnx.Rngs) -> "Xception":
+        return Xception(self, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalXceptionConfig:
+    """Chollet's Xception, by Cadene's code for PyTorch. The stem pads nothing.
+
+    Attributes:
+      output_stride: 8, 16 or 32.
+      first_block_dilation: rule for the first block of a dilated stage.
+      exit_padding: zeros around the last two convolutions; None keeps the size. VainF has 1 at every
+        atrous rate, so that the features lose a margin.
+      last_norm: batch norm and ReLU after the last convolution; VainF takes the features before them.
+      in_channels: of the images.
+      norm_momentum, norm_epsilon: of every batch norm.
+    """
+
+    kind: ClassVar[str] = "original_xception"
+    output_stride: OutputStride = 16
+    first_block_dilation: FirstBlockDilation = "previous"
+    exit_padding: int | None = None
+    last_norm: bool = True
+    in_channels: int = 3
+    norm_momentum: float = 0.1
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        check_output_stride(self.output_stride)
+
+    def build(self, *, rngs: nnx.Rngs) -> "OriginalXception":
+        return OriginalXception(self, rngs=rngs)
+
+
+# ---------------------------------------------------------------------------- parts
+
+
+class SeparableConv(nnx.Module):
+    """Depthwise 3x3 and pointwise 1x1: `[B, H, W, in]` -> `[B, H', W', out]`.
+
+    Args:
+      norm_between: batch norm after the depthwise convolution too.
+      norm_after: batch norm after the pointwise convolution.
+      relu: ReLU after every batch norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: int | None = None,
+        norm_between: bool,
+        norm_after: bool = True,
+        relu: bool = False,
+        norm: Norm,
+        rngs: nnx.Rngs,
+    ):
+        self.relu = relu
+        self.depthwise = Conv(
+            in_channels,
+            in_channels,
+            3,
+            stride=stride,
+            dilation=dilation,
+            padding=padding,
+            groups=in_channels,
+            rngs=rngs,
+        )
+        self.depthwise_bn = norm(in_channels) if norm_between else None
+        self.pointwise = Conv(in_channels, out_channels, rngs=rngs)
+        self.bn = norm(out_channels) if norm_after else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for conv, bn in ((self.depthwise, self.depthwise_bn), (self.pointwise, self.bn)):
+            x = conv(x)
+            if bn is not None:
+                x = jax.nn.relu(bn(x)) if self.relu else bn(x)
+        return x
+
+
+class Shortcut(nnx.Module):
+    """The 1x1 convolution and norm of a shortcut whose shape changes."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, norm: Norm, *, rngs: nnx.Rngs
+    ):
+        self.conv = Conv(in_channels, out_channels, stride=stride, rngs=rngs)
+        self.bn = norm(out_channels)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.bn(self.conv(x))
+
+
+class Block(nnx.Module):
+    """Separable convolutions, a ReLU before each, and a shortcut around them.
+
+    Args:
+      widths: output channels of each convolution.
+      stride: of the last of them, or of a max pooling after it (`pool`).
+      dilations: atrous rate of each.
+      norm_between: see `SeparableConv`.
+      relu_first: False leaves out the first ReLU.
+      shortcut_relu: see `XceptionConfig`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        *,
+        stride: int,
+        dilations: Sequence[int],
+        pool: bool,
+        norm_between: bool,
+        relu_first: bool = True,
+        shortcut_relu: str = "none",
+        norm: Norm,
+        rngs: nnx.Rngs,
+    ):
+        self.relu_first = relu_first
+        self.pool_stride = stride if pool else 1
+        out = widths[-1]
+        self.shortcut = (
+            Shortcut(in_channels, out, stride, norm, rngs=rngs) if in_channels != out else None
+        )
+        self.shortcut_relu = shortcut_relu == "all" or (
+            shortcut_relu == "identity" and self.shortcut is None
+        )
+        self.convs = nnx.List()
+        for i, (width, dilation) in enumerate(zip(widths, dilations, strict=True)):
+            last = i == len(widths) - 1
+            self.convs.append(
+                SeparableConv(
+                    in_channels,
+                    width,
+                    stride=stride if last and not pool else 1,
+                    dilation=dilation,
+                    norm_between=norm_between,
+                    norm=norm,
+                    rngs=rngs,
+                )
+            )
+            in_channels = width
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.end(x, self.begin(x))
+
+    def begin(self, x: jax.Array) -> jax.Array:
+        """Output of the last convolution but one, before its ReLU."""
+        y = jax.nn.relu(x) if self.relu_first else x
+        for i in range(len(self.convs) - 1):
+            y = self.convs[i](y if i == 0 else jax.nn.relu(y))
+        return y
+
+    def end(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """The block's output, given its input and what `begin` made of that."""
+        y = self.convs[len(self.convs) - 1](jax.nn.relu(y))
+        y = ops.max_pool(y, stride=self.pool_stride) if self.pool_stride > 1 else y
+        x = jax.nn.relu(x) if self.shortcut_relu and self.relu_first else x
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+    def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
+        """What widens the receptive field, in order; shortcuts do not."""
+        for i, conv in enumerate(self.convs):
+            yield spatial_layer(f"{path}.convs.{i}", conv.depthwise)
+        if self.pool_stride > 1:
+            yield SpatialLayer(f"{path}.pool", 3, self.pool_stride, 1)
+
+
+# ---------------------------------------------------------------------------- networks
+
+
+class Xception(nnx.Module):
+    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
+
+    mid and aux are the blocks' outputs, before the ReLU that the next block begins with.
+    """
+
+    def __init__(self, config: XceptionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        norm = Norm(config.norm_momentum, config.norm_epsilon)
+        self.stem = nnx.List()
+        channels = config.in_channels
+        for i, width in enumerate(STEM):
+            act = "relu" if i == 0 or config.stem_relu else "none"
+            self.stem.append(
+                ConvNormAct(
+                    channels, width, 3, stride=2 - i, activation=act, norm=norm, rngs=rngs
+                )
+            )
+            channels = width
+        strides = [2, 2, 2, *[1] * 16, config.exit_stride, 1]
+        plan = dilate(strides, config.output_stride, start=2, first_block="previous")
+        self.blocks = nnx.List()
+        for i, (widths, (stride, dilation)) in enumerate(zip(ALIGNED, plan, strict=False)):
+            exit_last = 1 if i == len(ALIGNED) - 1 and not config.dilate_exit_last else dilation
+            self.blocks.append(
+                Block(
+                    channels,
+                    widths,
+                    stride=stride,
+                    dilations=(dilation, dilation, exit_last),
+                    pool=False,
+                    norm_between=True,
+                    relu_first=i > 0,
+                    shortcut_relu=config.shortcut_relu,
+                    norm=norm,
+                    rngs=rngs,
+                )
+            )
+            channels = widths[-1]
+        self.exit = nnx.List()
+        for width in ALIGNED_EXIT:
+            self.exit.append(
+                SeparableConv(
+                    channels,
+                    width,
+                    dilation=plan[-1][1],
+                    norm_between=True,
+                    relu=config.exit_relu == "after",
+                    norm=norm,
+                    rngs=rngs,
+                )
+            )
+            channels = width
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each of the features."""
+        low = 256 if self.config.low == "block2" else 128
+        return {"low": low, "mid": 256, "aux": 728, "high": 2048}
+
+    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+        x = images
+        for part in self.stem:
+            x = part(x)
+        block1, block2, *middle, block20 = self.blocks
+        x = block1(x)
+        inner = block2.begin(x)
+        low = {"block1": x, "block1_relu": jax.nn.relu(x), "block2": inner}[self.config.low]
+        mid = block2.end(x, inner)
+        aux = mid
+        for block in middle:
+            aux = block(aux)
+        x = block20(aux)
+        relu_before = self.config.exit_relu == "before"
+        x = jax.nn.relu(x) if relu_before else x
+        for conv in self.exit:
+            x = jax.nn.relu(conv(x)) if relu_before else conv(x)
+        return {"low": low, "mid": mid, "aux": aux, "high": x}
+
+    def spatial_layers(self) -> Iterator[SpatialLayer]:
+        """What widens the receptive field, in order."""
+        yield from _spatial_layers(self)
+
+
+class OriginalXception(nnx.Module):
+    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
+
+    The first three are the blocks' outputs, before the ReLU that the next block begins with.
+    """
+
+    def __init__(self, config: OriginalXceptionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        norm = Norm(config.norm_momentum, config.norm_epsilon)
+        common = {"norm": norm, "rngs": rngs}
+        self.stem = nnx.List()
+        channels = config.in_channels
+        for i, width in enumerate(STEM):
+            self.stem.append(ConvNormAct(channels, width, 3, stride=2 - i, padding=0, **common))
+            channels = width
+        strides = [2, 2, 2, *[1] * 8, 2, 1]
+        plan = dilate(
+            strides, config.output_stride, start=2, first_block=config.first_block_dilation
+        )
+        self.blocks = nnx.List()
+        for i, (widths, (stride, dilation)) in enumerate(zip(ORIGINAL, plan, strict=False)):
+            self.blocks.append(
+                Block(
+                    channels,
+                    widths,
+                    stride=stride,
+                    dilations=(dilation,) * len(widths),
+                    pool=True,
+                    norm_between=False,
+                    relu_first=i > 0,
+                    **common,
+                )
+            )
+            channels = widths[-1]
+        self.exit = nnx.List()
+        for width in ORIGINAL_EXIT:
+            self.exit.append(
+                SeparableConv(
+                    channels,
+                    width,
+                    dilation=plan[-1][1],
+                    padding=config.exit_padding,
+                    norm_between=False,
+                    norm_after=width != ORIGINAL_EXIT[-1] or config.last_norm,
+                    relu=True,
+                    **common,
+                )
+            )
+            channels = width
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each of the features."""
+        return {"low": 128, "mid": 256, "aux": 728, "high": 2048}
+
+    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+        x = images
+        for part in self.stem:
+            x = part(x)
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        for conv in self.exit:
+            x = conv(x)
+        return {"low": outputs[0], "mid": outputs[1], "aux": outputs[-2], "high": x}
+
+    def spatial_layers(self) -> Iterator[SpatialLayer]:
+        """What widens the receptive field, in order."""
+        yield from _spatial_layers(self)
+
+
+def _spatial_layers(network: Xception | OriginalXception) -> Iterator[SpatialLayer]:
+    for i, part in enumerate(network.stem):
+        yield spatial_layer(f"stem.{i}", part.conv)
+    for i, block in enumerate(network.blocks):
+        yield from block.spatial_layers(f"blocks.{i}")
+    for i, conv in enumerate(network.exit):
+        yield spatial_layer(f"exit.{i}", conv.depthwise)
