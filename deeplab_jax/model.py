@@ -15,6 +15,7 @@ from deeplab_jax.backbones import (
     HRNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
+    MobileViTConfig,
     ResNetConfig,
     XceptionConfig,
 )
@@ -130,6 +131,7 @@ _BACKBONES = {
     "mobilenet_v3_large": MobileNetV3Config("large"),
     "mobilenet_v3_small": MobileNetV3Config("small"),
     **{f"efficientnet_lite{v}": EfficientNetLiteConfig(v) for v in range(5)},
+    **{f"mobilevit_{size}": MobileViTConfig(size) for size in ("xxs", "xs", "s")},
     **{f"hrnetv2_w{width}": HRNetConfig(width) for width in (18, 32, 48)},
     **{f"drn_{v}": DRNConfig(v) for v in ("d_22", "d_38", "d_54", "d_105")},
     "xception65": XceptionConfig(),

@@ -16,7 +16,8 @@ class Preprocessing:
         default.
       size_multiple: pad at the bottom and right to a multiple of this, with zeros after normalisation,
         and crop the logits: for models whose code accepts no other sizes (segmentation_models_pytorch).
-      channel_order: "bgr" swaps the first and the third channel (MobileViT); images are always "rgb".
+      channel_order: of what the model takes; for "bgr" (MobileViT), the first and the third channel
+        of images, which are always RGB, are swapped.
     """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -26,7 +27,7 @@ class Preprocessing:
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """uint8 `[B, H, W, C]` -> float32: scaled to [0, 1], in the model's order, minus mean, over std."""
+    """uint8 `[B, H, W, C]` -> float32: in [0, 1], in the model's order, minus mean, over std."""
     x = images.astype(jnp.float32) / 255
     if preprocessing.channel_order == "bgr":
         x = jnp.concatenate([x[..., 2::-1], x[..., 3:]], axis=-1)

@@ -60,6 +60,7 @@ class Entry:
     Attributes:
       path: ours, "backbone.layer1.0.conv1.kernel".
       name: theirs, "backbone.layer1.0.conv1.weight".
+      alias: a second name of theirs, see `Layout.aliases`; None for none.
       shape: ours.
       linear: whether our 1x1 kernel is a linear layer's matrix over there.
       roll: (axis of ours, channels), see `Layout.rolls`.
@@ -68,8 +69,14 @@ class Entry:
     path: str
     name: str
     shape: tuple[int, ...]
+    alias: str | None = None
     linear: bool = False
     roll: tuple[int, int] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of theirs; the last is the one that PyTorch goes by."""
+        return (self.name,) if self.alias is None else (self.name, self.alias)
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
@@ -162,14 +169,14 @@ def convert(
     _check(family, tensors, listed, renewed, checkpoint_classes)
     if renewed:
         model = fill(model, nnx.Rngs(seed))
-    _assign(model, {e.path: (e, tensors[e.name]) for e in listed if not _within(e, renewed)})
+    _assign(model, {e.path: (e, tensors[e.names[-1]]) for e in listed if not _within(e, renewed)})
     model.eval()
     return Conversion(
         model=model,
         layout=family,
         source=checkpoint.tensors,
         tensors=tensors,
-        dropped=checkpoint.dropped,
+        dropped=(*checkpoint.dropped, *_overruled(listed, tensors)),
         chosen=_chosen(family, config),
         initialised=tuple(e.path for e in listed if _within(e, renewed)),
     )
@@ -252,16 +259,17 @@ def _check(
 ) -> None:
     """Every tensor has its place and every place its tensor, or all that does not is listed."""
     problems = []
-    known = {entry.name: entry for entry in listed}
+    known = {name for entry in listed for name in entry.names}
     unknown = [name for name in tensors if name not in known]
-    missing = [e.name for e in listed if e.name not in tensors and not _within(e, renewed)]
+    needed = [(name, e) for e in listed if not _within(e, renewed) for name in e.names]
+    missing = [name for name, _ in needed if name not in tensors]
     for title, names in (("unknown", unknown), ("missing", missing)):
         if names:
             problems.append(f"{len(names)} {title}: {_some(names)}")
     shaped = [
-        f"{e.name} is {list(tensors[e.name].shape)}, expected {list(e.torch_shape)}"
-        for e in listed
-        if e.name in tensors and not _within(e, renewed) and tensors[e.name].shape != e.torch_shape
+        f"{name} is {list(tensors[name].shape)}, expected {list(e.torch_shape)}"
+        for name, e in needed
+        if name in tensors and tensors[name].shape != e.torch_shape
     ]
     if shaped:
         problems.append(f"{len(shaped)} of another shape: {_some(shaped)}")
@@ -272,6 +280,20 @@ def _check(
             + "\nRemove or rename unknown tensors, save missing ones, or name another --layout. "
             f"To train on another number of classes than its {classes}, say so with --num-classes "
             "(in Python, num_classes=...): the classifier then starts anew."
+        )
+
+
+def _overruled(listed: list[Entry], tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Says which tensors are overwritten by other values under their second name."""
+    names = [
+        e.name
+        for e in listed
+        if e.alias is not None and not np.array_equal(tensors[e.name], tensors[e.alias])
+    ]
+    if names:
+        yield (
+            f"{len(names)} tensors whose second name has other values, which PyTorch loads over "
+            f"them: {_some(names, 3)}"
         )
 
 
@@ -301,16 +323,17 @@ def to_torch(model: nnx.Module, layout: str) -> "dict[str, torch.Tensor]":
     state: dict[str, torch.Tensor] = {}
     for entry in listed:
         array = entry.to_torch(np.asarray(values[entry.path][...]))
-        state[entry.name] = torch.from_numpy(array)
-        if entry.name.endswith("running_var"):
-            counter = entry.name.removesuffix("running_var") + "num_batches_tracked"
-            state[counter] = torch.zeros((), dtype=torch.int64)
+        for name in entry.names:
+            state[name] = torch.from_numpy(array)
+            if name.endswith("running_var"):
+                counter = name.removesuffix("running_var") + "num_batches_tracked"
+                state[counter] = torch.zeros((), dtype=torch.int64)
     return state
 
 
 def _check_expressible(layout: Layout, config: Config, listed: list[Entry]) -> None:
     """What the layout makes of the exported names and shapes must be the model that we have."""
-    shapes = {entry.name: entry.torch_shape for entry in listed}
+    shapes = {name: entry.torch_shape for entry in listed for name in entry.names}
     if not layout.recognises(shapes):
         raise ValueError(f"{layout.code} has no model of {config.head.kind} like this one")
     theirs = layout.config(shapes, None).override(**_chosen(layout, config))
@@ -341,12 +364,13 @@ def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
 
     Raises ValueError, listing them, for modules that the layout has no name for.
     """
-    names, rolls = layout.names(config), layout.rolls(config)
+    names, rolls, aliases = layout.names(config), layout.rolls(config), layout.aliases(config)
     modules = weighted_modules(model)
     if nameless := [path for path in modules if path not in names]:
         raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
     listed = []
     for path, module in modules.items():
+        alias = aliases.get(names[path])
         for leaf, called in _LEAVES[type(module)].items():
             variable = getattr(module, leaf)
             if variable is not None:
@@ -355,6 +379,7 @@ def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
                     Entry(
                         path=f"{path}.{leaf}",
                         name=f"{names[path]}.{called}",
+                        alias=f"{alias}.{called}" if alias else None,
                         shape=variable.shape,
                         linear=leaf == "kernel" and path in layout.linear,
                         roll=None if axis is None else (axis, rolls[path]),
@@ -422,6 +447,7 @@ def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
 
 
 def model_config(model: nnx.Module) -> Config:
+    """The model's config. Raises ValueError for a model that has none."""
     if getattr(model, "config", None) is None:
         raise ValueError("the model has no config; make it with create, load or load_torch")
     return model.config

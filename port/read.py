@@ -65,8 +65,8 @@ class CheckpointError(ValueError):
 class StateDict:
     """`tensors` by name, in PyTorch's layout and order; `dropped`, a line per thing left out.
 
-    `settings` is the config.json beside a `model.safetensors` or `pytorch_model.bin`, the options of
-    the code that saved it; empty where there is none.
+    `settings` is the config.json beside a `model.safetensors` or `pytorch_model.bin`, the options
+    of the code that saved it; empty where there is none.
     """
 
     tensors: dict[str, np.ndarray]

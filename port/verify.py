@@ -59,6 +59,11 @@ class Row:
     def agrees(self) -> bool:
         return self.relative <= max(TOLERANCE, ROUNDING_FACTOR * self.rounding)
 
+    @property
+    def badness(self) -> tuple[bool, float]:
+        """What to sort by: a layer that is not a number is worse than any that agrees."""
+        return not self.agrees, self.relative
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -90,15 +95,15 @@ class Report:
         worst: dict[str, Row] = {}
         for row in self.layers:
             name = stage_of(row.path)
-            if name not in worst or row.relative > worst[name].relative:
+            if name not in worst or row.badness > worst[name].badness:
                 worst[name] = dataclasses.replace(row, path=name)
         return list(worst.values())
 
     def to_json(self) -> str:
-        """Every layer's row; errors of layers whose sizes differ are null."""
+        """Every layer's row; errors of layers whose sizes differ, or that are not numbers, are null."""
         rows = [
             {
-                name: None if value == math.inf else value
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in (dataclasses.asdict(row) | {"agrees": row.agrees}).items()
             }
             for row in self.layers
@@ -126,7 +131,7 @@ def verify(
       progress: called with the number of batches done.
 
     Raises:
-      ValueError: when the module's names are not those of the layout.
+      ValueError: when the module's names are not those of the layout, or the layout has none for ours.
     """
     config = model_config(model)
     state = torch_module.state_dict()
@@ -136,9 +141,16 @@ def verify(
         raise ValueError(
             f"the torch module has no {', '.join(missing[:10])}: it is not {family.name}'s"
         )
+    if nameless := [path for path in weighted_modules(model) if path not in names]:
+        raise ValueError(
+            f"the torch module is {family.name}'s, which has nothing like the model's "
+            f"{', '.join(nameless[:10])}"
+        )
     names = {
         path: names[path] for path in _compared(model, {p: modules[n] for p, n in names.items()})
     }
+    norms = {p for p, part in weighted_modules(model).items() if isinstance(part, BatchNorm)}
+    rolls = {path: n for path, n in family.rolls(config).items() if path in norms}
     batches = [images] if not hasattr(model, "backbone") else [(batch,) for batch in images]
     run_ours = _runner(model, tuple(names))
     worst: dict[str, Row] = {}
@@ -151,8 +163,13 @@ def verify(
         )
         ours = run_ours(*arguments)
         exact, rounded = run_torch(torch_module, arguments, names)
+        for path in (
+            rolls.keys() & exact.keys()
+        ):  # what a norm gives has its input's order of channels
+            for outputs in (exact, rounded):
+                outputs[path] = np.roll(outputs[path], -rolls[path], -1)
         for row in _compare(ours, exact, rounded):
-            if row.path not in worst or row.relative > worst[row.path].relative:
+            if row.path not in worst or row.badness > worst[row.path].badness:
                 worst[row.path] = row
         if "logits" in exact:
             same = ours["logits"].argmax(-1) == exact["logits"].argmax(-1)

@@ -110,9 +110,7 @@ def test_gradients_equal_torch(training):
     params_gradient, x_gradient = gradients(params, jnp.asarray(x))
     # Relative to the largest, which is where the sums of 84 terms are rounded.
     scale = np.abs(torch_x.grad.numpy()).max()
-    np.testing.assert_allclose(
-        x_gradient, to_numpy(torch_x.grad), rtol=2e-5, atol=2e-6 * scale
-    )
+    np.testing.assert_allclose(x_gradient, to_numpy(torch_x.grad), rtol=2e-5, atol=2e-6 * scale)
     np.testing.assert_allclose(params_gradient["scale"][...], theirs.weight.grad, **NEAR)
     np.testing.assert_allclose(params_gradient["bias"][...], theirs.bias.grad, **NEAR)
 
@@ -216,7 +214,9 @@ def test_the_initial_kernel_is_hes_for_the_fan_out(groups, fan_out):
     kernel = Conv(64, 256, 3, groups=groups, rngs=nnx.Rngs(0)).kernel[...]
     assert kernel.shape == (3, 3, 64 // groups, 256)
     # The deviation of n samples is known to 1 / sqrt(2 n); n is 2304 or more, and this is 5 of those.
-    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / fan_out), rtol=5 / np.sqrt(2 * kernel.size))
+    np.testing.assert_allclose(
+        kernel.std(), np.sqrt(2 / fan_out), rtol=5 / np.sqrt(2 * kernel.size)
+    )
 
 
 def test_the_initial_kernel_can_be_given_a_deviation():
@@ -279,7 +279,6 @@ def test_a_separable_convolution_has_nothing_between_its_two():
     module.eval()
     assert module.depthwise.kernel.shape == (3, 3, 1, 4)
     assert module.pointwise.kernel.shape == (1, 1, 4, 6)
-
 
     @jax.jit
     def both(x):

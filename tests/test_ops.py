@@ -196,9 +196,7 @@ def test_bfloat16_gradients_are_near_float32_ones(case):
     conv = functools.partial(ops.conv, **options)
     cotangent = jnp.asarray(normal(*jax.eval_shape(conv, x, kernel).shape, seed=3), jnp.bfloat16)
     ours = value_and_gradients(conv, cotangent, x, kernel)
-    exact = value_and_gradients(
-        conv, *(a.astype(jnp.float32) for a in (cotangent, x, kernel))
-    )
+    exact = value_and_gradients(conv, *(a.astype(jnp.float32) for a in (cotangent, x, kernel)))
     for a, b in zip(ours, exact, strict=True):
         # The gradient of x sums up to 9 taps, each rounded to bfloat16 (2^-9): 9 * 2^-9 < 0.02.
         assert_near(a, b, tolerance=0.02)

@@ -25,7 +25,7 @@ from references import (
     golden,
     images,
     nhwc,
-    quick_compilation,
+    quick_comparison,
     randomise,
     relative_error,
     run_torch,
@@ -434,8 +434,8 @@ def port_of(case: Case, *, runs: bool = True) -> Ported:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with quick_compilation():
+def _quick_comparison() -> Iterator[None]:
+    with quick_comparison():
         yield
 
 

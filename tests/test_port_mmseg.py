@@ -18,7 +18,7 @@ from references import (
     golden,
     images,
     nhwc,
-    quick_compilation,
+    quick_comparison,
     randomise,
     relative_error,
     run_torch,
@@ -111,7 +111,15 @@ class MobileNetV2(nn.Module):
     def __init__(self, strides=(1, 2, 2, 1, 1, 1, 1), dilations=(1, 1, 1, 2, 2, 4, 4)):
         super().__init__()
         self.conv1 = ConvModule(3, 32, 3, stride=2, act=F.relu6)
-        table = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+        table = (
+            (1, 16, 1),
+            (6, 24, 2),
+            (6, 32, 3),
+            (6, 64, 4),
+            (6, 96, 3),
+            (6, 160, 3),
+            (6, 320, 1),
+        )
         cin = 32
         for i, (expansion, cout, count) in enumerate(table):
             blocks = []
@@ -192,15 +200,15 @@ D8, D16 = ((1, 2), (1, 4)), ((2, 1), (1, 2))
 RATES = {8: (12, 24, 36), 16: (6, 12, 18)}
 
 
-def v3plus_r18(multi_grid=None):
+def v3plus_r18():
     """DeepLabv3+ on ResNetV1c, d8."""
-    head = ASPPHead(512, 128, RATES[8], low=(64, 12))
-    return EncoderDecoder(ResNet(18, D8, multi_grid), head, FCNHead(256, 64))
+    head = ASPPHead(512, 32, RATES[8], low=(64, 12))
+    return EncoderDecoder(ResNet(18, D8), head, FCNHead(256, 64))
 
 
-def v3_r18b_mg12():
+def v3_r18b_mg14():
     """DeepLabv3 on ResNet as torchvision has it, at output stride 16, absolute multi-grid."""
-    head = ASPPHead(512, 128, RATES[16], align_corners=True)
+    head = ASPPHead(512, 32, RATES[16], align_corners=True)
     backbone = ResNet(18, D16, multi_grid=(1, 4), deep_stem=False)
     return EncoderDecoder(backbone, head, FCNHead(256, 64))
 
@@ -212,30 +220,35 @@ def v3plus_mobilenet():
 
 
 def v3_r50b():
-    head = ASPPHead(2048, 512, RATES[8])
-    return EncoderDecoder(ResNet(50, D8, deep_stem=False), head, FCNHead(1024, 256))
+    head = ASPPHead(2048, 24, RATES[8])
+    return EncoderDecoder(ResNet(50, D8, deep_stem=False), head, FCNHead(1024, 16))
 
 
-def v3plus_r101_mg124():
-    head = ASPPHead(2048, 512, RATES[16], low=(256, 48), align_corners=True)
-    return EncoderDecoder(ResNet(101, D16, (1, 2, 4)), head, FCNHead(1024, 256))
+def v3plus_r50_mg124():
+    head = ASPPHead(2048, 24, RATES[16], low=(256, 48), align_corners=True)
+    return EncoderDecoder(ResNet(50, D16, (1, 2, 4)), head, FCNHead(1024, 24))
 
 
 CASES = {  # the original, the options that its weights do not tell
     "v3plus-r18-d8": (v3plus_r18, {}),
     "v3-r18b-d16-mg-align": (
-        v3_r18b_mg12,
+        v3_r18b_mg14,
         {"output_stride": 16, "multi_grid": [1, 4], "align_corners": True},
     ),
     "v3plus-mobilenet-d8-align": (v3plus_mobilenet, {"align_corners": True}),
 }
-SHAPE = (2, 65, 97, 3)
+SHAPE = (2, 33, 97, 3)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with quick_compilation():
+def _quick():
+    # Per channel of a depthwise convolution in float64, torch starts its threads anew: on a busy machine
+    # they wait for each other, and one thread is seventy times faster than two.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with quick_comparison():
         yield
+    torch.set_num_threads(threads)
 
 
 @functools.cache
@@ -274,7 +287,7 @@ def test_every_layer_agrees_with_pytorch(name):
 
 def test_both_heads_logits_are_those_of_pytorch():
     # The same without verify: PyTorch's own rounding is 1e-6 here, mistakes are 1e-3 and above.
-    module, state, options = original("v3plus-mobilenet-d8-align")
+    module, state, options = original("v3-r18b-d16-mg-align")
     x, model = images(*SHAPE, seed=2), load_torch(state, **options)
     theirs = run_torch(module, x)
     out, aux = apply(model, x, method="with_aux")
@@ -304,16 +317,16 @@ def test_resnet_config_is_read_off_names_and_shapes():
         50, 8, absolute_multi_grid=True, basic_block_dilation="first"
     )
     assert config.head == DeepLabV3Config(
-        channels=512, dropout=0.1, project_kernel=3, convs=0, drop_channels=True
+        channels=24, dropout=0.1, project_kernel=3, convs=0, drop_channels=True
     )
-    assert config.aux_head == FCNConfig(tap="aux", channels=256, drop_channels=True)
+    assert config.aux_head == FCNConfig(tap="aux", channels=16, drop_channels=True)
     assert not config.align_corners
     assert config.num_classes == 7
 
 
 def test_d16_mg124_has_the_rates_1_2_4_in_its_last_stage():
     options = {"output_stride": 16, "multi_grid": [1, 2, 4], "align_corners": True}
-    model = load_torch(skeleton(v3plus_r101_mg124), **options)
+    model = load_torch(skeleton(v3plus_r50_mg124), **options)
     assert model.config.backbone.stem == "deep"
     assert model.config.backbone.multi_grid == (1, 2, 4)
     assert [block.conv2.dilation for block in model.backbone.layer4] == [1, 2, 4]
@@ -374,14 +387,24 @@ def test_another_backbone_is_refused_by_name():
 
 
 def test_a_model_of_other_rules_is_not_exported():
-    model = load_torch(skeleton(v3_r50b), first_block_dilation="same")
+    model = load_torch(skeleton(v3plus_r18), first_block_dilation="same")
     with pytest.raises(ValueError, match="first_block_dilation is 'same' here"):
         to_torch(model, "mmseg")
 
 
 # ---------------------------------------------------------------------------- golden files
 
-GOLDEN = {}
+# Rounding grows from layer to layer of a deep network of random weights. Measured with the modules above:
+#            the file from float64   PyTorch's float32 from the file, on another machine   our float32
+#   mobilenet        1.6e-5                      1.0e-5                                      1.7e-5
+#   R50 v3           7.3e-5                      1.2e-4                                      1.1e-4
+#   R50 v3+          8.3e-5                      1.4e-4                                      1.6e-4
+#   R101 v3+         8.5e-4                      1.1e-3                                      1.1e-3
+# and our float64 is as far from the files as PyTorch's to two digits. Mistakes give 1e-2 and above.
+GOLDEN = {
+    "mmseg_deeplabv3plus_mobilenetv2_os8": 1e-4,
+    "mmseg_deeplabv3plus_r101_os16_mg124_align": 4e-3,
+}
 
 
 @pytest.mark.parametrize("name", GOLDEN)

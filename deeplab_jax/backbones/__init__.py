@@ -9,6 +9,7 @@ from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientN
 from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
+from deeplab_jax.backbones.mobilevit import MobileViT, MobileViTConfig
 from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
 from deeplab_jax.backbones.xception import (
     OriginalXception,
@@ -22,6 +23,7 @@ BackboneConfig = (
     | MobileNetV2Config
     | MobileNetV3Config
     | EfficientNetLiteConfig
+    | MobileViTConfig
     | HRNetConfig
     | DRNConfig
     | XceptionConfig
@@ -40,6 +42,8 @@ __all__ = [
     "MobileNetV2Config",
     "MobileNetV3",
     "MobileNetV3Config",
+    "MobileViT",
+    "MobileViTConfig",
     "OriginalXception",
     "OriginalXceptionConfig",
     "ResNet",

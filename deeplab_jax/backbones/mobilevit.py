@@ -1,7 +1,7 @@
 """MobileViT (Mehta & Rastegari 2022, arXiv 2110.02178), dilated.
 
-MobileNetV2's blocks, and from stride 8 on blocks that hand their features to a transformer: each pixel
-of a 2 x 2 patch attends to the pixels at the same place in all other patches.
+MobileNetV2's blocks, and from stride 8 on blocks that hand their features to a transformer: each
+pixel of a 2 x 2 patch attends to the pixels at the same place in all other patches.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Size = Literal["xxs", "xs", "s"]
 
 
 class Widths(NamedTuple):
-    """Channels of a size: of the stem and the five stages, inside the transformers, and the expansion."""
+    """A size's channels: of the stem, the five stages and the three transformers; the expansion."""
 
     stem: int
     stages: tuple[int, int, int, int, int]
@@ -48,8 +48,8 @@ class MobileViTConfig:
     """
     Attributes:
       size: "xxs", "xs" or "s".
-      output_stride: 8, 16 or 32. Only the depthwise convolutions that lost their stride, or come after
-        one that did, have an atrous rate; the 3x3 around the transformers have none.
+      output_stride: 8, 16 or 32. Only depthwise convolutions that come after one that lost its
+        stride have an atrous rate; the dense 3x3 around the transformers have none.
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
       layer_norm_epsilon: of every layer norm.
@@ -131,7 +131,7 @@ class MobileViT(nnx.Module):
         return features | {"high": high}
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
-        """What widens the receptive field, in order; the transformers, which see it all, left out."""
+        """What widens the receptive field, in order, but the transformers, which see it all."""
         yield spatial_layer("stem", self.stem.conv)
         for i, block in enumerate(self.blocks):
             if isinstance(block, InvertedResidual):
@@ -149,9 +149,7 @@ def block_table(size: Size) -> list[Block]:
     for channels, count, stride in stages:
         for i in range(count):
             expanded = widths.expansion * before
-            blocks.append(
-                Block(3, expanded, channels, stride if i == 0 else 1, activation="silu")
-            )
+            blocks.append(Block(3, expanded, channels, stride if i == 0 else 1, activation="silu"))
             before = channels
     return blocks
 
@@ -160,7 +158,7 @@ def block_table(size: Size) -> list[Block]:
 
 
 class MobileViTBlock(nnx.Module):
-    """Downsampling, then local and global features fused: `[B, H, W, C]` -> `[B, H', W', channels]`.
+    """Downsampling, then local and global features, fused: `[B, H', W', channels]`.
 
     Args:
       down: the inverted residual that begins the stage.
@@ -208,8 +206,8 @@ class MobileViTBlock(nnx.Module):
 class TransformerLayer(nnx.Module):
     """Attention and a perceptron, each behind a layer norm and beside a shortcut.
 
-    `[B, P, N, width]` -> the same; the N tokens of each of the P places attend to each other. A linear
-    layer is a 1x1 convolution of such an array.
+    `[B, P, N, width]` -> the same; the N tokens of each of the P places attend to each other. A
+    linear layer is a 1x1 convolution of such an array.
     """
 
     def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs):

@@ -5,6 +5,7 @@ mmsegmentation have it.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -89,7 +90,7 @@ class ResNet(nnx.Module):
             widths = (config.in_channels, 32, 32, 64)
             self.stem = nnx.List(
                 ConvNormAct(cin, cout, 3, stride=2 if i == 0 else 1, norm=norm, rngs=rngs)
-                for i, (cin, cout) in enumerate(zip(widths, widths[1:], strict=False))
+                for i, (cin, cout) in enumerate(itertools.pairwise(widths))
             )
         stages, channels = [], 64
         for blocks in _plan(config):

@@ -263,12 +263,10 @@ class Xception(nnx.Module):
         for i, width in enumerate(STEM):
             act = "relu" if i == 0 or config.stem_relu else "none"
             self.stem.append(
-                ConvNormAct(
-                    channels, width, 3, stride=2 - i, activation=act, norm=norm, rngs=rngs
-                )
+                ConvNormAct(channels, width, 3, stride=2 - i, activation=act, norm=norm, rngs=rngs)
             )
             channels = width
-        strides = [2, 2, 2, *[1] * 16, config.exit_stride, 1]
+        strides = [2, 2, 2, *[1] * (len(ALIGNED) - 4), config.exit_stride, 1]
         plan = dilate(strides, config.output_stride, start=2, first_block="previous")
         self.blocks = nnx.List()
         for i, (widths, (stride, dilation)) in enumerate(zip(ALIGNED, plan, strict=False)):
@@ -306,8 +304,8 @@ class Xception(nnx.Module):
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
-        low = 256 if self.config.low == "block2" else 128
-        return {"low": low, "mid": 256, "aux": 728, "high": 2048}
+        low = ALIGNED[1] if self.config.low == "block2" else ALIGNED[0]
+        return _channels(low, ALIGNED, ALIGNED_EXIT)
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         x = images
@@ -348,7 +346,7 @@ class OriginalXception(nnx.Module):
         for i, width in enumerate(STEM):
             self.stem.append(ConvNormAct(channels, width, 3, stride=2 - i, padding=0, **common))
             channels = width
-        strides = [2, 2, 2, *[1] * 8, 2, 1]
+        strides = [2, 2, 2, *[1] * (len(ORIGINAL) - 4), 2, 1]
         plan = dilate(
             strides, config.output_stride, start=2, first_block=config.first_block_dilation
         )
@@ -386,7 +384,7 @@ class OriginalXception(nnx.Module):
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
-        return {"low": 128, "mid": 256, "aux": 728, "high": 2048}
+        return _channels(ORIGINAL[0], ORIGINAL, ORIGINAL_EXIT)
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
         x = images
@@ -403,6 +401,12 @@ class OriginalXception(nnx.Module):
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
         yield from _spatial_layers(self)
+
+
+def _channels(
+    low: tuple[int, ...], blocks: tuple[tuple[int, ...], ...], exits: tuple[int, ...]
+) -> dict[str, int]:
+    return {"low": low[-1], "mid": blocks[1][-1], "aux": blocks[-2][-1], "high": exits[-1]}
 
 
 def _spatial_layers(network: Xception | OriginalXception) -> Iterator[SpatialLayer]:

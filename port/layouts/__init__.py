@@ -1,14 +1,18 @@
 """The families of PyTorch code that we can read; a file each."""
 
 from port.layouts.base import Layout
+from port.layouts.bubbliiiing import Bubbliiiing
 from port.layouts.efficientnet_lite_pytorch import EfficientNetLitePytorch
+from port.layouts.jfzhang import JFZhang
 from port.layouts.mmseg import MMSeg
 from port.layouts.smp import SMP
 from port.layouts.standalone import Standalone
 from port.layouts.timm import Timm
 from port.layouts.torchvision import Torchvision
 from port.layouts.torchvision_classification import TorchvisionClassification
+from port.layouts.transformers import TransformersMobileNetV2, TransformersMobileViT
 from port.layouts.vainf import VainF
+from port.layouts.yassouali import Yassouali
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
@@ -17,9 +21,14 @@ LAYOUTS: dict[str, Layout] = {
         VainF(),
         SMP(),
         MMSeg(),
+        JFZhang(),
+        Yassouali(),
+        Bubbliiiing(),
         Standalone(),
         TorchvisionClassification(),
         Timm(),
         EfficientNetLitePytorch(),
+        TransformersMobileNetV2(),
+        TransformersMobileViT(),
     )
 }

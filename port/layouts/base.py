@@ -27,6 +27,7 @@ class Layout(abc.ABC):
     Attributes:
       name: what `--layout` calls it.
       code: the code base, for people.
+      models: what of it we read, for the README's table.
       choices: fields of the config that are options of the original code and leave no trace in the
         weights, so that `--output-stride` and the like must tell.
       linear: our modules whose 1x1 kernels are linear layers over there.
@@ -34,6 +35,7 @@ class Layout(abc.ABC):
 
     name: str
     code: str
+    models: str
     choices: tuple[str, ...] = ("output_stride",)
     linear: tuple[str, ...] = ()
 
@@ -74,6 +76,15 @@ class Layout(abc.ABC):
     @abc.abstractmethod
     def names(self, config: Config) -> Names:
         """What the original code calls each module of the model."""
+
+    def aliases(self, config: Config) -> Names:
+        """Name of a PyTorch module -> its second name, where the original code registers it twice.
+
+        Its tensors are then in every checkpoint under both names. PyTorch loads the second name last,
+        so that it is the one that counts.
+        """
+        del config
+        return {}
 
     def rolls(self, config: Config) -> dict[str, int]:
         """Module -> by how many channels its *input* is rotated in the original code.

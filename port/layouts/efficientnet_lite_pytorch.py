@@ -13,6 +13,7 @@ IMAGE_SIZES = (224, 240, 260, 280, 300)  # of variants 0 to 4; "same" padding is
 class EfficientNetLitePytorch(Layout):
     name = "efficientnet-lite-pytorch"
     code = "efficientnet-lite-pytorch"
+    models = "ImageNet EfficientNet-Lite0 to 4 as dilated networks"
     choices = ("output_stride", "same_size", "preprocessing")
     linear = ("head.classifier",)
 

@@ -18,6 +18,7 @@ ROWS = len(mobilenet_v2.TABLE)  # of MobileNetV2, each a `layer{n}`
 class MMSeg(Layout):
     name = "mmseg"
     code = "mmsegmentation"
+    models = "DeepLabV3 and V3Plus on ResNet (v1b, v1c) and MobileNetV2; d8 and d16-mg124; auxiliary head"
     choices = ("output_stride", "multi_grid", "align_corners", "rates")
 
     def recognises(self, shapes: Shapes) -> bool:

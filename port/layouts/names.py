@@ -1,20 +1,26 @@
 """Names that several families share, as tables from our modules to theirs."""
 
+import itertools
+
 from deeplab_jax.backbones import (
     DRNConfig,
     EfficientNetLiteConfig,
     HRNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
+    OriginalXceptionConfig,
     ResNetConfig,
+    XceptionConfig,
     drn,
     efficientnet_lite,
     hrnet,
     mobilenet_v2,
     mobilenet_v3,
     resnet,
+    xception,
 )
-from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck
+from deeplab_jax.backbones.resnet import Bottleneck
+from deeplab_jax.layers import ConvNormAct
 from port.layouts.base import Names
 
 
@@ -66,17 +72,17 @@ def drn_names(config: DRNConfig) -> Names:
     counts, types = drn.VARIANTS[config.variant][1], drn.block_types(config.variant)
     for level, (count, block_type) in enumerate(zip(counts, types, strict=True), 1):
         layer = f"layer{level}"
-        if block_type is BasicBlock or block_type is Bottleneck:
-            convs = 2 if block_type is BasicBlock else 3
-            names |= residual_names(layer, count, convs, shortcut=True)
-        else:  # convolution, norm and ReLU, one after the other
+        if block_type is ConvNormAct:  # with its ReLU, three modules in a row
             for i in range(count):
                 names |= conv_bn(f"{layer}.{i}", f"{layer}.{3 * i}", f"{layer}.{3 * i + 1}")
+        else:
+            convs = 3 if block_type is Bottleneck else 2
+            names |= residual_names(layer, count, convs, shortcut=True)
     return names
 
 
 def hrnet_names(config: HRNetConfig) -> Names:
-    """VainF's HRNetV2, which has the transitions of stage 3 and 4 one level up from the authors'."""
+    """VainF's HRNetV2. Its `transition{n}` makes the new streams of stage n + 1."""
     del config  # the width changes no name
     names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
     names |= residual_names("layer1", hrnet.BLOCKS, 3, shortcut=True)
@@ -113,6 +119,47 @@ def mobilenet_v2_names(config: MobileNetV2Config) -> Names:
         names |= conv_bn(f"{ours}.project", f"{theirs}.{at}", f"{theirs}.{at + 1}")
     if config.last_conv:
         names |= conv_bn("last", f"features.{blocks + 1}.0", f"features.{blocks + 1}.1")
+    return names
+
+
+def flat_mobilenet_v2_names(config: MobileNetV2Config) -> Names:
+    """`features.{0..17}`, blocks as one flat Sequential called `conv` (jfzhang, bubbliiiing)."""
+    names = conv_bn("stem", "features.0.0", "features.0.1")
+    for i in range(len(mobilenet_v2.block_table(config.width))):
+        parts = ["depthwise", "project"] if i == 0 else ["expand", "depthwise", "project"]
+        for at, part in enumerate(parts):  # convolution, norm and ReLU of each
+            conv = f"features.{i + 1}.conv.{3 * at}"
+            names |= conv_bn(f"blocks.{i}.{part}", conv, f"features.{i + 1}.conv.{3 * at + 1}")
+    return names
+
+
+def xception_names(
+    config: XceptionConfig | OriginalXceptionConfig, *, without_relu: tuple[int, ...] = (1,)
+) -> Names:
+    """`block{1..20}`, each with a Sequential `rep` (Cadene's; jfzhang and yassouali copied it).
+
+    Args:
+      without_relu: the blocks whose `rep` begins with a convolution, not with a ReLU.
+    """
+    aligned = isinstance(config, XceptionConfig)
+    blocks = xception.ALIGNED if aligned else xception.ORIGINAL
+    names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
+    places = []  # of each separable convolution and the norm after it
+    for number, (before, widths) in enumerate(itertools.pairwise([xception.STEM, *blocks]), 1):
+        ours, theirs = f"blocks.{number - 1}", f"block{number}"
+        for i in range(len(widths)):
+            at = 3 * i + (number not in without_relu)
+            places.append((f"{ours}.convs.{i}", f"{theirs}.rep.{at}", f"{theirs}.rep.{at + 1}"))
+        if before[-1] != widths[-1]:
+            names |= conv_bn(f"{ours}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
+    exits = xception.ALIGNED_EXIT if aligned else xception.ORIGINAL_EXIT
+    places += [(f"exit.{i}", f"conv{i + 3}", f"bn{i + 3}") for i in range(len(exits))]
+    for ours, conv, bn in places:
+        names |= {f"{ours}.depthwise": f"{conv}.conv1", f"{ours}.pointwise": f"{conv}.pointwise"}
+        names |= {f"{ours}.depthwise_bn": f"{conv}.bn"} if aligned else {}
+        names[f"{ours}.bn"] = bn
+    if not aligned and not config.last_norm:
+        del names[f"exit.{len(exits) - 1}.bn"]
     return names
 
 

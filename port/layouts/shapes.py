@@ -93,9 +93,9 @@ def drn_config(shapes: Shapes) -> DRNConfig:
     counts = tuple(count(shapes, f"layer{level}.{{}}.conv1.") for level in (3, 4, 5, 6))
     last = 2 if "layer8.3.weight" in shapes else 1
     for variant, (block_type, known) in drn.VARIANTS.items():
-        if variant.startswith("d") and (known[2:6], known[7]) == (counts, last):
-            if bottleneck == (block_type is Bottleneck):
-                return DRNConfig(variant, in_channels=shapes.get("layer0.0.weight", (16, 3))[1])
+        same = (known[2:6], known[7], block_type is Bottleneck) == (counts, last, bottleneck)
+        if same and variant.startswith("d"):
+            return DRNConfig(variant, in_channels=shapes.get("layer0.0.weight", (16, 3))[1])
     kind = "bottleneck" if bottleneck else "basic"
     known = ", ".join(v for v in drn.VARIANTS if v.startswith("d"))
     raise ValueError(f"no DRN-D that we know has {counts} {kind} blocks; there are {known}")
@@ -119,6 +119,11 @@ def torchvision_v2_projections(shapes: Shapes) -> list[int]:
     ]
 
 
+def flat_v2_projections(shapes: Shapes) -> list[int]:
+    """The same where a block is one flat Sequential, see `names.flat_mobilenet_v2_names`."""
+    return [shapes[f"features.{i}.conv.{3 if i == 1 else 6}.weight"][0] for i in range(1, 18)]
+
+
 def torchvision_v3_projections(shapes: Shapes) -> list[int]:
     """Output channels of MobileNetV3's blocks `1.block`, `2.block`, ...: the last convolution of each."""
     parts = {i: count(shapes, f"{i}.block.{{}}.") for i in range(1, count(shapes, "{}."))}
@@ -131,10 +136,7 @@ def timm_projections(shapes: Shapes) -> list[int]:
     for stage in range(count(shapes, "blocks.{}.")):
         for block in range(count(shapes, f"blocks.{stage}.{{}}.")):
             prefix = f"blocks.{stage}.{block}."
-            last = next(
-                conv
-                for conv in ("conv_pwl", "conv", "conv_pw")
-                if f"{prefix}{conv}.weight" in shapes
-            )
+            kinds = ("conv_pwl", "conv", "conv_pw")
+            last = next((conv for conv in kinds if f"{prefix}{conv}.weight" in shapes), kinds[-1])
             projections.append(shapes[f"{prefix}{last}.weight"][0])
     return projections

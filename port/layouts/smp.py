@@ -39,6 +39,7 @@ OLD_NAMES = {
 class SMP(Layout):
     name = "smp"
     code = "segmentation_models_pytorch"
+    models = "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, mobilenet_v2, timm-tf_efficientnet_lite0 to 4"
     choices = ("output_stride", "rates", "preprocessing")
 
     def canonical(self, name: str) -> str:

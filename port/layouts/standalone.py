@@ -8,7 +8,8 @@ from port.layouts.names import conv_bn
 
 class Standalone(Layout):
     name = "standalone"
-    code = "ASPP and Decoder alone: aspp.aspp1.0, decoder.output.3"
+    code = "ASPP (`aspp.aspp1.0`) and Decoder (`decoder.output.3`)"
+    models = "ASPP and Decoder alone"
 
     def recognises(self, shapes: Shapes) -> bool:
         return "aspp.aspp1.0.weight" in shapes and "decoder.output.0.weight" in shapes

@@ -22,6 +22,7 @@ DEFAULTS = {"norm_momentum": 0.1, "norm_epsilon": 1e-5}  # of everything but tf_
 class Timm(Layout):
     name = "timm"
     code = "timm"
+    models = "ImageNet MobileNetV2, MobileNetV3 and EfficientNet-Lite as dilated networks"
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
     linear = ("head.classifier",)
 

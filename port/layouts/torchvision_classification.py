@@ -23,6 +23,7 @@ from port.layouts.shapes import (
 class TorchvisionClassification(Layout):
     name = "torchvision-classification"
     code = "torchvision.models and timm's ResNets"
+    models = "ImageNet ResNet-18 to 152, MobileNetV2 and V3 as dilated networks"
     linear = ("head.classifier", "head.hidden")
 
     def recognises(self, shapes: Shapes) -> bool:

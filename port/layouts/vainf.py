@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from deeplab_jax.backbones import HRNetConfig, ResNetConfig
+from deeplab_jax.backbones import HRNetConfig, OriginalXceptionConfig, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from port.layouts.base import Layout, Names, Shapes
@@ -14,6 +14,7 @@ from port.layouts.names import (
     resnet_names,
     separable_names,
     under,
+    xception_names,
 )
 from port.layouts.shapes import count, hrnet_config, mobilenet_v2_config, resnet_config, within
 
@@ -23,6 +24,7 @@ LOW_LEVEL_BLOCKS = 4  # MobileNetV2's features.{0..3} are called low_level_featu
 class VainF(Layout):
     name = "vainf"
     code = "VainF/DeepLabV3Plus-Pytorch"
+    models = "v3 and v3+ on ResNet, MobileNetV2, Xception and HRNetV2; separable convolutions"
 
     def recognises(self, shapes: Shapes) -> bool:
         return (
@@ -37,9 +39,17 @@ class VainF(Layout):
             backbone = _mobilenet_v2(inner, stride)
         elif "transition1.0.0.weight" in inner:
             backbone = hrnet_config(inner, upsample="nearest", stem_relu=False)
+        elif "block1.skip.weight" in inner:
+            backbone = OriginalXceptionConfig(
+                stride,
+                first_block_dilation="same",
+                exit_padding=1,
+                last_norm=False,
+                in_channels=inner.get("conv1.weight", (32, 3))[1],
+            )
         else:
             backbone = resnet_config(inner, output_stride=stride)
-        # HRNet is made for any output stride, has stride 4 and always the same rates.
+        # The original takes an output stride for HRNet too, and does nothing with it.
         rates = (12, 24, 36) if isinstance(backbone, HRNetConfig) else None
         if "classifier.classifier.0.convs.0.0.weight" in shapes:
             classes = shapes.get("classifier.classifier.4.weight", (21,))[0]
@@ -58,6 +68,8 @@ class VainF(Layout):
             names = under("backbone", "backbone", resnet_names(config.backbone))
         elif isinstance(config.backbone, HRNetConfig):
             names = under("backbone", "backbone", hrnet_names(config.backbone))
+        elif isinstance(config.backbone, OriginalXceptionConfig):
+            names = under("backbone", "backbone", xception_names(config.backbone))
         else:
             names = under("backbone", "backbone", _mobilenet_v2_names(config.backbone))
         if isinstance(config.head, DeepLabV3Config):

@@ -1,0 +1,171 @@
+"""The commands as a user types them: status, messages, and what they leave behind."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from deeplab_jax import __main__ as deeplab
+from deeplab_jax import load
+from PIL import Image
+from port import __main__ as deeplab_port
+
+
+def run(main, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=4
+    )
+    path = tmp_path_factory.mktemp("torch") / "lraspp.pth"
+    torch.save({"model": model.state_dict(), "epoch": 3}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ported(checkpoint, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    out = tmp_path_factory.mktemp("jax") / "lraspp"
+    names = out.parent / "names.txt"
+    names.write_text("road\nsky\n\ncar\ntree\n")
+    report = out.parent / "reports" / "report.json"
+    arguments = (checkpoint, out, "--class-names", names, "--report", report)
+    assert run(deeplab_port.main, patch, *arguments) == 0
+    patch.undo()
+    return out
+
+
+def test_port_verifies_saves_and_reports(ported):
+    model = load(ported)
+    assert model.config.class_names == ("road", "sky", "car", "tree")
+    report = json.loads((ported.parent / "reports" / "report.json").read_text())
+    assert report["ok"]
+    assert report["argmax_agreement"] >= 0.9999
+    assert report["layers"][-1]["path"] == "logits"
+    assert {path.name for path in ported.parent.iterdir()} == {"lraspp", "names.txt", "reports"}
+
+
+def test_port_refuses_to_overwrite_unless_told(checkpoint, ported, monkeypatch, capsys):
+    assert run(deeplab_port.main, monkeypatch, checkpoint, ported, "--no-verified") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    arguments = (checkpoint, ported, "--no-verified", "--overwrite")
+    assert run(deeplab_port.main, monkeypatch, *arguments) == 0
+
+
+def test_port_exits_with_1_and_saves_nothing_where_the_models_differ(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    # the same names and shapes, another graph: its last stage is not dilated
+    code = (
+        "import torchvision\n"
+        "def make():\n"
+        "    from torchvision.models import mobilenetv3\n"
+        "    from torchvision.models.segmentation import lraspp\n"
+        "    return lraspp._lraspp_mobilenetv3(mobilenetv3.mobilenet_v3_large(), 4)\n"
+    )
+    (tmp_path / "other_stride.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    status = run(
+        deeplab_port.main, monkeypatch, checkpoint, "out", "--against", "other_stride:make"
+    )
+    assert status == 1
+    assert "first layer that differs is backbone.blocks.12" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.pth",), "missing.pth"),
+        (("{checkpoint}", "--layout", "nosuch"), "layout must be one of"),
+        (("{checkpoint}", "--output-stride", "12"), "must be 8, 16 or 32, got 12"),
+        (("{checkpoint}", "--set", "nosuch=1"), "no such field: nosuch"),
+        (("{checkpoint}", "--set", "nosuch"), "name=value"),
+        (("{checkpoint}", "--against", "nosuch"), "module:factory"),
+        (("{checkpoint}", "--against", "nosuch:f"), "cannot be built"),
+        (("{checkpoint}", "--images", "nosuch"), "no such file"),
+        (("{checkpoint}", "--class-names", "{checkpoint}"), ""),
+    ],
+)
+def test_bad_use_of_port_ends_with_status_2_and_leaves_nothing(
+    arguments, message, checkpoint, tmp_path, monkeypatch, capsys
+):
+    source, *options = (a.format(checkpoint=checkpoint) for a in arguments)
+    monkeypatch.chdir(tmp_path)
+    assert run(deeplab_port.main, monkeypatch, source, "out", *options) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_checkpoint_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(checkpoint.read_bytes()[:100_000])
+    assert not zipfile.is_zipfile(cut)
+    assert run(deeplab_port.main, monkeypatch, cut, tmp_path / "out") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.pth"]
+
+
+def test_predict_writes_masks_and_names_the_picture_that_is_none(
+    ported, tmp_path, monkeypatch, capsys
+):
+    photos, out = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 57, 3)).astype(np.uint8)).save(
+        photos / "good.png"
+    )
+    (photos / "bad.png").write_text("no picture")
+    assert run(deeplab.main, monkeypatch, "predict", ported, photos, "--out", out) == 2
+    assert "bad.png" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"good.png", "good_overlay.jpg"}
+    with Image.open(out / "good.png") as mask:
+        assert mask.size == (57, 41)
+        assert np.asarray(mask).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "nosuch", "x.png"), "does not exist"),
+        (("predict", "{ported}", "nosuch.png"), "no such file"),
+        (("predict", "{ported}", "demo", "--tile", "3"), "tile must be at least"),
+        (("summary", "nosuch"), "neither a preset"),
+    ],
+)
+def test_bad_use_of_deeplab_ends_with_status_2(
+    arguments, message, ported, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = (argument.format(ported=ported) for argument in arguments)
+    assert run(deeplab.main, monkeypatch, *arguments) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_summary_adds_up(monkeypatch, capsys):
+    # torchvision's LR-ASPP has 3,221,538 parameters with 21 classes
+    assert run(deeplab.main, monkeypatch, "summary", "lraspp_mobilenet_v3_large") == 0
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert "3,221,538" in total
+
+
+def test_summary_reads_a_model_folder(ported, monkeypatch, capsys):
+    assert run(deeplab.main, monkeypatch, "summary", ported, "--size", "65", "97") == 0
+    assert "backbone.blocks.14" in capsys.readouterr().out
+
+
+def test_list_names_the_presets(monkeypatch, capsys):
+    assert run(deeplab.main, monkeypatch, "list") == 0
+    assert "deeplabv3plus_resnet50" in capsys.readouterr().out
