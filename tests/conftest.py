@@ -7,6 +7,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before torch is: threads that outnumber the cores make its float64 convolutions many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 

@@ -364,5 +364,5 @@ def test_sizes_that_there_are_not_are_refused():
         MobileViTConfig("m")
     with pytest.raises(ValueError, match="18, 32 or 48, got 64"):
         HRNetConfig(64)
-    with pytest.raises(ValueError, match="c_26, .*; got 'd_23'"):
+    with pytest.raises(ValueError, match=r"c_26, .*; got 'd_23'"):
         DRNConfig("d_23")

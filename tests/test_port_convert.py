@@ -44,8 +44,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "standalone": lambda: Standalone(160, 24, 16),
     "torchvision-classification": lambda: torchvision.models.resnet18(num_classes=7),
     "timm": lambda: timm.create_model("mobilenetv2_050", num_classes=7),
-    "efficientnet-lite-pytorch": lambda: (
-        efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0", num_classes=7)
+    "efficientnet-lite-pytorch": lambda: efficientnet_lite_pytorch.EfficientNet.from_name(
+        "efficientnet-lite0", num_classes=7
     ),
 }
 A_NORM = "backbone.1.block.0.1.running_var"  # of torchvision's MobileNetV3
@@ -132,22 +132,23 @@ def test_a_missing_tensor_that_tells_what_the_model_is_is_refused_as_a_checkpoin
     # Whatever single tensor is gone: those that the config is read from are asked for by name, and
     # nothing of how a layout looks for them (KeyError, ...) gets out.
     state, family = checkpoint(layout), LAYOUTS[layout]
-    telling = []
+    telling = 0
     for name in state:
-        shapes = {other: array.shape for other, array in state.items() if other != name}
-        if not family.recognises(shapes):
-            telling.append(name)
-            continue
-        try:
-            family.config(shapes, None)
-        except Exception:
-            telling.append(name)
-    assert telling
-    for name in telling:
         rest = checkpoint(layout)
         del rest[name]
-        refusal(rest)
+        shapes = {other: array.shape for other, array in rest.items()}
+        if not family.recognises(shapes):
+            refusal(rest)
+        else:
+            try:
+                family.config(shapes, None)
+            except Exception:
+                pass
+            else:
+                continue
+        telling += 1
         refusal(rest, layout=layout)
+    assert telling
 
 
 @pytest.mark.parametrize(
@@ -437,7 +438,7 @@ def test_a_multi_grid_is_not_exported_to_code_that_has_none(layout):
     fields = {"multi_grid": (1, 2), "rngs": nnx.Rngs(0)}
     model = create("deeplabv3_resnet18", **fields)
     message = unexportable(model, layout)
-    assert "backbone.multi_grid is (1, 2) here and (1,) there" in message
+    assert "backbone.multi_grid is (1, 2) here and () there" in message
 
 
 def test_names_of_classes_and_preprocessing_do_not_hinder_an_export():
@@ -478,10 +479,10 @@ def test_a_model_born_here_runs_in_torchvision():
         )
     )
     original.load_state_dict(to_torch(model, "torchvision"), strict=True, assign=True)
-    x = images(2, 49, 65, 3)
-    theirs = run_torch(original.eval(), x)["out"]
+    x = images(2, 33, 49, 3)
     graphdef, state = nnx.split(model)
     with quick_comparison():
+        theirs = run_torch(original.eval(), x)["out"]
         ours = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
     # float32 after 60 layers; PyTorch's own is within 1e-5 of its float64
     assert relative_error(ours, nhwc(theirs)) < 1e-4

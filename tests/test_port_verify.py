@@ -136,12 +136,20 @@ def test_a_right_port_agrees_on_batches_of_several_sizes():
     assert honest().images == 3
 
 
-def test_progress_counts_batches():
-    done = []
-    module = randomise(without_weights(lambda: Standalone(32, 16, 16)), (2, 32, 5, 7), (2, 16, 9, 13))
-    model = load_torch(module.state_dict())
-    verify(model, module, images(2, 5, 7, 32), images(2, 9, 13, 16), progress=done.append)
-    assert done == [1]  # two features, one batch
+FEATURES = images(2, 5, 7, 32), images(2, 9, 13, 16)
+
+
+def features_only() -> nn.Module:
+    """ASPP and decoder alone."""
+    return randomise(Standalone(32, 16, 16), (2, 32, 5, 7), (2, 16, 9, 13))
+
+
+def test_features_of_a_model_without_a_backbone_are_one_batch():
+    done, module = [], features_only()
+    report = verify(load_torch(module.state_dict()), module, *FEATURES, progress=done.append)
+    assert_agrees(report)
+    assert done == [1]
+    assert report.images == 2
 
 
 def test_a_mistake_that_the_first_of_the_batches_shows_is_found():
@@ -184,16 +192,16 @@ def test_pixels_that_pad_to_the_output_stride_do_not_count():
 
 
 def test_the_torch_module_is_left_as_it_was():
-    module = original()
+    module = features_only()
+    model = load_torch(module.state_dict())
     module.train()
     before = copied(module.state_dict())
-    verify(port(), module, images(*SIZE))
+    verify(model, module, *FEATURES)
     assert module.training
     assert not any(part._forward_hooks for part in module.modules())
     for name, tensor in module.state_dict().items():
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name]), name
-    module.eval()
 
 
 def test_a_module_of_another_layout_is_refused():
@@ -238,7 +246,10 @@ def test_a_report_is_right_when_all_layers_and_nearly_all_classes_agree():
     assert Report((good,), None, 1).ok  # an image classifier has no pixels
     assert not Report((good,), AGREEMENT - 1e-6, 1).ok
     assert not Report((good, bad), 1.0, 1).ok
-    assert Report((good, bad, good, dataclasses.replace(bad, path="c")), 1.0, 1).first_difference is bad
+    assert (
+        Report((good, bad, good, dataclasses.replace(bad, path="c")), 1.0, 1).first_difference
+        is bad
+    )
     assert Report((good,), 1.0, 1).first_difference is None
 
 

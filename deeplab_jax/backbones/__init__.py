@@ -10,13 +10,9 @@ from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
 from deeplab_jax.backbones.mobilevit import MobileViT, MobileViTConfig
+from deeplab_jax.backbones.original_xception import OriginalXception, OriginalXceptionConfig
 from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
-from deeplab_jax.backbones.xception import (
-    OriginalXception,
-    OriginalXceptionConfig,
-    Xception,
-    XceptionConfig,
-)
+from deeplab_jax.backbones.xception import Xception, XceptionConfig
 
 BackboneConfig = (
     ResNetConfig

@@ -1,10 +1,7 @@
-"""Xception, dilated: the aligned Xception-65 of DeepLabv3+, and Chollet's original.
+"""The aligned Xception-65 of DeepLabv3+ (Chen et al. 2018, figure 4), dilated.
 
-Both are made of blocks of depthwise-separable convolutions with a shortcut, and of separable
-convolutions without one at the end. The original (Chollet 2017) has two or three convolutions in a
-block and shrinks by pooling. The aligned one (Dai et al. 2017; Chen et al. 2018, figure 4) always has
-three, twice as many blocks in the middle, strides in place of pooling and a batch norm after each
-depthwise convolution.
+Blocks of three depthwise-separable convolutions with a shortcut, and three without one at the end.
+Code bases differ in where its ReLUs are and in what they do to the shortcuts; see `XceptionConfig`.
 """
 
 import dataclasses
@@ -16,19 +13,17 @@ from flax import nnx
 
 from deeplab_jax import ops
 from deeplab_jax.backbones.dilation import (
-    FirstBlockDilation,
     OutputStride,
     check_output_stride,
     dilate,
 )
+from deeplab_jax.backbones.resnet import Downsample, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 STEM = (32, 64)
-ALIGNED = ((128,) * 3, (256,) * 3, *((728,) * 3,) * 17, (728, 1024, 1024))
+BLOCKS = ((128,) * 3, (256,) * 3, *((728,) * 3,) * 17, (728, 1024, 1024))
 """Channels of the convolutions of each block: three of entry, sixteen of the middle, one of exit."""
-ALIGNED_EXIT = (1536, 1536, 2048)
-ORIGINAL = ((128,) * 2, (256,) * 2, (728,) * 2, *((728,) * 3,) * 8, (728, 1024))
-ORIGINAL_EXIT = (1536, 2048)
+EXIT = (1536, 1536, 2048)
 
 
 # ---------------------------------------------------------------------------- configs
@@ -76,36 +71,6 @@ class XceptionConfig:
 
     def build(self, *, rngs: nnx.Rngs) -> "Xception":
         return Xception(self, rngs=rngs)
-
-
-@dataclasses.dataclass(frozen=True)
-class OriginalXceptionConfig:
-    """Chollet's Xception, by Cadene's code for PyTorch. The stem pads nothing.
-
-    Attributes:
-      output_stride: 8, 16 or 32.
-      first_block_dilation: rule for the first block of a dilated stage.
-      exit_padding: zeros around the last two convolutions; None keeps the size. VainF has 1 at every
-        atrous rate, so that the features lose a margin.
-      last_norm: batch norm and ReLU after the last convolution; VainF takes the features before them.
-      in_channels: of the images.
-      norm_momentum, norm_epsilon: of every batch norm.
-    """
-
-    kind: ClassVar[str] = "original_xception"
-    output_stride: OutputStride = 16
-    first_block_dilation: FirstBlockDilation = "previous"
-    exit_padding: int | None = None
-    last_norm: bool = True
-    in_channels: int = 3
-    norm_momentum: float = 0.1
-    norm_epsilon: float = 1e-5
-
-    def __post_init__(self):
-        check_output_stride(self.output_stride)
-
-    def build(self, *, rngs: nnx.Rngs) -> "OriginalXception":
-        return OriginalXception(self, rngs=rngs)
 
 
 # ---------------------------------------------------------------------------- parts
@@ -157,19 +122,6 @@ class SeparableConv(nnx.Module):
         return x
 
 
-class Shortcut(nnx.Module):
-    """The 1x1 convolution and norm of a shortcut whose shape changes."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, norm: Norm, *, rngs: nnx.Rngs
-    ):
-        self.conv = Conv(in_channels, out_channels, stride=stride, rngs=rngs)
-        self.bn = norm(out_channels)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.bn(self.conv(x))
-
-
 class Block(nnx.Module):
     """Separable convolutions, a ReLU before each, and a shortcut around them.
 
@@ -200,7 +152,7 @@ class Block(nnx.Module):
         self.pool_stride = stride if pool else 1
         out = widths[-1]
         self.shortcut = (
-            Shortcut(in_channels, out, stride, norm, rngs=rngs) if in_channels != out else None
+            Downsample(in_channels, out, stride, norm, rngs=rngs) if in_channels != out else None
         )
         self.shortcut_relu = shortcut_relu == "all" or (
             shortcut_relu == "identity" and self.shortcut is None
@@ -266,11 +218,11 @@ class Xception(nnx.Module):
                 ConvNormAct(channels, width, 3, stride=2 - i, activation=act, norm=norm, rngs=rngs)
             )
             channels = width
-        strides = [2, 2, 2, *[1] * (len(ALIGNED) - 4), config.exit_stride, 1]
+        strides = [2, 2, 2, *[1] * (len(BLOCKS) - 4), config.exit_stride, 1]
         plan = dilate(strides, config.output_stride, start=2, first_block="previous")
         self.blocks = nnx.List()
-        for i, (widths, (stride, dilation)) in enumerate(zip(ALIGNED, plan, strict=False)):
-            exit_last = 1 if i == len(ALIGNED) - 1 and not config.dilate_exit_last else dilation
+        for i, (widths, (stride, dilation)) in enumerate(zip(BLOCKS, plan, strict=False)):
+            exit_last = 1 if i == len(BLOCKS) - 1 and not config.dilate_exit_last else dilation
             self.blocks.append(
                 Block(
                     channels,
@@ -287,7 +239,7 @@ class Xception(nnx.Module):
             )
             channels = widths[-1]
         self.exit = nnx.List()
-        for width in ALIGNED_EXIT:
+        for width in EXIT:
             self.exit.append(
                 SeparableConv(
                     channels,
@@ -304,21 +256,16 @@ class Xception(nnx.Module):
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
-        low = ALIGNED[1] if self.config.low == "block2" else ALIGNED[0]
-        return _channels(low, ALIGNED, ALIGNED_EXIT)
+        low = BLOCKS[1] if self.config.low == "block2" else BLOCKS[0]
+        return {"low": low[1], "mid": BLOCKS[1][-1], "aux": BLOCKS[-2][-1], "high": EXIT[-1]}
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        x = images
-        for part in self.stem:
-            x = part(x)
         block1, block2, *middle, block20 = self.blocks
-        x = block1(x)
+        x = block1(sequence(self.stem, images))
         inner = block2.begin(x)
         low = {"block1": x, "block1_relu": jax.nn.relu(x), "block2": inner}[self.config.low]
         mid = block2.end(x, inner)
-        aux = mid
-        for block in middle:
-            aux = block(aux)
+        aux = sequence(middle, mid)
         x = block20(aux)
         relu_before = self.config.exit_relu == "before"
         x = jax.nn.relu(x) if relu_before else x
@@ -328,91 +275,16 @@ class Xception(nnx.Module):
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
-        yield from _spatial_layers(self)
+        return spatial_layers(self.stem, self.blocks, self.exit)
 
 
-class OriginalXception(nnx.Module):
-    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
-
-    The first three are the blocks' outputs, before the ReLU that the next block begins with.
-    """
-
-    def __init__(self, config: OriginalXceptionConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        norm = Norm(config.norm_momentum, config.norm_epsilon)
-        common = {"norm": norm, "rngs": rngs}
-        self.stem = nnx.List()
-        channels = config.in_channels
-        for i, width in enumerate(STEM):
-            self.stem.append(ConvNormAct(channels, width, 3, stride=2 - i, padding=0, **common))
-            channels = width
-        strides = [2, 2, 2, *[1] * (len(ORIGINAL) - 4), 2, 1]
-        plan = dilate(
-            strides, config.output_stride, start=2, first_block=config.first_block_dilation
-        )
-        self.blocks = nnx.List()
-        for i, (widths, (stride, dilation)) in enumerate(zip(ORIGINAL, plan, strict=False)):
-            self.blocks.append(
-                Block(
-                    channels,
-                    widths,
-                    stride=stride,
-                    dilations=(dilation,) * len(widths),
-                    pool=True,
-                    norm_between=False,
-                    relu_first=i > 0,
-                    **common,
-                )
-            )
-            channels = widths[-1]
-        self.exit = nnx.List()
-        for width in ORIGINAL_EXIT:
-            self.exit.append(
-                SeparableConv(
-                    channels,
-                    width,
-                    dilation=plan[-1][1],
-                    padding=config.exit_padding,
-                    norm_between=False,
-                    norm_after=width != ORIGINAL_EXIT[-1] or config.last_norm,
-                    relu=True,
-                    **common,
-                )
-            )
-            channels = width
-
-    @property
-    def channels(self) -> dict[str, int]:
-        """Channels of each of the features."""
-        return _channels(ORIGINAL[0], ORIGINAL, ORIGINAL_EXIT)
-
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        x = images
-        for part in self.stem:
-            x = part(x)
-        outputs = []
-        for block in self.blocks:
-            x = block(x)
-            outputs.append(x)
-        for conv in self.exit:
-            x = conv(x)
-        return {"low": outputs[0], "mid": outputs[1], "aux": outputs[-2], "high": x}
-
-    def spatial_layers(self) -> Iterator[SpatialLayer]:
-        """What widens the receptive field, in order."""
-        yield from _spatial_layers(self)
-
-
-def _channels(
-    low: tuple[int, ...], blocks: tuple[tuple[int, ...], ...], exits: tuple[int, ...]
-) -> dict[str, int]:
-    return {"low": low[-1], "mid": blocks[1][-1], "aux": blocks[-2][-1], "high": exits[-1]}
-
-
-def _spatial_layers(network: Xception | OriginalXception) -> Iterator[SpatialLayer]:
-    for i, part in enumerate(network.stem):
+def spatial_layers(
+    stem: nnx.List, blocks: nnx.List, exit_convs: nnx.List
+) -> Iterator[SpatialLayer]:
+    """What widens the receptive field, in order, given the parts of an Xception."""
+    for i, part in enumerate(stem):
         yield spatial_layer(f"stem.{i}", part.conv)
-    for i, block in enumerate(network.blocks):
+    for i, block in enumerate(blocks):
         yield from block.spatial_layers(f"blocks.{i}")
-    for i, conv in enumerate(network.exit):
+    for i, conv in enumerate(exit_convs):
         yield spatial_layer(f"exit.{i}", conv.depthwise)

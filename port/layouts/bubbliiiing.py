@@ -73,7 +73,7 @@ def _backbone(shapes: Shapes, output_stride: int) -> BackboneConfig:
 
 def _xception_names() -> Names:
     names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
-    blocks = itertools.pairwise([xception.STEM, *xception.ALIGNED])
+    blocks = itertools.pairwise([xception.STEM, *xception.BLOCKS])
     for i, (before, widths) in enumerate(blocks):
         for conv in range(3):
             names |= _separable(f"blocks.{i}.convs.{conv}", f"block{i + 1}.sepconv{conv + 1}")

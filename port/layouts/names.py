@@ -16,6 +16,7 @@ from deeplab_jax.backbones import (
     hrnet,
     mobilenet_v2,
     mobilenet_v3,
+    original_xception,
     resnet,
     xception,
 )
@@ -142,24 +143,25 @@ def xception_names(
       without_relu: the blocks whose `rep` begins with a convolution, not with a ReLU.
     """
     aligned = isinstance(config, XceptionConfig)
-    blocks = xception.ALIGNED if aligned else xception.ORIGINAL
+    network = xception if aligned else original_xception
     names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
     places = []  # of each separable convolution and the norm after it
-    for number, (before, widths) in enumerate(itertools.pairwise([xception.STEM, *blocks]), 1):
+    for number, (before, widths) in enumerate(
+        itertools.pairwise([xception.STEM, *network.BLOCKS]), 1
+    ):
         ours, theirs = f"blocks.{number - 1}", f"block{number}"
         for i in range(len(widths)):
             at = 3 * i + (number not in without_relu)
             places.append((f"{ours}.convs.{i}", f"{theirs}.rep.{at}", f"{theirs}.rep.{at + 1}"))
         if before[-1] != widths[-1]:
             names |= conv_bn(f"{ours}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
-    exits = xception.ALIGNED_EXIT if aligned else xception.ORIGINAL_EXIT
-    places += [(f"exit.{i}", f"conv{i + 3}", f"bn{i + 3}") for i in range(len(exits))]
+    places += [(f"exit.{i}", f"conv{i + 3}", f"bn{i + 3}") for i in range(len(network.EXIT))]
     for ours, conv, bn in places:
         names |= {f"{ours}.depthwise": f"{conv}.conv1", f"{ours}.pointwise": f"{conv}.pointwise"}
         names |= {f"{ours}.depthwise_bn": f"{conv}.bn"} if aligned else {}
         names[f"{ours}.bn"] = bn
     if not aligned and not config.last_norm:
-        del names[f"exit.{len(exits) - 1}.bn"]
+        del names[f"exit.{len(network.EXIT) - 1}.bn"]
     return names
 
 
