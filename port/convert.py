@@ -30,6 +30,16 @@ _LEAVES: dict[type, dict[str, str]] = {  # what our variables are called over th
 Weighted = Conv | BatchNorm | LayerNorm
 
 
+TRAINING_ONLY = (
+    "dropout",
+    "decoder_dropout",
+    "classifier_dropout",
+    "drop_channels",
+    "norm_momentum",
+)
+"""Fields of which outputs do not depend; they are no obstacle to going back to PyTorch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Conversion:
     """What `convert` made, and what it did on the way.
@@ -338,7 +348,11 @@ def _check_expressible(layout: Layout, config: Config, listed: list[Entry]) -> N
         raise ValueError(f"{layout.code} has no model of {config.head.kind} like this one")
     theirs = layout.config(shapes, None).override(**_chosen(layout, config))
     theirs = theirs.override(class_names=config.class_names, preprocessing=config.preprocessing)
-    differing = list(_differences(config, theirs))
+    differing = [
+        (name, a, b)
+        for name, a, b in _differences(config, theirs)
+        if name.rpartition(".")[2] not in TRAINING_ONLY
+    ]
     if differing:
         raise ValueError(
             f"{layout.code} would compute something else with these weights: "

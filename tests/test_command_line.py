@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
+
 from deeplab_jax import __main__ as deeplab
 from deeplab_jax import load
-from PIL import Image
 from port import __main__ as deeplab_port
 
 

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
+from PIL import Image
+
 from deeplab_jax import Config, ResNetConfig, build, predict, save
 from deeplab_jax.heads import FCNConfig
 from deeplab_jax.model import fill
-from flax import nnx
-from PIL import Image
 from train import __main__ as command
 from train.evaluate import LabelError, evaluate, find_pairs, read_labels
 from train.metrics import scores
@@ -110,5 +111,3 @@ def test_bad_use_ends_with_status_2_and_no_traceback(tmp_path, monkeypatch, caps
         command.main()
     assert end.value.code == 2
     assert "does not exist" in capsys.readouterr().err
-
-

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from train.metrics import confusion_matrix, scores
 
 

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import deeplab_jax
 import port
-import pytest
 from port.layouts import __main__ as layouts_table
 
 ROOT = Path(__file__).parent.parent

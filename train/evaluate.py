@@ -24,9 +24,7 @@ def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     pictures = {path.stem: path for path in find_images([images])}
     masks = {path.stem: path for path in sorted(labels.glob("*.png"))}
     problems = [
-        f"{path} has no {labels / stem}.png"
-        for stem, path in pictures.items()
-        if stem not in masks
+        f"{path} has no {labels / stem}.png" for stem, path in pictures.items() if stem not in masks
     ]
     problems += [f"{path} has no picture" for stem, path in masks.items() if stem not in pictures]
     if problems:
@@ -42,7 +40,9 @@ def read_labels(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P", "I", "I;16", "1"):
-                raise LabelError(f"{path} must be a grey or palette PNG of class ids, got {image.mode}")
+                raise LabelError(
+                    f"{path} must be a grey or palette PNG of class ids, got {image.mode}"
+                )
             return np.asarray(image)
     except (OSError, SyntaxError) as error:
         raise LabelError(f"{path} is not a picture: {error}") from error

@@ -26,7 +26,9 @@ RATES = (12, 24, 36)  # at every output stride
 class Torchvision(Layout):
     name = "torchvision"
     code = "torchvision.models.segmentation"
-    models = "DeepLabv3 and FCN on ResNet-50/101, DeepLabv3 and LR-ASPP on MobileNetV3; auxiliary heads"
+    models = (
+        "DeepLabv3 and FCN on ResNet-50/101, DeepLabv3 and LR-ASPP on MobileNetV3; auxiliary heads"
+    )
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(
