@@ -47,10 +47,8 @@ class Torchvision(Layout):
             classes = shapes.get("classifier.high_classifier.weight", (21,))[0]
             return Config(backbone, LRASPPConfig(channels), classes)
         classes = shapes.get("classifier.4.weight", (21,))[0]
-        if "classifier.0.convs.0.0.weight" in shapes:
-            head = DeepLabV3Config(rates=RATES)
-        else:
-            head = FCNConfig()
+        v3 = "classifier.0.convs.0.0.weight" in shapes
+        head = DeepLabV3Config(rates=RATES) if v3 else FCNConfig()
         aux = None
         if "aux_classifier.0.weight" in shapes:
             aux = FCNConfig(tap="aux" if isinstance(backbone, ResNetConfig) else "mid")
