@@ -63,19 +63,6 @@ class DeepLabV3Config:
     drop_channels: bool = False
     classifier_dropout: float = 0.0
 
-    def build(
-        self,
-        channels: Mapping[str, int],
-        num_classes: int,
-        *,
-        output_stride: int,
-        align_corners: bool,
-        rngs: nnx.Rngs,
-    ) -> "DeepLabV3Head":
-        """A head for features of `channels`; `align_corners` is for heads that resize."""
-        del align_corners
-        return DeepLabV3Head(channels["high"], num_classes, self, output_stride, rngs=rngs)
-
 
 @dataclasses.dataclass(frozen=True)
 class DeepLabV3PlusConfig:
@@ -108,26 +95,6 @@ class DeepLabV3PlusConfig:
     decoder_dropout: tuple[float, ...] = ()
     drop_channels: bool = False
 
-    def build(
-        self,
-        channels: Mapping[str, int],
-        num_classes: int,
-        *,
-        output_stride: int,
-        align_corners: bool,
-        rngs: nnx.Rngs,
-    ) -> "DeepLabV3PlusHead":
-        """A head for features of `channels`."""
-        return DeepLabV3PlusHead(
-            channels["high"],
-            channels["low"],
-            num_classes,
-            self,
-            output_stride,
-            align_corners=align_corners,
-            rngs=rngs,
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class FCNConfig:
@@ -144,19 +111,6 @@ class FCNConfig:
     dropout: float = 0.1
     drop_channels: bool = False
 
-    def build(
-        self,
-        channels: Mapping[str, int],
-        num_classes: int,
-        *,
-        output_stride: int,
-        align_corners: bool,
-        rngs: nnx.Rngs,
-    ) -> "FCNHead":
-        """A head for features of `channels`; a plain stack resizes nothing."""
-        del output_stride, align_corners
-        return FCNHead(channels[self.tap], num_classes, self, rngs=rngs)
-
 
 @dataclasses.dataclass(frozen=True)
 class LRASPPConfig:
@@ -164,26 +118,6 @@ class LRASPPConfig:
 
     kind: ClassVar[str] = "lraspp"
     channels: int = 128
-
-    def build(
-        self,
-        channels: Mapping[str, int],
-        num_classes: int,
-        *,
-        output_stride: int,
-        align_corners: bool,
-        rngs: nnx.Rngs,
-    ) -> "LRASPPHead":
-        """A head for features of `channels`."""
-        del output_stride
-        return LRASPPHead(
-            channels["high"],
-            channels["mid"],
-            num_classes,
-            self,
-            align_corners=align_corners,
-            rngs=rngs,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,19 +137,6 @@ class ClassifierConfig:
     hidden: int | None = None
     activation: Activation = "hard_swish"
     dropout: float = 0.2
-
-    def build(
-        self,
-        channels: Mapping[str, int],
-        num_classes: int,
-        *,
-        output_stride: int,
-        align_corners: bool,
-        rngs: nnx.Rngs,
-    ) -> "ClassifierHead":
-        """A head for features of `channels`."""
-        del output_stride, align_corners
-        return ClassifierHead(channels["high"], num_classes, self, rngs=rngs)
 
 
 HeadConfig = DeepLabV3Config | DeepLabV3PlusConfig | FCNConfig | LRASPPConfig | ClassifierConfig
@@ -515,3 +436,36 @@ def _aspp(
 
 def _dropout(rate: float, drop_channels: bool) -> nnx.Dropout:
     return nnx.Dropout(rate, broadcast_dims=(1, 2) if drop_channels else ())
+
+
+def build_head(
+    config: HeadConfig,
+    channels: Mapping[str, int],
+    num_classes: int,
+    *,
+    output_stride: int,
+    align_corners: bool,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """The head of a config.
+
+    Args:
+      config: of any kind.
+      channels: of each of the backbone's features.
+      num_classes: channels of the logits.
+      output_stride: of the high features; it sets ASPP's rates where the config does not.
+      align_corners: corner rule of the heads that resize.
+    """
+    resize = {"align_corners": align_corners, "rngs": rngs}
+    match config:
+        case DeepLabV3Config():
+            return DeepLabV3Head(channels["high"], num_classes, config, output_stride, rngs=rngs)
+        case DeepLabV3PlusConfig():
+            high, low = channels["high"], channels["low"]
+            return DeepLabV3PlusHead(high, low, num_classes, config, output_stride, **resize)
+        case FCNConfig():
+            return FCNHead(channels[config.tap], num_classes, config, rngs=rngs)
+        case LRASPPConfig():
+            return LRASPPHead(channels["high"], channels["mid"], num_classes, config, **resize)
+        case ClassifierConfig():
+            return ClassifierHead(channels["high"], num_classes, config, rngs=rngs)

@@ -26,6 +26,7 @@ from deeplab_jax.heads import (
     FCNConfig,
     HeadConfig,
     LRASPPConfig,
+    build_head,
 )
 from deeplab_jax.layers import BatchNorm, Normal
 
@@ -70,9 +71,9 @@ class SegmentationModel(nnx.Module):
             "align_corners": align_corners,
             "rngs": rngs,
         }
-        self.head = head.build(backbone.channels, num_classes, **options)
+        self.head = build_head(head, backbone.channels, num_classes, **options)
         self.aux_head = (
-            aux_head.build(backbone.channels, num_classes, **options) if aux_head else None
+            build_head(aux_head, backbone.channels, num_classes, **options) if aux_head else None
         )
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -206,7 +207,9 @@ def build(config: Config, *, dtype: jax.typing.DTypeLike = jnp.float32) -> nnx.M
         if isinstance(config.backbone, FeaturesConfig):
             channels = {"high": config.backbone.high, "low": config.backbone.low}
             stride = config.backbone.output_stride
-            return config.head.build(channels, config.num_classes, output_stride=stride, **options)
+            return build_head(
+                config.head, channels, config.num_classes, output_stride=stride, **options
+            )
         model_type = {DeepLabV3Config: DeepLabV3, DeepLabV3PlusConfig: DeepLabV3Plus}
         return model_type.get(type(config.head), SegmentationModel)(
             config.backbone.build(rngs=rngs),

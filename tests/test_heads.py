@@ -19,6 +19,7 @@ from deeplab_jax.heads import (
     DeepLabV3PlusConfig,
     FCNConfig,
     LRASPPConfig,
+    build_head,
     rates_for,
 )
 from deeplab_jax.layers import BatchNorm, SeparableConvNormAct
@@ -52,10 +53,15 @@ def filled(make, *, training=False):
 
 
 def head_of(config, *, align_corners=False, output_stride=16, training=False):
-    build_head = functools.partial(
-        config.build, CHANNELS, CLASSES, output_stride=output_stride, align_corners=align_corners
+    make = functools.partial(
+        build_head,
+        config,
+        CHANNELS,
+        CLASSES,
+        output_stride=output_stride,
+        align_corners=align_corners,
     )
-    return filled(build_head, training=training)
+    return filled(make, training=training)
 
 
 # ---------------------------------------------------------------------------- against torch
@@ -247,8 +253,8 @@ def test_logits_have_the_size_of_the_finest_features(config, taps, size):
     sizes = {"low": (10, 15), "mid": (5, 8), "aux": (3, 4), "high": (3, 4)}
 
     def run(features):
-        head = config.build(
-            CHANNELS, CLASSES, output_stride=16, align_corners=False, rngs=nnx.Rngs(0)
+        head = build_head(
+            config, CHANNELS, CLASSES, output_stride=16, align_corners=False, rngs=nnx.Rngs(0)
         )
         assert head.taps == taps
         return head(*(features[name] for name in head.taps), rngs=nnx.Rngs(1))
@@ -302,8 +308,8 @@ def test_in_training_a_batch_of_one_works_and_leaves_the_pooling_branchs_statist
 )
 def test_dropout_in_training_asks_for_rngs(config):
     def run(high, low):
-        head = config.build(
-            CHANNELS, CLASSES, output_stride=16, align_corners=False, rngs=nnx.Rngs(0)
+        head = build_head(
+            config, CHANNELS, CLASSES, output_stride=16, align_corners=False, rngs=nnx.Rngs(0)
         )
         return head(*((high, low)[: len(head.taps)]))
 
