@@ -7,11 +7,9 @@ torchvision's parts, and the standalone ASPP and decoder are written out, both a
 import collections
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 import torch
 import torchvision
 from torch import nn
@@ -20,9 +18,6 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
 from port import Report
-
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-
 
 # ---- weights and images ----
 
@@ -321,18 +316,3 @@ class Standalone(nn.Module):
 
     def forward(self, high, low):
         return self.decoder(self.aspp(high), low)
-
-
-# ---- golden files ----
-
-
-def golden(name: str):
-    """(meta, state dict, inputs, outputs) of a golden file, or skips the test."""
-    if not (GOLDEN / "weights.py").exists():
-        pytest.skip("the golden files lie in ../shared/golden beside this repository, not in it")
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
-    return weights.load(GOLDEN / f"{name}.npz")

@@ -53,7 +53,11 @@ A_NORM = "backbone.1.block.0.1.running_var"  # of torchvision's MobileNetV3
 
 @functools.cache
 def _weights(layout: str) -> State:
-    module = randomise(without_weights(MODELS[layout]))
+    return arrays(MODELS[layout])
+
+
+def arrays(make: Callable[[], nn.Module]) -> State:
+    module = randomise(without_weights(make))
     return {
         name: tensor.numpy()
         for name, tensor in module.state_dict().items()
@@ -170,6 +174,15 @@ def test_the_message_names_the_missing_tensor_where_the_layout_is_given(layout, 
     del state[name]
     message = refusal(state, layout=layout)
     assert name.split(".", 1)[-1] in message or "that we know" in message
+
+
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["encoder.conv_stem.weight", "encoder.blocks.1.0.conv_pwl.weight"])
+def test_an_encoder_that_is_not_whole_is_refused_with_those_there_are(name):
+    encoder = "timm-tf_efficientnet_lite0"
+    state = arrays(lambda: smp.DeepLabV3Plus(encoder, encoder_weights=None))
+    del state[name]
+    assert "that we know" in refusal(state)
 
 
 # ---- which layout ----

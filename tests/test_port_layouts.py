@@ -5,6 +5,7 @@ wherever the original accepts it, and the batch has two images.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,6 @@ from references import (
     VainF,
     assert_agrees,
     copied,
-    golden,
     images,
     nhwc,
     quick_comparison,
@@ -86,7 +86,7 @@ COMPARED: dict[str, Case] = {}
 """A representative of each path through the code: run on both sides."""
 DEEPER: dict[str, Case] = {}
 """The same paths, only longer, wider or with other options of the same kind: names, shapes, config and
-round trip are checked on our side, and the outputs (of the export, in the original) on theirs."""
+round trip are checked, and nothing is run."""
 
 # ---- torchvision.models.segmentation
 
@@ -161,8 +161,7 @@ DEEPER |= {
         config,
         options={"output_stride": 16},
     )
-    for head, make, config in (("v3", _v3_resnet, V3), ("fcn", _fcn_resnet, FCN))
-    for depth in (50, 101)
+    for head, make, config, depth in (("v3", _v3_resnet, V3, 101), ("fcn", _fcn_resnet, FCN, 50))
 }
 del DEEPER["tv-v3-r50-aux-os8"]  # compared
 DEEPER["tv-v3-mbv3"] = Case(TV, _segmentation("deeplabv3_mobilenet_v3_large"), _mobile, V3)
@@ -287,10 +286,6 @@ COMPARED |= {
     "tvc-r50-os8": _tvc(
         "resnet50", ResNetConfig(50, 8), replace_stride_with_dilation=[False, True, True]
     ),
-    "tvc-mbv2-1.4": _tvc("mobilenet_v2", _v2(1.4), width_mult=1.4),
-    "tvc-mbv3-large-os16": _tvc(
-        "mobilenet_v3_large", MobileNetV3Config("large", output_stride=16), dilated=True
-    ),
     "tvc-mbv3-small": _tvc("mobilenet_v3_small", MobileNetV3Config("small", output_stride=32)),
     "timm-r50-os16": _timm("resnet50", ResNetConfig(50, 16)),
 }
@@ -298,6 +293,10 @@ DEEPER |= {
     f"tvc-r{depth}": _tvc(f"resnet{depth}", ResNetConfig(depth, 32)) for depth in (34, 50, 101, 152)
 }
 DEEPER |= {
+    "tvc-mbv2-1.4": _tvc("mobilenet_v2", _v2(1.4), width_mult=1.4),
+    "tvc-mbv3-large-os16": _tvc(
+        "mobilenet_v3_large", MobileNetV3Config("large", output_stride=16), dilated=True
+    ),
     "tvc-r50-os16": _tvc(
         "resnet50", ResNetConfig(50, 16), replace_stride_with_dilation=[False, False, True]
     ),
@@ -425,6 +424,10 @@ class Ported:
     def model(self) -> nnx.Module:
         return self.conversion.model
 
+    @functools.cached_property
+    def exported(self) -> dict[str, torch.Tensor]:
+        return to_torch(self.model, self.conversion.layout.name)
+
 
 def port_of(case: Case, *, runs: bool = True) -> Ported:
     shapes = [(b, c, h, w) for b, h, w, c in case.shapes] if runs else []
@@ -456,7 +459,7 @@ def test_names_alone_tell_the_layout_and_the_config(ported):
 
 @pytest.mark.parametrize("ported", [*COMPARED, *DEEPER], indirect=True)
 def test_export_has_the_names_and_bits_of_the_checkpoint(ported):
-    exported = to_torch(ported.model, ported.case.layout)
+    exported = ported.exported
     # Which of them comes first is the module's affair: load_state_dict goes by name.
     assert exported.keys() == ported.state.keys()
     for name, tensor in ported.state.items():
@@ -485,7 +488,7 @@ def _original(ported: Ported) -> nn.Module:
     """The layout's own reference where there is one, with the weights that we export."""
     layout = LAYOUTS[ported.case.layout]
     fresh = without_weights(lambda: layout.reference(ported.model.config) or ported.case.make())
-    fresh.load_state_dict(to_torch(ported.model, layout.name), strict=True, assign=True)
+    fresh.load_state_dict(copied(ported.exported), strict=True, assign=True)
     return fresh.eval()
 
 
@@ -608,10 +611,6 @@ def test_smp_models_ask_for_padding_to_the_output_stride():
     assert load_torch(state, output_stride=8).config.preprocessing.size_multiple == 8
 
 
-@pytest.mark.xfail(
-    reason="the second 3x3 of a basic block that lost its stride sees the rate of the stage before; "
-    "timm, and exact dilation, have it at the stage's own",
-)
 def test_timm_dilates_the_second_convolution_of_a_basic_block_by_its_own_stage():
     ported = port_of(_timm("resnet18", ResNetConfig(18, 16)))
     assert_agrees(verify(ported.model, ported.module, images(2, 65, 97, 3)))
@@ -645,32 +644,3 @@ def test_tf_padding_is_not_found_in_the_weights_and_must_be_said():
     report = verify(untold, ported.module, images(2, 64, 96, 3))
     assert not report.ok
     assert report.first_difference.path == "backbone.stem.conv"
-
-
-# ---------------------------------------------------------------------------- golden files
-
-GOLDEN = {
-    # Float32 on both sides, made on another machine: see FINAL.
-    "standalone_os8": 1e-4,
-    "standalone_os16": 1e-4,
-    "vainf_deeplabv3plus_mobilenet_os16": 1e-4,
-    "vainf_deeplabv3plus_resnet50_os16": 1e-4,
-    "vainf_deeplabv3plus_resnet50_os16_separable": 1e-4,
-    # Rounding grows through a hundred random layers: measured against float64, the golden file is
-    # 3.3e-4 off, we are 4e-4, and PyTorch on two machines differs by 2.1e-4 from itself.
-    "vainf_deeplabv3_resnet101_os8": 1e-3,
-}
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_golden_logits(name):
-    meta, state, inputs, expected = golden(name)
-    model = load_torch(state, **meta["options"])
-    inputs = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)) for x in inputs]
-    got = {"decoder" if meta["layout"] == "standalone" else "out": apply(model, *inputs)}
-    if "aspp" in expected:
-        got["aspp"] = apply(model.aspp, inputs[0])
-    assert got.keys() == expected.keys()
-    for key, reference in expected.items():
-        value = np.asarray(got[key])[:, :: meta["stride"], :: meta["stride"]]
-        assert relative_error(value, reference.transpose(0, 2, 3, 1)) < GOLDEN[name], key

@@ -79,10 +79,7 @@ class ResNet(nnx.Module):
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         norm = Norm(config.norm_momentum, config.norm_epsilon)
-        block_type, options = Bottleneck, {"norm": norm, "rngs": rngs}
-        if config.depth < 50:
-            block_type = BasicBlock
-            options["dilate_second"] = config.basic_block_dilation == "both"
+        block_type = BasicBlock if config.depth < 50 else Bottleneck
         if config.stem == "plain":
             self.conv1 = Conv(config.in_channels, 64, 7, stride=2, rngs=rngs)
             self.bn1 = norm(64)
@@ -95,9 +92,12 @@ class ResNet(nnx.Module):
         stages, channels = [], 64
         for blocks in _plan(config):
             stage = nnx.List()
-            for width, stride, dilation in blocks:
+            for width, stride, dilation, second in blocks:
+                rates = {"dilation": dilation}
+                if block_type is BasicBlock:
+                    rates["second_dilation"] = second
                 stage.append(
-                    block_type(channels, width, stride=stride, dilation=dilation, **options)
+                    block_type(channels, width, stride=stride, **rates, norm=norm, rngs=rngs)
                 )
                 channels = width * block_type.expansion
             stages.append(stage)
@@ -136,25 +136,34 @@ class ResNet(nnx.Module):
                 yield spatial_layer(f"{name}.{i}.conv2", block.conv2)
 
 
-def _plan(config: ResNetConfig) -> list[list[tuple[int, int, int]]]:
-    """(width, stride, dilation) of each block of each stage."""
+def _plan(config: ResNetConfig) -> list[list[tuple[int, int, int, int]]]:
+    """(width, stride, rate, rate of a basic block's second 3x3) of each block of each stage.
+
+    The second 3x3 of a block that lost its stride works at its stage's own rate by either rule: the
+    stride that was lost lies before it.
+    """
     counts = BLOCKS[config.depth]
     strides = [
         2 if block == 0 and stage > 0 else 1
         for stage, count in enumerate(counts)
         for block in range(count)
     ]
-    plan = iter(
-        dilate(strides, config.output_stride, start=4, first_block=config.first_block_dilation)
+    firsts, seconds = (
+        iter(dilate(strides, config.output_stride, start=4, first_block=rule))
+        for rule in (config.first_block_dilation, "same")
     )
     stages = []
     for stage, count in enumerate(counts):
         blocks = []
-        for block, (stride, dilation) in zip(range(count), plan, strict=False):
+        for block in range(count):
+            (stride, first), (_, second) = next(firsts), next(seconds)
             if stage == 3 and config.multi_grid:
                 factor = config.multi_grid[block % len(config.multi_grid)]
-                dilation = factor if config.absolute_multi_grid else dilation * factor
-            blocks.append((64 * 2**stage, stride, dilation))
+                absolute = config.absolute_multi_grid
+                first, second = (factor if absolute else rate * factor for rate in (first, second))
+            if config.basic_block_dilation == "first":
+                second = 1
+            blocks.append((64 * 2**stage, stride, first, second))
         stages.append(blocks)
     return stages
 
@@ -191,14 +200,13 @@ class BasicBlock(nnx.Module):
         *,
         stride: int,
         dilation: int,
-        dilate_second: bool = True,
+        second_dilation: int | None = None,
         norm: Norm,
         rngs: nnx.Rngs,
     ):
         self.conv1 = Conv(in_channels, width, 3, stride=stride, dilation=dilation, rngs=rngs)
         self.bn1 = norm(width)
-        second = dilation if dilate_second else 1
-        self.conv2 = Conv(width, width, 3, dilation=second, rngs=rngs)
+        self.conv2 = Conv(width, width, 3, dilation=second_dilation or dilation, rngs=rngs)
         self.bn2 = norm(width)
         changes = stride > 1 or in_channels != width
         self.downsample = (

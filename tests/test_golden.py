@@ -1,0 +1,82 @@
+"""The code bases that no package has, by what they computed once.
+
+A file of `tests/golden` holds the outputs of an original model and the batch-norm statistics that were
+measured on it; its other weights are drawn from the names of the tensors, the same on every machine.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from references import relative_error
+
+import port
+
+FOLDER = Path(__file__).parent / "golden"
+TOLERANCE = 1e-4  # float32 on both sides, through 50 to 100 random layers
+# Where rounding grows further. In brackets: the file's own distance from the same model in float64, in
+# PyTorch; no implementation can be much nearer.
+DEEP = {
+    "jfzhang_deeplabv3plus_drn_os8": 4e-4,  # 1.2e-4
+    "jfzhang_deeplabv3plus_resnet101_os16": 2e-3,  # 5.7e-4
+    "mmseg_deeplabv3_r50_os8": 3e-4,  # 7.3e-5
+    "mmseg_deeplabv3plus_r101_os16_mg124_align": 4e-3,  # 8.5e-4
+    "vainf_deeplabv3_resnet101_os8": 1e-3,  # 3.3e-4
+}
+
+
+def tensor(name, shape):
+    """The value of a state_dict entry: He's normal for kernels, gains near 1, small biases."""
+    rng = np.random.RandomState(zlib.crc32(name.encode()))
+    kind = name.rpartition(".")[2]
+    if kind == "num_batches_tracked":
+        return np.asarray(1, np.int64)
+    if kind == "bias":
+        return (0.1 * rng.standard_normal(shape)).astype(np.float32)
+    if len(shape) == 1:
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    return (np.sqrt(2 / np.prod(shape[1:])) * rng.standard_normal(shape)).astype(np.float32)
+
+
+def read(name):
+    """(meta, state_dict, inputs and outputs `[B, H, W, C]`) of a file."""
+    file = np.load(FOLDER / f"{name}.npz")
+    meta = json.loads(file["meta"].tobytes())
+    statistics, at, state = file["bn_stats"], 0, {}
+    for key, shape in meta["entries"]:
+        if key.endswith(("running_mean", "running_var")):
+            state[key], at = statistics[at : at + shape[0]], at + shape[0]
+        else:
+            state[key] = tensor(key, tuple(shape))
+    inputs = [
+        np.random.RandomState(seed).standard_normal(shape).astype(np.float32).transpose(0, 2, 3, 1)
+        for seed, shape in meta["inputs"]
+    ]
+    outputs = {
+        key.removeprefix("out_"): file[key].transpose(0, 2, 3, 1)
+        for key in file.files
+        if key.startswith("out_")
+    }
+    return meta, state, inputs, outputs
+
+
+@nnx.jit
+def run(model, *inputs):
+    return model(*inputs)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.npz")))
+def test_the_ported_model_gives_the_recorded_outputs(name):
+    meta, state, inputs, outputs = read(name)
+    model = port.load_torch(state, **meta["options"])
+    got = {"out": run(model, *inputs)} if "out" in outputs else {"decoder": run(model, *inputs)}
+    if "aspp" in outputs:
+        got["aspp"] = run(model.aspp, inputs[0])
+    assert got.keys() == outputs.keys()
+    stride = meta["stride"]  # the files keep every so many rows and columns
+    for key, expected in outputs.items():
+        value = np.asarray(got[key])[:, ::stride, ::stride]
+        assert relative_error(value, expected) <= DEEP.get(name, TOLERANCE), key
