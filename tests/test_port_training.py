@@ -100,8 +100,8 @@ def test_one_step_equals_pytorchs(name):
             scale = np.abs(value).max()
             np.testing.assert_allclose(new, value, rtol=0, atol=1e-4 * scale, err_msg=key)
         else:
-            # Rounding grows on the way back to the first layers, to 2 % of ResNet-50's first kernel's
-            # gradient; a wrong rule moves a parameter by as much as the step itself.
-            moved = np.abs(value - before[key]).max()
-            atol = 5e-2 * moved + 1e-6 * np.abs(value).max()
-            np.testing.assert_allclose(new, value, rtol=0, atol=atol, err_msg=key)
+            # By length: rounding grows on the way back to the first layers, to 7 % in single values of
+            # ResNet-50's gradients; a wrong rule turns or stretches the whole step.
+            moved = np.linalg.norm(value - before[key])
+            rounding = 1e-6 * np.linalg.norm(value)
+            assert np.linalg.norm(new - value) <= 5e-2 * moved + rounding, key
