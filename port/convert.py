@@ -327,8 +327,14 @@ def to_torch(model: nnx.Module, layout: str) -> "dict[str, torch.Tensor]":
 
     family = _layout(layout)
     config = model_config(model)
-    listed = entries(model, family, config)
-    _check_expressible(family, config, listed)
+    try:
+        listed = entries(model, family, config)
+        _check_expressible(family, config, listed)
+    except (AttributeError, KeyError, TypeError) as error:
+        # a layout looks up fields of the kinds that it knows
+        raise ValueError(
+            f"{family.code} has no {config.head.kind} on {config.backbone.kind}"
+        ) from error
     values = dict(_variables(model))
     state: dict[str, torch.Tensor] = {}
     for entry in listed:

@@ -430,10 +430,6 @@ def test_a_difference_that_weights_do_not_show_is_named_with_both_values():
     assert "head.rates is None here and (12, 24, 36) there" in unexportable(model, "torchvision")
 
 
-@pytest.mark.xfail(
-    reason="layouts look up fields of the kinds that they know in those that they do not",
-    raises=(AttributeError, TypeError),
-)
 def test_a_kind_of_model_that_the_code_base_does_not_have_is_a_clear_error():
     for preset in (
         "fcn_resnet18",
