@@ -80,3 +80,17 @@ def test_the_ported_model_gives_the_recorded_outputs(name):
     for key, expected in outputs.items():
         value = np.asarray(got[key])[:, ::stride, ::stride]
         assert relative_error(value, expected) <= DEEP.get(name, TOLERANCE), key
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.npz")))
+def test_no_other_layout_takes_these_names_for_its_own(name):
+    meta = json.loads(np.load(FOLDER / f"{name}.npz")["meta"].tobytes())
+    shapes = {
+        key: tuple(shape) for key, shape in meta["entries"] if not key.endswith("batches_tracked")
+    }
+    takers = [
+        layout.name
+        for layout in port.LAYOUTS.values()
+        if layout.recognises({layout.canonical(key): shape for key, shape in shapes.items()})
+    ]
+    assert takers == [meta["layout"]]
