@@ -283,9 +283,6 @@ def _v2(width: float, stride: int = 32) -> MobileNetV2Config:
 
 COMPARED |= {
     "tvc-r18": _tvc("resnet18", ResNetConfig(18, 32)),
-    "tvc-r50-os8": _tvc(
-        "resnet50", ResNetConfig(50, 8), replace_stride_with_dilation=[False, True, True]
-    ),
     "tvc-mbv3-small": _tvc("mobilenet_v3_small", MobileNetV3Config("small", output_stride=32)),
     "timm-r50-os16": _timm("resnet50", ResNetConfig(50, 16)),
 }
@@ -296,6 +293,9 @@ DEEPER |= {
     "tvc-mbv2-1.4": _tvc("mobilenet_v2", _v2(1.4), width_mult=1.4),
     "tvc-mbv3-large-os16": _tvc(
         "mobilenet_v3_large", MobileNetV3Config("large", output_stride=16), dilated=True
+    ),
+    "tvc-r50-os8": _tvc(
+        "resnet50", ResNetConfig(50, 8), replace_stride_with_dilation=[False, True, True]
     ),
     "tvc-r50-os16": _tvc(
         "resnet50", ResNetConfig(50, 16), replace_stride_with_dilation=[False, False, True]
