@@ -29,7 +29,6 @@ _LEAVES: dict[type, dict[str, str]] = {  # what our variables are called over th
 }
 Weighted = Conv | BatchNorm | LayerNorm
 
-
 TRAINING_ONLY = (
     "dropout",
     "decoder_dropout",
@@ -161,7 +160,7 @@ def convert(
       seed: of a classifier that starts anew.
     """
     checkpoint = read(source, ema=ema)
-    family = find_layout(checkpoint.tensors) if layout is None else _layout(layout)
+    family = find_layout(checkpoint.tensors) if layout is None else named_layout(layout)
     tensors = _canonical(family, checkpoint.tensors)
     told = _settings(family, checkpoint.settings)
     told_stride = told.pop("output_stride", None)
@@ -174,8 +173,12 @@ def convert(
     config = _obeying(config, {name: v for name, v in told.items() if name not in fields})
     config = config.override(**fields)
     model = build(config)
-    renewed = _classifiers(model) if config.num_classes != checkpoint_classes else ()
     listed = entries(model, family, config)
+    renewed = ()
+    if num_classes is not None:
+        headless = not any(e.name in tensors for e in listed if _within(e, _classifiers(model)))
+        if headless or num_classes != checkpoint_classes:
+            renewed = _classifiers(model)
     _check(family, tensors, listed, renewed, checkpoint_classes)
     if renewed:
         model = fill(model, nnx.Rngs(seed))
@@ -214,7 +217,8 @@ def find_layout(tensors: Mapping[str, np.ndarray]) -> Layout:
     )
 
 
-def _layout(name: str) -> Layout:
+def named_layout(name: str) -> Layout:
+    """The layout of that name. Raises ValueError, listing them, where there is none."""
     if name not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
     return LAYOUTS[name]
@@ -325,7 +329,7 @@ def to_torch(model: nnx.Module, layout: str) -> "dict[str, torch.Tensor]":
     """
     import torch
 
-    family = _layout(layout)
+    family = named_layout(layout)
     config = model_config(model)
     try:
         listed = entries(model, family, config)
@@ -352,7 +356,10 @@ def _check_expressible(layout: Layout, config: Config, listed: list[Entry]) -> N
     shapes = {name: entry.torch_shape for entry in listed for name in entry.names}
     if not layout.recognises(shapes):
         raise ValueError(f"{layout.code} has no model of {config.head.kind} like this one")
-    theirs = layout.config(shapes, None).override(**_chosen(layout, config))
+    try:
+        theirs = layout.config(shapes, None).override(**_chosen(layout, config))
+    except ValueError as error:
+        raise ValueError(f"{layout.code} has no such model: {error}") from error
     theirs = theirs.override(class_names=config.class_names, preprocessing=config.preprocessing)
     differing = [
         (name, a, b)

@@ -22,8 +22,7 @@ from deeplab_jax.heads import ClassifierHead
 from deeplab_jax.layers import BatchNorm
 from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.summary import stage_of
-from port.convert import find_layout, model_config, weighted_modules
-from port.layouts import LAYOUTS
+from port.convert import find_layout, model_config, named_layout, weighted_modules
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +134,7 @@ def verify(
     """
     config = model_config(model)
     state = torch_module.state_dict()
-    family = find_layout(_arrays(state)) if layout is None else LAYOUTS[layout]
+    family = find_layout(_arrays(state)) if layout is None else named_layout(layout)
     names, modules = family.names(config), dict(torch_module.named_modules())
     if missing := [name for name in names.values() if name not in modules]:
         raise ValueError(

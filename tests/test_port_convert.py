@@ -445,7 +445,7 @@ def test_a_kind_of_model_that_the_code_base_does_not_have_is_a_clear_error():
 @pytest.mark.parametrize("layout", ["torchvision", "vainf", "smp"])
 def test_a_multi_grid_is_not_exported_to_code_that_has_none(layout):
     fields = {"multi_grid": (1, 2), "rngs": nnx.Rngs(0)}
-    model = create("deeplabv3_resnet18", **fields)
+    model = create("deeplabv3_resnet50", **fields)  # torchvision's heads take no basic blocks
     message = unexportable(model, layout)
     assert "backbone.multi_grid is (1, 2) here and () there" in message
 
@@ -495,3 +495,23 @@ def test_a_model_born_here_runs_in_torchvision():
         ours = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
     # float32 after 60 layers; PyTorch's own is within 1e-5 of its float64
     assert relative_error(ours, nhwc(theirs)) < 1e-4
+
+
+def test_a_checkpoint_without_a_classifier_gets_one_of_any_number_of_classes():
+    # 21 is what is assumed where no classifier tells: asking for just that must not change the answer
+    for classes in (21, 11):
+        state = {k: v for k, v in checkpoint("standalone").items() if ".output.3." not in k}
+        conversion = convert(state, num_classes=classes)
+        assert conversion.initialised == ("decoder.classifier.kernel", "decoder.classifier.bias")
+        assert conversion.model.config.num_classes == classes
+
+
+def test_half_a_classifier_is_a_missing_tensor_and_not_a_new_classifier():
+    state = {k: v for k, v in checkpoint("standalone").items() if k != "decoder.output.3.bias"}
+    classes = len(state["decoder.output.3.weight"])
+    assert "1 missing: decoder.output.3.bias" in refusal(state, num_classes=classes)
+
+
+def test_torchvision_has_no_heads_for_basic_blocks():
+    model = create("fcn_resnet18", rngs=nnx.Rngs(0))
+    assert "this is a ResNet-18" in unexportable(model, "torchvision")

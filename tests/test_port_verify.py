@@ -194,6 +194,11 @@ def test_the_torch_module_is_left_as_it_was():
         assert torch.equal(tensor, before[name]), name
 
 
+def test_an_unknown_layout_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"layout must be one of .*smp.*, got 'keras'"):
+        verify(port(), original(), images(*SIZE), layout="keras")
+
+
 def test_a_module_of_another_layout_is_refused():
     module = torchvision.models.resnet18()
     with pytest.raises(ValueError, match=r"the torch module has no encoder\..* not smp's"):

@@ -1,1 +1,1 @@
-"""Training and evaluation of segmentation models."""
+"""Evaluation of segmentation models."""

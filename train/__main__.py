@@ -90,7 +90,7 @@ def main() -> None:
         lambda: tyro.extras.subcommand_cli_from_dict(
             {"evaluate": evaluate_command},
             prog="deeplab-train",
-            description="Training and evaluation of segmentation models.",
+            description="Evaluation of segmentation models.",
         )
     )
 

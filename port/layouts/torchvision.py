@@ -40,6 +40,11 @@ class Torchvision(Layout):
         inner = within(shapes, "backbone.")
         if "conv1.weight" in inner:
             backbone = resnet_config(inner, output_stride=output_stride or 8)
+            if backbone.depth < 50:
+                raise ValueError(
+                    "its heads are for bottlenecks (ResNet-50, 101 and 152), and this is a "
+                    f"ResNet-{backbone.depth}"
+                )
         else:
             backbone = _mobilenet_v3(inner, output_stride or 16)
         if "classifier.cbr.0.weight" in shapes:
