@@ -45,6 +45,7 @@ from deeplab_jax.model import (
     create,
     freeze_backbone,
     freeze_batch_norm,
+    group_batch_norm,
 )
 from deeplab_jax.ops import output_size, receptive_field, resize_bilinear
 from deeplab_jax.predict import predict
@@ -93,6 +94,7 @@ __all__ = [
     "create",
     "freeze_backbone",
     "freeze_batch_norm",
+    "group_batch_norm",
     "load",
     "normalize",
     "output_size",

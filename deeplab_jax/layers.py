@@ -123,12 +123,14 @@ class BatchNorm(nnx.Module):
     Attributes:
       use_running_average: what `model.train()` and `model.eval()` switch.
       frozen: True uses the running statistics in training too, see `freeze_batch_norm`.
+      groups: parts of the batch that have statistics of their own, see `group_batch_norm`.
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = False
         self.frozen = False
+        self.groups = 1
         zero, one = Constant(0.0), Constant(1.0)
         self.scale = nnx.Param(one((channels,)), init=one)
         self.bias = nnx.Param(zero((channels,)), init=zero)
@@ -136,17 +138,21 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(one((channels,)), init=one)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        count = x.size // x.shape[-1]
+        count = x.size // x.shape[-1] // self.groups
         x32 = x.astype(jnp.float32)
         if self.use_running_average or self.frozen or count == 1:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            axes = tuple(range(x.ndim - 1))
-            mean = x32.mean(axes)
-            var = jnp.square(x32 - mean).mean(axes)
-            self._update(mean, var * (count / (count - 1)))
+            return self._normalize(x32, self.mean[...], self.var[...]).astype(x.dtype)
+        if self.groups > 1:  # [B, ...] -> [groups, B / groups, ...]: no shard of the batch is moved
+            x32 = x32.reshape(self.groups, -1, *x.shape[1:])
+        axes = tuple(range(self.groups > 1, x32.ndim - 1))
+        mean = x32.mean(axes, keepdims=True)
+        var = jnp.square(x32 - mean).mean(axes, keepdims=True)
+        self._update(mean, var * (count / (count - 1)))
+        return self._normalize(x32, mean, var).reshape(x.shape).astype(x.dtype)
+
+    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         gain = self.scale[...] / jnp.sqrt(var + self.epsilon)
-        return (x32 * gain + (self.bias[...] - mean * gain)).astype(x.dtype)
+        return x * gain + (self.bias[...] - mean * gain)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What `nnx.view(model, use_running_average=...)` calls on its copy."""
@@ -155,7 +161,7 @@ class BatchNorm(nnx.Module):
 
     def _update(self, mean: jax.Array, var: jax.Array) -> None:
         for running, new in ((self.mean, mean), (self.var, var)):
-            new = jax.lax.stop_gradient(new)
+            new = jax.lax.stop_gradient(new).reshape(-1, *running.shape).mean(0)  # of the groups
             # Not `running[...] = `, which reads a tracer's sharding, and that takes longer the more has
             # been traced: a network with 300 batch norms would take a minute.
             running.set_value((1 - self.momentum) * running[...] + self.momentum * new)

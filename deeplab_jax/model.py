@@ -252,6 +252,19 @@ def freeze_batch_norm(module: nnx.Module) -> None:
             part.frozen = True
 
 
+def group_batch_norm(module: nnx.Module, groups: int) -> None:
+    """Gives each of `groups` equal parts of a batch its own statistics in every batch norm in `module`.
+
+    On a mesh whose batch is sharded over as many devices, or over a multiple, no statistics travel
+    further than a group: with one group per device ("local" batch norm) none do, where those of the
+    global batch cost an all-reduce per layer, forward and back. The running statistics take the mean
+    over the groups. The batch must be divisible by `groups`.
+    """
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, BatchNorm):
+            part.groups = groups
+
+
 def freeze_backbone(model: SegmentationModel) -> None:
     """Trains the heads alone: no gradient reaches the backbone, and its statistics stay.
 
