@@ -13,8 +13,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from deeplab_jax import ops
+
+KEPT = ("convolution", "statistics")
+"""Names of the values that training with rematerialisation keeps: `jax.checkpoint` with the policy
+`save_only_these_names(*KEPT)` computes norms and activations, which are cheap, a second time."""
 
 Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "silu", "none"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -92,6 +97,7 @@ class Conv(nnx.Module):
             padding=self.padding,
             groups=self.groups,
         )
+        y = checkpoint_name(y, "convolution")
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -147,6 +153,7 @@ class BatchNorm(nnx.Module):
         axes = tuple(range(self.groups > 1, x32.ndim - 1))
         mean = x32.mean(axes, keepdims=True)
         var = jnp.square(x32 - mean).mean(axes, keepdims=True)
+        mean, var = checkpoint_name((mean, var), "statistics")
         self._update(mean, var * (count / (count - 1)))
         return self._normalize(x32, mean, var).reshape(x.shape).astype(x.dtype)
 
