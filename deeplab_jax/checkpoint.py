@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.model import build
+from deeplab_jax.model import build, named_variables, with_values
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
@@ -86,11 +86,7 @@ def load(path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32) 
             "becomes one with `deeplab-port CHECKPOINT FOLDER`."
         )
     model = build(config, dtype=dtype)
-    graphdef, state = nnx.split(model)
-    flat = dict(nnx.to_flat_state(state))
-    values = read_weights({".".join(map(str, p)): v for p, v in flat.items()})
-    filled = [(p, v.replace(values[".".join(map(str, p))])) for p, v in flat.items()]
-    model = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    model = with_values(model, read_weights(named_variables(model)))
     model.eval()
     return model
 
@@ -109,11 +105,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _weights(model: nnx.Module) -> dict[str, jax.Array]:
-    """Path of every variable, "backbone.layer1.0.conv1.kernel", -> its array."""
-    return {
-        ".".join(map(str, path)): variable[...]
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-    }
+    return {name: variable[...] for name, variable in named_variables(model).items()}
 
 
 # ---------------------------------------------------------------------------- config

@@ -1,6 +1,7 @@
 """The segmentation model, the named presets and `create`."""
 
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -240,6 +241,25 @@ def fill(model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
 
     state = jax.tree.map(value, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
     return nnx.merge(graphdef, jax.device_put(state))
+
+
+# ---------------------------------------------------------------------------- variables
+
+
+def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Every variable by its path, such as "backbone.layer1.0.conv1.kernel"."""
+    return {_name(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
+
+
+def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
+    """A copy of `model`, which may be `build`'s, with these values by the names of its variables."""
+    graphdef, state = nnx.split(model)
+    filled = [(path, v.replace(values[_name(path)])) for path, v in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def _name(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
 
 
 # ---------------------------------------------------------------------------- freezing
