@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import jax
+import platformdirs
 from rich.console import Console
 from rich.markup import escape
 
@@ -15,6 +17,7 @@ def run(command: Callable[[], int]) -> NoReturn:
 
     All errors that a user can cause are ValueErrors and OSErrors with the way out in their message.
     """
+    keep_compiled_programs()
     try:
         status = command()
     except (ValueError, OSError) as error:
@@ -22,3 +25,15 @@ def run(command: Callable[[], int]) -> NoReturn:
         console.print(f"[red]error[/]: {escape(str(error))}")
         status = BAD_USE
     sys.exit(status)
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what XLA compiles in the user's cache folder, so that a second start takes seconds.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = platformdirs.user_cache_path("deeplab_jax") / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # Many small programs, of the first weights and of the optimiser's state, take most of a start.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
