@@ -134,24 +134,31 @@ def _read_config(text: str | bytes, path: Path) -> Config:
 
 
 def _write_folder(model: nnx.Module, folder: Path) -> None:
-    import orbax.checkpoint as ocp
-
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(_header(model.config), indent=2) + "\n")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax() as checkpointer:
         checkpointer.save((folder / WEIGHTS).absolute(), _weights(model))
+
+
+def _orbax():
+    """A checkpointer that does not wait for other processes: of several, one writes a model folder."""
+    import orbax.checkpoint as ocp
+
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process_{this}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _read_folder(path: Path):
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
-        import orbax.checkpoint as ocp
-
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
             name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=here)
             for name, variable in wanted.items()
         }
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _orbax() as checkpointer:
             try:
                 return checkpointer.restore((path / WEIGHTS).absolute(), target)
             except (ValueError, KeyError, OSError) as error:
