@@ -48,14 +48,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
       ImageError: as `read_image`, except that damage to the pixels is not seen.
     """
 
-    def size(image: Image.Image) -> tuple[int, int]:
-        # Pillow itself turns TIFF and AVIF; asked for a PNG's orientation it would decode it all.
-        if image.format in ("JPEG", "MPO", "WEBP"):
-            lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if lies else (image.height, image.width)
-        return image.height, image.width
-
-    return _open(Path(path), size)
+    return _open(Path(path), upright_size)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -85,6 +78,15 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return np.array(image.convert("RGB"))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) of `to_rgb(image)`, from the header: nothing is decoded."""
+    # Pillow itself turns TIFF and AVIF; asked for a PNG's orientation it would decode it all.
+    if image.format in ("JPEG", "MPO", "WEBP"):
+        lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if lies else (image.height, image.width)
+    return image.height, image.width
 
 
 def find_images(arguments: Sequence[str | os.PathLike]) -> list[Path]:

@@ -1,0 +1,27 @@
+"""Data sets, augmentation and batches for training and evaluation."""
+
+from train.data.augment import AugmentConfig, augment
+from train.data.dataset import (
+    DataError,
+    Dataset,
+    Source,
+    class_frequencies,
+    class_weights,
+)
+from train.data.descriptions import open_dataset
+from train.data.pipeline import EvalStep, TrainBatches, eval_batches, plan_evaluation
+
+__all__ = [
+    "AugmentConfig",
+    "DataError",
+    "Dataset",
+    "EvalStep",
+    "Source",
+    "TrainBatches",
+    "augment",
+    "class_frequencies",
+    "class_weights",
+    "eval_batches",
+    "open_dataset",
+    "plan_evaluation",
+]

@@ -1,0 +1,197 @@
+"""Random scale, crop and flip of pictures and their labels: uint8 in, uint8 out, all in OpenCV.
+
+Everything random comes from the generator that is passed in.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+from train.metrics import IGNORE_LABEL
+
+# The pipeline works on many examples at once; OpenCV's own threads would only get in the way.
+cv2.setNumThreads(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """The DeepLab papers' augmentation; what they do not do is off (0).
+
+    Attributes:
+      crop: rows and columns of what is cut out at random, after scaling. What the picture does not
+        fill, at the bottom and right, has the colour `fill` and is ignored.
+      scale: smallest and largest random factor of size.
+      scale_step: draw only factors that are a whole number of these above the smallest; 0 draws any.
+        DeepLab's TensorFlow code has 0.25.
+      scales: draw one of these factors instead; one that is listed twice comes twice as often.
+      flip: probability of a mirror image, left to right.
+      rotation: degrees to either side; corners are filled as above.
+      brightness, contrast, saturation: factors are drawn from 1 - x to 1 + x.
+      hue: shifted to either side by up to this part of the colour circle, at most 0.5.
+      blur: probability of a Gaussian blur, with a sigma of 0.1 to 2 pixels.
+      fill: RGB that is about zero to the model: the mean of its preprocessing, by default ImageNet's.
+    """
+
+    crop: tuple[int, int] = (513, 513)
+    scale: tuple[float, float] = (0.5, 2.0)
+    scale_step: float = 0.0
+    scales: tuple[float, ...] = ()
+    flip: float = 0.5
+    rotation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    blur: float = 0.0
+    fill: tuple[int, int, int] = (124, 116, 104)
+
+    def __post_init__(self):
+        problems = []
+        if min(self.crop) < 1:
+            problems.append(f"crop must be at least 1 x 1, got {self.crop}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            problems.append(f"scale must be 0 < smallest <= largest, got {self.scale}")
+        if any(scale <= 0 for scale in self.scales):
+            problems.append(f"scales must be above 0, got {self.scales}")
+        for name in ("flip", "blur"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                problems.append(f"{name} is a probability, 0 to 1, got {value}")
+        for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                problems.append(f"{name} must be 0 to {most}, got {value}")
+        for name, most in (("scale_step", np.inf), ("rotation", 180)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                problems.append(f"{name} must be 0 to {most}, got {value}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def augment(
+    image: np.ndarray,
+    label: np.ndarray,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    *,
+    height_multiple: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random view of an example.
+
+    Only the part of the picture that the crop shows is resized, bilinearly; labels by nearest.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      label: uint8 `[H, W]`.
+      height_multiple: pad the crop's rows, as the crop itself is padded, to a multiple of this.
+
+    Returns:
+      uint8 `[rows, columns, 3]` and uint8 `[rows, columns]`, C-contiguous.
+    """
+    image, label = _scaled_crop(image, label, config, _draw_scale(config, rng), rng)
+    if rng.random() < config.flip:
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+    image = _change_colours(image, config, rng)
+    if config.rotation:
+        image, label = _rotate(image, label, rng.uniform(-1, 1) * config.rotation, config.fill)
+    rows, columns = config.crop
+    return pad(image, label, (rows + -rows % height_multiple, columns), config.fill)
+
+
+def pad(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """An example filled up at the bottom and right to `size` (H, W), there ignored."""
+    bottom, right = size[0] - label.shape[0], size[1] - label.shape[1]
+    border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+    return (
+        cv2.copyMakeBorder(image, *border, value=fill),
+        cv2.copyMakeBorder(label, *border, value=IGNORE_LABEL),
+    )
+
+
+# ---------------------------------------------------------------------------- where
+
+
+def _draw_scale(config: AugmentConfig, rng: np.random.Generator) -> float:
+    if config.scales:
+        return float(rng.choice(config.scales))
+    low, high = config.scale
+    if config.scale_step:
+        steps = int((high - low) / config.scale_step + 1e-6)
+        return low + config.scale_step * int(rng.integers(steps + 1))
+    return rng.uniform(low, high)
+
+
+def _scaled_crop(
+    image: np.ndarray,
+    label: np.ndarray,
+    config: AugmentConfig,
+    scale: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The crop of the scaled picture, or all of that where it is smaller."""
+    (top, rows, to_rows), (left, columns, to_columns) = (
+        _window(side, crop, scale, rng) for side, crop in zip(label.shape, config.crop, strict=True)
+    )
+    window = slice(top, top + rows), slice(left, left + columns)
+    if (rows, columns) == (to_rows, to_columns):
+        return image[window], label[window]
+    # Below half size bilinear interpolation would skip pixels.
+    by = cv2.INTER_LINEAR if scale >= 0.5 else cv2.INTER_AREA
+    return (
+        cv2.resize(image[window], (to_columns, to_rows), interpolation=by),
+        # The plain INTER_NEAREST is half a pixel off.
+        cv2.resize(label[window], (to_columns, to_rows), interpolation=cv2.INTER_NEAREST_EXACT),
+    )
+
+
+def _window(side: int, crop: int, scale: float, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Along one side: where the window begins, its pixels, and to how many they are resized."""
+    if round(side * scale) <= crop:
+        return 0, side, max(1, round(side * scale))
+    window = min(side, max(1, round(crop / scale)))
+    return int(rng.integers(side - window + 1)), window, crop
+
+
+def _rotate(
+    image: np.ndarray, label: np.ndarray, degrees: float, fill: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = label.shape
+    matrix = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), degrees, 1.0)
+    size, border = (columns, rows), {"borderMode": cv2.BORDER_CONSTANT}
+    return (
+        cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=fill, **border),
+        cv2.warpAffine(
+            label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=IGNORE_LABEL, **border
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------- how it looks
+
+
+def _change_colours(
+    image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """The jitter of torchvision's ColorJitter, in this order, and blur."""
+
+    def factor(most: float) -> float:
+        return rng.uniform(1 - most, 1 + most)
+
+    if config.brightness:
+        image = cv2.convertScaleAbs(image, alpha=factor(config.brightness))
+    if config.contrast:
+        by = factor(config.contrast)
+        grey = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+        image = cv2.addWeighted(image, by, image, 0, (1 - by) * grey)
+    if config.saturation:
+        by = factor(config.saturation)
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        image = cv2.addWeighted(image, by, grey, 1 - by, 0)
+    if config.hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 256 parts: uint8 wraps round
+        hsv[..., 0] += np.uint8(round(rng.uniform(-config.hue, config.hue) * 256) % 256)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    if config.blur and rng.random() < config.blur:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.1, 2.0))
+    return image

@@ -1,0 +1,1 @@
+"""TFDS builders of data sets, which prepare them without TensorFlow."""

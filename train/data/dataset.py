@@ -1,0 +1,266 @@
+"""What a data set is to the rest of training: two splits of examples, and names of its classes."""
+
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, Literal, Protocol, TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from deeplab_jax.images import ImageError, to_rgb, upright_size
+from train.metrics import IGNORE_LABEL
+
+Part = Literal["image", "label"]
+T = TypeVar("T")
+
+_LISTED = 20
+_MANY = 2000  # examples; looking at fewer takes a second or two and needs no progress bar
+_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of whole JPEG and PNG files
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or does not fit together; the message lists all that is wrong."""
+
+    @classmethod
+    def listing(cls, rule: str, problems: Sequence[str]) -> "DataError":
+        """The error of several problems: the rule, and a line for each of the first of them."""
+        rest = len(problems) - _LISTED
+        lines = [rule, *problems[:_LISTED], *([f"and {rest} more"] if rest > 0 else [])]
+        return cls("\n  ".join(lines))
+
+
+class Source(Protocol):
+    """Random access to the examples of a split, from many threads, and from other processes (pickled)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """{"image": uint8 `[H, W, 3]` RGB, "label": uint8 `[H, W]`}; label 255 is ignored.
+
+        Raises:
+          DataError: naming the example, if it cannot be read.
+        """
+        ...
+
+    def label(self, index: int) -> np.ndarray:
+        """The label of `self[index]` alone."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call an example in messages and in names of files."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an example, from its header."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """
+    Attributes:
+      name: that it was opened by.
+      class_names: of the classes 0, 1, ...
+      train: what is learnt from.
+      val: what the score is measured on.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Source
+    val: Source
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; `IGNORE_LABEL` is none."""
+        return len(self.class_names)
+
+
+# ---------------------------------------------------------------------------- decoding
+
+
+class Encoded(Protocol):
+    """Where the bytes of examples are: files of a folder, or records of a prepared data set."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int, *parts: Part) -> tuple[BinaryIO, ...]:
+        """The encoded picture, label map, or both, to be read from the start."""
+        ...
+
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        ...
+
+
+class DecodedSource:
+    """A `Source` of encoded pictures and label maps.
+
+    Args:
+      encoded: where they are.
+      label_map: the class of each id that label maps hold; other ids are ignored. None: ids are classes.
+    """
+
+    def __init__(self, encoded: Encoded, label_map: Mapping[int, int] | None = None):
+        self._encoded = encoded
+        self._table = None
+        if label_map is not None:
+            self._table = np.full(256, IGNORE_LABEL, np.uint8)
+            self._table[list(label_map)] = list(label_map.values())
+        self._sizes: dict[int, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        try:
+            image_file, label_file = self._encoded.open(index, "image", "label")
+            with image_file, label_file:
+                image, label = decode_image(image_file), self._decode_label(label_file)
+        except Exception as error:
+            raise self._error(index, error) from error
+        if image.shape[:2] != label.shape:
+            raise DataError(f"{self.name(index)}: {sizes_differ(image.shape[:2], label.shape)}")
+        return {"image": image, "label": label}
+
+    def label(self, index: int) -> np.ndarray:
+        try:
+            (file,) = self._encoded.open(index, "label")
+            with file:
+                return self._decode_label(file)
+        except Exception as error:
+            raise self._error(index, error) from error
+
+    def name(self, index: int) -> str:
+        return self._encoded.name(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        if index not in self._sizes:  # kept: every evaluation asks again
+            try:
+                (file,) = self._encoded.open(index, "image")
+                with file, Image.open(file) as image:
+                    self._sizes[index] = upright_size(image)
+            except Exception as error:
+                raise self._error(index, error) from error
+        return self._sizes[index]
+
+    def _decode_label(self, file: BinaryIO) -> np.ndarray:
+        label = decode_label(file)
+        return label if self._table is None else cv2.LUT(label, self._table)
+
+    def _error(self, index: int, error: Exception) -> DataError:
+        """Damaged files make decoders raise nearly anything; whatever it was, the example is named."""
+        known = isinstance(error, DataError | ImageError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        return DataError(f"{self.name(index)} cannot be read: {reason}")
+
+
+def decode_image(file: BinaryIO) -> np.ndarray:
+    """A picture as uint8 `[H, W, 3]`, RGB, as `deeplab_jax.images.read_image` gives it."""
+    with Image.open(file) as image:
+        if image.mode in ("RGB", "L") and not image.has_transparency_data:
+            file.seek(0)
+            data = file.read()
+            # OpenCV takes half of Pillow's time for the same pixels, but fills up cut-off files.
+            if data.endswith(_ENDS):
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                if pixels is not None:
+                    return pixels
+            image = Image.open(io.BytesIO(data))
+        return to_rgb(image)
+
+
+def decode_label(file: BinaryIO) -> np.ndarray:
+    """Class ids uint8 `[H, W]`: the pixels of a grey picture, the indices (not colours) of a palette one.
+
+    Raises:
+      DataError: the picture is in colour, or has ids above 255.
+    """
+    with Image.open(file) as image:
+        if image.mode not in ("1", "L", "P", "I", "I;16"):
+            raise DataError(
+                f"label maps must be grey or palette pictures whose pixels are class ids, this one is "
+                f"{image.mode}; replace its colours by ids and save it as PNG"
+            )
+        ids = np.asarray(image)
+    if ids.dtype != np.uint8:
+        if ids.size and (ids.min() < 0 or ids.max() > 255):
+            raise DataError(f"ids in label maps must be 0..255, got {ids.min()}..{ids.max()}")
+        ids = ids.astype(np.uint8)
+    return ids
+
+
+def sizes_differ(image: Sequence[int], label: Sequence[int]) -> str:
+    """What is wrong where the sides (H, W) of a picture and of its label map differ."""
+    return f"the picture is {image[1]} x {image[0]}, its label map {label[1]} x {label[0]}"
+
+
+# ---------------------------------------------------------------------------- looking at a whole split
+
+
+def in_threads(use, indices: Sequence[int], doing: str) -> Iterable:
+    """`use(index)` of all, in order, computed in threads; with a progress bar if that takes long."""
+    with ThreadPoolExecutor() as threads:
+        yield from track(
+            threads.map(use, indices),
+            description=doing,
+            total=len(indices),
+            console=Console(stderr=True),
+            transient=True,
+            disable=len(indices) < _MANY,
+        )
+
+
+def label_counts(label: np.ndarray) -> np.ndarray:
+    """Pixels of each id in a label map, int64 `[256]`."""
+    return np.bincount(label.ravel(), minlength=256)
+
+
+def class_frequencies(source: Source, num_classes: int) -> np.ndarray:
+    """Labelled pixels of each class in a split, int64 `[num_classes]`.
+
+    Raises:
+      DataError: listing the examples with labels that are no class.
+    """
+    total, problems = np.zeros(256, np.int64), []
+    counting = in_threads(lambda i: label_counts(source.label(i)), range(len(source)), "counting")
+    for index, counts in enumerate(counting):
+        total += counts
+        if odd := not_classes(counts, num_classes):
+            problems.append(f"{source.name(index)}: {odd}")
+    if problems:
+        raise DataError.listing(f"labels must be {_allowed(num_classes)}:", problems)
+    return total[:num_classes]
+
+
+def not_classes(counts: np.ndarray, num_classes: int) -> list[int]:
+    """The ids with pixels, of `label_counts`, that are neither a class nor ignored."""
+    return [i for i in np.flatnonzero(counts).tolist() if i >= num_classes and i != IGNORE_LABEL]
+
+
+def class_weights(
+    frequencies: np.ndarray, method: Literal["median", "log"] = "median"
+) -> tuple[float, ...]:
+    """Weights that make up for rare classes; of a class that never occurs, 0.
+
+    Args:
+      frequencies: pixels of each class, see `class_frequencies`.
+      method: "median" is median frequency / frequency (SegNet, Badrinarayanan et al. 2017, with the
+        frequencies of the whole split); "log" is 1 / log(1.02 + frequency) (ENet, Paszke et al. 2016).
+    """
+    there = frequencies > 0
+    share = frequencies / max(1, frequencies.sum())
+    if method == "median":
+        weights = np.median(share[there]) / np.where(there, share, 1)
+    else:
+        weights = 1 / np.log(1.02 + share)
+    return tuple(np.where(there, weights, 0.0).tolist())
+
+
+def _allowed(num_classes: int) -> str:
+    return f"0 to {num_classes - 1}, the classes, or {IGNORE_LABEL}, which is ignored"

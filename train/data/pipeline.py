@@ -1,0 +1,308 @@
+"""From examples to batches, with Grain: for training an endless stream, for evaluation each once.
+
+Nothing here has a state. Batch k of a training run follows from the seed and k alone, whatever the
+number of processes, threads and workers, so a run resumes at step k by asking for batches from k on.
+"""
+
+import dataclasses
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Literal
+
+import grain
+import numpy as np
+from absl import flags
+
+from train.data.augment import AugmentConfig, augment, pad
+from train.data.dataset import DataError, Source, in_threads
+from train.metrics import IGNORE_LABEL
+
+OnUnreadable = Literal["stop", "skip"]
+"""What to do about an example that cannot be read."""
+
+_AHEAD = 2  # batches read for evaluation while one runs
+
+log = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+class TrainBatches:
+    """Augmented batches of a split: shuffled anew in each epoch, endless, the same for the same seed.
+
+    The batches of all processes together hold the same examples, with the same augmentation, as those
+    of one process alone.
+
+    Args:
+      source: the examples.
+      config: how they are augmented.
+      batch_size: of all processes together.
+      seed: of order and augmentation.
+      process_index, process_count: which of how many processes this is.
+      threads: that read and augment, a batch each; in each worker, if there are any.
+      workers: processes that do it instead. They start with `iterate`, in seconds; the program's main
+        module must be safe to import.
+      height_multiple: pads crops so that their rows can be cut up evenly, see `augment`.
+      unreadable: "stop" raises a DataError with the example's name; "skip" puts the next readable
+        example in its place and counts it in `skipped`.
+
+    Attributes:
+      skipped: how often each unreadable example, by name, was replaced in the batches given out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: AugmentConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        threads: int = 16,
+        workers: int = 0,
+        height_multiple: int = 1,
+        unreadable: OnUnreadable = "stop",
+    ):
+        if batch_size % process_count:
+            raise ValueError(
+                "the batch must divide by the number of processes, got "
+                f"{batch_size} by {process_count}"
+            )
+        if len(source) == 0:
+            raise DataError("the training split has no examples")
+        self.skipped: Counter[str] = Counter()
+        self._source = source
+        self._threads, self._workers = threads, workers
+        self._open: list[grain.DatasetIterator] = []
+        examples = (
+            grain.MapDataset.range(len(source))
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .map(_Read(source, unreadable))
+            .random_map(_Augment(config, height_multiple))
+        )
+        # Cut for processes after random_map, whose draws follow the position: else all draw the same.
+        self._batches = examples[process_index::process_count].batch(batch_size // process_count)
+
+    def iterate(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of the batches from number `start` on.
+
+        Yields:
+          {"image": uint8 `[b, H, W, 3]`, "label": uint8 `[b, H, W]`, "index": int32 `[b]`}.
+
+        Raises:
+          DataError: an example cannot be read.
+        """
+        batches = self._batches[start:].to_iter_dataset(
+            grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads)
+        )
+        if self._workers:
+            _allow_workers()
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        iterator = iter(batches)
+        self._open.append(iterator)
+        for batch in iterator:
+            for index in batch.pop("replaced"):
+                if index >= 0:
+                    self._count(int(index))
+            yield batch
+
+    def close(self) -> None:
+        """Ends threads and workers of every `iterate`."""
+        while self._open:
+            self._open.pop().close()
+
+    def __enter__(self) -> "TrainBatches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _count(self, index: int) -> None:
+        name = self._source.name(index)
+        if name not in self.skipped:
+            log.warning(f"{_reason(self._source, index)}; another example takes its place")
+        self.skipped[name] += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read(grain.transforms.Map):
+    """An index -> the example, and under "replaced" the index if another had to be read for it, or -1."""
+
+    source: Source
+    unreadable: OnUnreadable
+
+    def map(self, index: int) -> dict[str, np.ndarray]:
+        for step in range(len(self.source)):
+            at = (index + step) % len(self.source)
+            try:
+                example = self.source[at]
+            except DataError:
+                if self.unreadable == "stop":
+                    raise
+                continue
+            return example | {"index": np.int32(at), "replaced": np.int32(index if step else -1)}
+        raise DataError(f"none of the {len(self.source)} examples can be read")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augment(grain.transforms.RandomMap):
+    config: AugmentConfig
+    height_multiple: int
+
+    def random_map(
+        self, example: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        image, label = augment(
+            example["image"],
+            example["label"],
+            self.config,
+            rng,
+            height_multiple=self.height_multiple,
+        )
+        return example | {"image": image, "label": label}
+
+
+def _allow_workers() -> None:
+    """Grain's workers read absl's flags, which must have been parsed; there are none of ours."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _reason(source: Source, index: int) -> str:
+    try:
+        source[index]
+    except DataError as error:
+        return str(error)
+    return f"{source.name(index)} could not be read (now it can)"
+
+
+# ---------------------------------------------------------------------------- evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalStep:
+    """Examples that are evaluated together.
+
+    Attributes:
+      size: (H, W) that they are padded to.
+      indices: of the examples, `batch_size` of them; -1 at the end where there are no more.
+    """
+
+    size: tuple[int, int]
+    indices: tuple[int, ...]
+
+
+def plan_evaluation(
+    source: Source, *, batch_size: int, bucket: int = 1, size_multiple: int = 1
+) -> list[EvalStep]:
+    """Which whole images are evaluated together: those whose padded sizes are the same.
+
+    Args:
+      source: the examples.
+      batch_size: of all processes together.
+      bucket: sides are rounded up to multiples of this, so that there are fewer sizes to compile for;
+      size_multiple: and then to multiples of this, see `deeplab_jax.Preprocessing`.
+    """
+    groups = defaultdict(list)
+    for index, size in enumerate(in_threads(source.size, range(len(source)), "reading sizes")):
+        groups[tuple(_up(_up(side, bucket), size_multiple) for side in size)].append(index)
+    return [
+        EvalStep(size, (*part, *(-1,) * (batch_size - len(part))))
+        for size, indices in groups.items()
+        for part in (
+            indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
+        )
+    ]
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    bucket: int = 1,
+    size_multiple: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 16,
+    fill: tuple[int, int, int] = AugmentConfig.fill,
+    unreadable: OnUnreadable = "stop",
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of the batches of `plan_evaluation`: every example once, at its own size.
+
+    All processes get as many batches, of the same shapes.
+
+    Args:
+      source, batch_size, bucket, size_multiple: see `plan_evaluation`.
+      process_index, process_count: which of how many processes this is.
+      threads: that read.
+      fill: RGB of the padding, see `AugmentConfig`.
+      unreadable: "stop" raises a DataError with the example's name; "skip" logs it and leaves its
+        row without an image.
+
+    Yields:
+      {"image": uint8 `[b, H, W, 3]`, "label": uint8 `[b, H, W]`, "index": int32 `[b]`, "size": int32
+      `[b, 2]`}: images are padded at the bottom and right, where the label is ignored, and "size" is
+      (H, W) without the padding. Rows without an image have the index -1 and the size (0, 0).
+
+    Raises:
+      DataError: an example cannot be read.
+    """
+    if batch_size % process_count:
+        raise ValueError(
+            f"the batch must divide by the number of processes, got {batch_size} by {process_count}"
+        )
+    plan = plan_evaluation(
+        source, batch_size=batch_size, bucket=bucket, size_multiple=size_multiple
+    )
+    local = batch_size // process_count
+    rows = slice(process_index * local, (process_index + 1) * local)
+    steps = [EvalStep(step.size, step.indices[rows]) for step in plan]
+    examples = [(step.size, index) for step in steps for index in step.indices]
+    read = grain.MapDataset.source(examples).map(_ReadWhole(source, fill, unreadable))
+    ahead = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(threads, _AHEAD * local)
+    )
+    iterator = iter(read.to_iter_dataset(ahead))
+    try:
+        for _ in steps:
+            rows = [next(iterator) for _ in range(local)]
+            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    finally:
+        iterator.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadWhole(grain.transforms.Map):
+    source: Source
+    fill: tuple[int, int, int]
+    unreadable: OnUnreadable
+
+    def map(self, step: tuple[tuple[int, int], int]) -> dict[str, np.ndarray]:
+        size, index = step
+        image, label = np.zeros((0, 0, 3), np.uint8), np.zeros((0, 0), np.uint8)
+        if index >= 0:
+            try:
+                example = self.source[index]
+                image, label = example["image"], example["label"]
+            except DataError as error:
+                if self.unreadable == "stop":
+                    raise
+                log.warning(f"{error}; it is left out")
+                index = -1
+        inner = np.array(label.shape, np.int32)
+        if index < 0:
+            image, label = (
+                np.full((1, 1, 3), self.fill, np.uint8),
+                np.full((1, 1), IGNORE_LABEL, np.uint8),
+            )
+        image, label = pad(image, label, size, self.fill)
+        return {"image": image, "label": label, "index": np.int32(index), "size": inner}
+
+
+def _up(number: int, multiple: int) -> int:
+    return number + -number % multiple

@@ -1,0 +1,124 @@
+"""Reading what TFDS has prepared, without TensorFlow: array_record as well as tfrecord files."""
+
+import io
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from train.data.dataset import DataError, Part
+
+DEFAULT_DIR = Path(tfds.core.constants.DATA_DIR)
+"""Where prepared data sets lie if nothing else is said: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+INFO_FILE = "dataset_info.json"
+
+
+class Records:
+    """The examples of a split of a prepared data set; see `dataset.Encoded`.
+
+    Args:
+      folder: that has the data set's `dataset_info.json`.
+      split: such as "train", "train[:50%]".
+      image, label: what pictures and label maps are called there.
+      name: the feature with an example's name.
+    """
+
+    def __init__(self, folder: Path, split: str, *, image: str, label: str, name: str):
+        self._keys = {"image": image, "label": label}
+        self._name = name
+        info = tfds.builder_from_directory(folder).info
+        if split not in info.splits:
+            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(info.splits)}")
+        self._features = tfds.features.FeaturesDict(
+            {feature: info.features[feature] for feature in (image, label, name)}
+        )
+        files = info.splits[split].file_instructions
+        tfrecord = info.file_format == tfds.core.FileFormat.TFRECORD
+        self._records: Sequence[bytes] = (
+            TFRecords(files) if tfrecord else ArrayRecordDataSource(files)
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def open(self, index: int, *parts: Part) -> tuple[BinaryIO, ...]:
+        """The encoded picture and label map, from one reading of the record."""
+        example = self._read(index)
+        return tuple(io.BytesIO(example[self._keys[part]]) for part in parts)
+
+    def name(self, index: int) -> str:
+        """The name in the record."""
+        return self._read(index)[self._name].decode()
+
+    def _read(self, index: int) -> dict[str, bytes]:
+        skip = dict.fromkeys(self._keys.values(), tfds.decode.SkipDecoding())
+        return self._features.deserialize_example_np(self._records[index], decoders=skip)
+
+
+class TFRecords:
+    """Random access to the records of tfrecord files, by their offsets, which are read on opening.
+
+    A record is its length (8 bytes, little endian), a checksum of that (4), the bytes, and their
+    checksum (4). Checksums are not looked at.
+
+    Args:
+      files: which records of which files: `filename`, `skip` and `take`, as TFDS describes splits.
+    """
+
+    def __init__(self, files: Sequence[tfds.core.utils.shard_utils.FileInstruction]):
+        self._paths = [os.fspath(file.filename) for file in files]
+        self._offsets = [_offsets(file.filename)[file.skip :][: file.take] for file in files]
+        self._ends = np.cumsum([len(offsets) for offsets in self._offsets])
+        self._files: dict[int, BinaryIO] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} records")
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        offset, length = self._offsets[file][index - self._ends[file]].tolist()
+        return os.pread(self._descriptor(file), length, offset)
+
+    def _descriptor(self, file: int) -> int:
+        if file not in self._files:  # two threads may both open it: the loser's closes itself
+            self._files[file] = open(self._paths[file], "rb", buffering=0)  # noqa: SIM115
+        return self._files[file].fileno()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": {}}
+
+
+def _offsets(path: os.PathLike) -> np.ndarray:
+    """Where each record's bytes begin and how many they are, int64 `[records, 2]`."""
+    found, at, size = [], 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while at < size:
+            file.seek(at)
+            (length,) = struct.unpack("<Q", file.read(8))
+            found.append((at + 12, length))
+            at += 12 + length + 4
+    if at != size:
+        raise DataError(f"{path} is cut off: its last record ends {at - size} bytes after the file")
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """The folder of a prepared data set's newest version: NAME/VERSION or NAME/CONFIG/VERSION.
+
+    `name` may name the config too, as in "cityscapes/semantic_segmentation".
+    """
+    found = [
+        path.parent
+        for pattern in ("*", "*/*")
+        for path in (data_dir / name).glob(f"{pattern}/{INFO_FILE}")
+        if tfds.core.Version.is_valid(path.parent.name)
+    ]
+    return max(found, key=lambda folder: tfds.core.Version(folder.name), default=None)
