@@ -1,0 +1,217 @@
+"""What a step minimises: cross-entropy in its variants, Dice and Lovász, each with a weight.
+
+Ignored pixels are in no sum, so neither in the loss nor in its gradient; where all are, the loss is 0.
+All sums are over the whole batch: under `jax.jit` over a mesh, over that of all devices.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from train.metrics import IGNORE_LABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The terms of the loss, by their weights; a term of weight 0 is not computed.
+
+    Attributes:
+      cross_entropy: weight of the cross-entropy, which the next five fields refine.
+      label_smoothing: share of each label that is spread evenly over all classes.
+      focal_gamma: counts a pixel by (1 - p)^gamma, p being the probability of its label (focal loss,
+        Lin et al. 2017, arXiv 1708.02002); 2 is usual, 0 counts all alike.
+      hard_threshold: leaves out pixels whose label has at least this probability already ("online hard
+        example mining", Shrivastava et al. 2016, arXiv 1604.03540); 0.7 is usual, 1 leaves out none.
+      hard_fraction: the share of pixels, the hardest, that counts in any case.
+      class_weights: of each class, "data" to take them from the class frequencies of the training
+        split, None for all alike. The mean over pixels is then a weighted one, as PyTorch's.
+      dice: weight of the soft Dice loss, see `dice_loss`.
+      lovasz: weight of the Lovász-softmax loss, see `lovasz_loss`.
+      auxiliary: weight of the same loss on an auxiliary head's logits.
+    """
+
+    cross_entropy: float = 1.0
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    hard_threshold: float = 1.0
+    hard_fraction: float = 1 / 16
+    class_weights: tuple[float, ...] | Literal["data"] | None = None
+    dice: float = 0.0
+    lovasz: float = 0.0
+    auxiliary: float = 0.4
+
+    def __post_init__(self):
+        terms = {name: getattr(self, name) for name in ("cross_entropy", "dice", "lovasz")}
+        problems = [
+            f"loss.{name} must not be negative, got {value}"
+            for name, value in {
+                **terms,
+                "focal_gamma": self.focal_gamma,
+                "auxiliary": self.auxiliary,
+            }.items()
+            if not value >= 0
+        ]
+        if not any(terms.values()):
+            problems.append(f"one of {', '.join(f'loss.{name}' for name in terms)} must be above 0")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        for name in ("hard_threshold", "hard_fraction"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                problems.append(f"loss.{name} must be in (0, 1], got {value}")
+        if isinstance(self.class_weights, tuple) and not all(w >= 0 for w in self.class_weights):
+            problems.append(f"loss.class_weights must not be negative, got {self.class_weights}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def segmentation_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    config: LossConfig,
+    class_weights: jax.Array | None = None,
+) -> jax.Array:
+    """The loss of a batch, a float32 scalar.
+
+    Args:
+      logits: `[B, H, W, classes]`.
+      labels: integers `[B, H, W]`; `IGNORE_LABEL` and whatever else is no class is left out.
+      class_weights: `[classes]`, for the cross-entropy; the numbers that `config.class_weights` means.
+    """
+    logits = logits.astype(jnp.float32)
+    total = jnp.float32(0)
+    if config.cross_entropy:
+        total += config.cross_entropy * cross_entropy_loss(logits, labels, config, class_weights)
+    if config.dice:
+        total += config.dice * dice_loss(logits, labels)
+    if config.lovasz:
+        total += config.lovasz * lovasz_loss(logits, labels)
+    return total
+
+
+def cross_entropy_loss(
+    logits: jax.Array, labels: jax.Array, config: LossConfig, class_weights: jax.Array | None = None
+) -> jax.Array:
+    """The mean cross-entropy over the pixels that count, see `LossConfig`.
+
+    Plain, weighted or smoothed it is `torch.nn.functional.cross_entropy`: the weighted mean divides by
+    the sum of the weights of the labels.
+    """
+    valid, label_is = _one_hot(labels, logits.shape[-1])
+    # Selecting, not gathering: the gradient of a gather is a scatter, which is slow.
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    nll = normaliser - _select(label_is, logits)
+    loss, weight = nll, valid.astype(jnp.float32)
+    if class_weights is not None:
+        weight = _select(label_is, class_weights)
+        loss = loss * weight
+    if smoothing := config.label_smoothing:
+        weights = jnp.float32(1) if class_weights is None else class_weights
+        spread = jnp.mean(weights * (normaliser[..., None] - logits), axis=-1)
+        loss = (1 - smoothing) * loss + smoothing * spread
+    if config.focal_gamma:
+        # Above 0, as a power below 1 has an infinite slope there.
+        missing = jnp.maximum(-jnp.expm1(-nll), 1e-6)
+        loss = loss * missing**config.focal_gamma
+    if config.hard_threshold < 1:
+        valid &= _hard(nll, valid, config)
+    return _ratio(jnp.where(valid, loss, 0).sum(), jnp.where(valid, weight, 0).sum())
+
+
+def dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 - 2 |A and B| / (|A| + |B|) with probabilities for A and labels for B.
+
+    The mean over the classes that are labelled in the batch (Milletari et al. 2016, arXiv 1606.04797,
+    without the squares).
+    """
+    valid, label_is = _one_hot(labels, logits.shape[-1])
+    probabilities = jnp.where(valid[..., None], jax.nn.softmax(logits), 0)
+    axes = (0, 1, 2)
+    both = jnp.where(label_is, probabilities, 0).sum(axes)
+    labelled = label_is.sum(axes, dtype=jnp.float32)
+    dice = 2 * both / jnp.maximum(probabilities.sum(axes) + labelled, 1)
+    present = labelled > 0
+    return _ratio(jnp.where(present, 1 - dice, 0).sum(), present.sum(dtype=jnp.float32))
+
+
+def lovasz_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The Lovász-softmax loss, a convex stand-in for 1 - IoU (Berman et al. 2018, arXiv 1705.08790).
+
+    The mean over the classes that are labelled in the batch, whose pixels are taken together. It sorts
+    all pixels once for each of those classes, which no division among devices speeds up: as an addition
+    to cross-entropy for the last part of a training rather than for all of it.
+    """
+    num_classes = logits.shape[-1]
+    valid, label_is = _one_hot(labels, num_classes)
+    probabilities = jax.nn.softmax(logits)
+    errors = jnp.where(label_is, 1 - probabilities, probabilities)
+    # Ignored pixels come last, where the IoU's loss has reached 1 and adds nothing more.
+    errors = jnp.where(valid[..., None], errors, 0).reshape(-1, num_classes)
+    label_is = label_is.reshape(-1, num_classes)
+    present = label_is.any(0)
+
+    def slopes(index: jax.Array) -> jax.Array:
+        return jax.lax.cond(
+            present[index],
+            lambda: _jaccard_slopes(errors[:, index], label_is[:, index]),
+            lambda: jnp.zeros(len(errors), jnp.float32),
+        )
+
+    # The extension is linear wherever the order of errors is the same: its slopes are constants, and
+    # no gradient goes through the sorting.
+    steps = jax.lax.stop_gradient(jax.lax.map(slopes, jnp.arange(num_classes)))
+    return _ratio((errors.T * steps).sum(), present.sum(dtype=jnp.float32))
+
+
+def _jaccard_slopes(errors: jax.Array, foreground: jax.Array) -> jax.Array:
+    """What each pixel `[P]` adds to 1 - IoU when pixels become wrong one by one, the worst first."""
+    # As integers: the bits of floats that are not negative have the same order and sort faster.
+    order = jnp.argsort(-jax.lax.bitcast_convert_type(errors, jnp.int32))
+    is_foreground = foreground[order]
+    wrong_foreground = jnp.cumsum(is_foreground.astype(jnp.int32))
+    wrong_background = jnp.arange(1, len(errors) + 1) - wrong_foreground
+    count = wrong_foreground[-1]
+    left = (count - wrong_foreground).astype(jnp.float32)
+    union = (count + wrong_background).astype(jnp.float32)
+    # Not as differences of IoUs, which float32 cannot tell apart among a million pixels.
+    slopes = jnp.where(is_foreground, 1 / union, left / (union * jnp.maximum(union - 1, 1)))
+    return jnp.zeros_like(errors).at[order].set(slopes, unique_indices=True)
+
+
+def _hard(nll: jax.Array, valid: jax.Array, config: LossConfig) -> jax.Array:
+    """The pixels below `hard_threshold`, and the hardest `hard_fraction` of the valid ones.
+
+    The rank is found by bisection over the bits of the loss, 31 counts over all pixels: exact, much
+    faster than sorting, and pixels may lie on many devices.
+    """
+    # The bits of floats that are not negative are in the order of the floats.
+    nll = jax.lax.stop_gradient(jnp.where(valid, jnp.maximum(nll, 0), 0))
+    bits = jax.lax.bitcast_convert_type(nll, jnp.int32)
+    wanted = jnp.ceil(config.hard_fraction * valid.sum(dtype=jnp.float32)).astype(jnp.int32)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds  # at least `wanted` pixels are at or above `low`, fewer at `high`
+        middle = low + (high - low) // 2
+        enough = (bits >= middle).sum(dtype=jnp.int32) >= wanted
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    bounds = (jnp.int32(0), jnp.int32(2**31 - 1))
+    least, _ = jax.lax.fori_loop(0, 31, halve, bounds)
+    return (bits >= least) | (jnp.exp(-nll) < config.hard_threshold)
+
+
+def _one_hot(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Which pixels count `[...]`, and whether each has each class `[..., classes]`."""
+    labels = labels.astype(jnp.int32)
+    valid = (labels >= 0) & (labels < num_classes) & (labels != IGNORE_LABEL)
+    return valid, (labels[..., None] == jnp.arange(num_classes)) & valid[..., None]
+
+
+def _select(label_is: jax.Array, values: jax.Array) -> jax.Array:
+    """Of `[..., classes]`, that of each pixel's label; 0 where it has none."""
+    return jnp.where(label_is, values, 0).sum(-1)
+
+
+def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
+    return part / jnp.where(whole > 0, whole, 1)
