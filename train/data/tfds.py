@@ -13,9 +13,6 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from train.data.dataset import DataError, Part
 
-DEFAULT_DIR = Path(tfds.core.constants.DATA_DIR)
-"""Where prepared data sets lie if nothing else is said: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-
 INFO_FILE = "dataset_info.json"
 
 
@@ -33,8 +30,6 @@ class Records:
         self._keys = {"image": image, "label": label}
         self._name = name
         info = tfds.builder_from_directory(folder).info
-        if split not in info.splits:
-            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(info.splits)}")
         self._features = tfds.features.FeaturesDict(
             {feature: info.features[feature] for feature in (image, label, name)}
         )
@@ -110,15 +105,26 @@ def _offsets(path: os.PathLike) -> np.ndarray:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def find_prepared(name: str, data_dir: Path) -> Path | None:
-    """The folder of a prepared data set's newest version: NAME/VERSION or NAME/CONFIG/VERSION.
+def directory(data_dir: Path | None) -> Path:
+    """Where prepared data sets are: `data_dir`, or else $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
 
-    `name` may name the config too, as in "cityscapes/semantic_segmentation".
+
+def splits(folder: Path) -> tuple[str, ...]:
+    """The splits of the prepared data set in a folder."""
+    return tuple(tfds.builder_from_directory(folder).info.splits)
+
+
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """The folder of a data set's newest version that is prepared.
+
+    Args:
+      name: NAME or NAME/CONFIG.
+      data_dir: has it as NAME/VERSION or NAME/CONFIG/VERSION.
     """
     found = [
         path.parent
-        for pattern in ("*", "*/*")
-        for path in (data_dir / name).glob(f"{pattern}/{INFO_FILE}")
+        for path in (data_dir / name).glob(f"*/{INFO_FILE}")
         if tfds.core.Version.is_valid(path.parent.name)
     ]
     return max(found, key=lambda folder: tfds.core.Version(folder.name), default=None)

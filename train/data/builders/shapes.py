@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from train.data.builders.pairs import Example, PairsBuilder
+from train.data.class_names import SHAPES
 
-CLASS_NAMES = ("background", "circle", "square", "triangle", "star", "ring")
 SIZE = (96, 128)
 EXAMPLES = {"train": 400, "validation": 100}
 
@@ -47,7 +47,7 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         ends = [tuple(int(v) for v in rng.integers(0, SIZE[::-1])) for _ in range(2)]
         cv2.line(picture, *ends, _colour(rng).tolist(), int(rng.integers(1, 3)), cv2.LINE_AA)
     for _ in range(rng.integers(2, 6)):
-        shape = int(rng.integers(1, len(CLASS_NAMES)))
+        shape = int(rng.integers(1, len(SHAPES)))
         cover = _cover(shape, rng)
         inside = cover >= 0.5
         colour = _colour(rng, unlike=picture[inside].mean(0) if inside.any() else None)
@@ -101,7 +101,7 @@ def _cover(shape: int, rng: np.random.Generator) -> np.ndarray:
         points = middle + reach[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
         cv2.fillPoly(canvas, [np.round(points * _FINE).astype(np.int32)], value)
 
-    match CLASS_NAMES[shape]:
+    match SHAPES[shape]:
         case "circle":
             fill(64, (1.0,), 255)
         case "square":

@@ -1,0 +1,142 @@
+"""What the commands `data` and `prepare` do: look at a data set, and prepare one."""
+
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from deeplab_jax import visualize
+from deeplab_jax.images import write_image
+from train.data.augment import AugmentConfig, augment
+from train.data.dataset import (
+    DataError,
+    Dataset,
+    Source,
+    class_frequencies,
+    class_weights,
+    in_threads,
+)
+from train.data.descriptions import description_of, how_to_get, open_dataset
+
+_PANEL = 256  # pixels of the longer side of a picture on the sheet
+_GAP = 6
+
+
+def look(
+    name: tyro.conf.Positional[str],
+    /,
+    data_dir: Path | None = None,
+    class_names: tuple[str, ...] | None = None,
+    augment: AugmentConfig = AugmentConfig(),
+    examples: int = 12,
+    seed: int = 0,
+    sheet: Path = Path("data.png"),
+) -> int:
+    """Look at a data set: how many examples, their sizes, the classes, and a sheet of pictures.
+
+    Args:
+      name: A data set that has a name, or folder:PATH.
+      data_dir: Where prepared data sets are; TFDS's own place by default.
+      class_names: Of the labels of a folder.
+      augment: How training would augment; the sheet shows what comes out.
+      examples: How many there are on the sheet, picked at random.
+      seed: Of what is picked and how it is augmented.
+      sheet: Where to write it, a PNG: augmented pictures, each beside its label map.
+    """
+    dataset = open_dataset(name, data_dir=data_dir, class_names=class_names)
+    console = Console()
+    for split, source in (("train", dataset.train), ("val", dataset.val)):
+        console.print(f"[bold]{split}[/]: {len(source)} examples, {_sizes(source)}")
+    console.print(_frequencies(dataset))
+    write_image(sheet, contact_sheet(dataset, augment, examples=examples, seed=seed))
+    console.print(f"{examples} augmented examples: {sheet}")
+    return 0
+
+
+def prepare(
+    name: tyro.conf.Positional[str],
+    /,
+    source: tuple[Path, ...] = (),
+    data_dir: Path | None = None,
+) -> int:
+    """Prepare a data set from what was downloaded; TensorFlow is not needed.
+
+    Args:
+      name: A data set that has a name.
+      source: Its archives (zip, tar), or the folders that they were unpacked to.
+      data_dir: Where to; TFDS's own place by default.
+    """
+    from train.data import tfds  # a second, see open_dataset
+    from train.data.prepare import prepare
+
+    description, data_dir = description_of(name), tfds.directory(data_dir)
+    if there := tfds.find_prepared(description.prepared, data_dir):
+        raise DataError(f"{name} is prepared already; to do it again, remove {there}")
+    if description.sources and not source:
+        raise DataError(f"{name} needs a source. {how_to_get(name, data_dir)}")
+    folder = prepare(description.builder, data_dir, source)
+    Console().print(f"{name} is prepared: {folder}")
+    return 0
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def _sizes(source: Source) -> str:
+    sizes = np.array(list(in_threads(source.size, range(len(source)), "reading sizes")))
+    low, high = sizes.min(0), sizes.max(0)
+    if (low == high).all():
+        return f"all {low[1]} x {low[0]}"
+    kinds = len(np.unique(sizes, axis=0))
+    return f"{kinds} sizes, {low[1]} to {high[1]} wide, {low[0]} to {high[0]} high"
+
+
+def _frequencies(dataset: Dataset) -> Table:
+    """Per class: its part of the labelled pixels of each split, and its weight by median frequency."""
+    train, val = (class_frequencies(s, dataset.num_classes) for s in (dataset.train, dataset.val))
+    table = Table("id", "class", box=None)
+    for column in ("train", "val", "weight"):
+        table.add_column(column, justify="right")
+    rows = zip(dataset.class_names, train, val, class_weights(train), strict=True)
+    for i, (name, in_train, in_val, weight) in enumerate(rows):
+        parts = (
+            f"{100 * n / max(1, all_.sum()):.2f} %"
+            for n, all_ in ((in_train, train), (in_val, val))
+        )
+        table.add_row(str(i), name, *parts, f"{weight:.2f}")
+    return table
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+def contact_sheet(
+    dataset: Dataset, config: AugmentConfig, *, examples: int, seed: int
+) -> Image.Image:
+    """Random augmented training examples: each picture, its classes over it, and its label map."""
+    rng = np.random.default_rng(seed)
+    count = min(examples, len(dataset.train))
+    colors = visualize.palette(dataset.num_classes, dataset.class_names)
+    panels = []
+    for index in rng.choice(len(dataset.train), count, replace=False).tolist():
+        example = dataset.train[index]
+        picture, label = augment(example["image"], example["label"], config, rng)
+        over = visualize.overlay(picture, label, colors, legend=False)
+        shown = (picture, np.asarray(over), visualize.colorize(label, colors))
+        panels.append(_shrunk(np.concatenate(shown, axis=1)))
+    columns = 2 if count > 3 else 1
+    rows = -(-count // columns)
+    height, width = panels[0].height + _GAP, panels[0].width + _GAP
+    sheet = Image.new("RGB", (columns * width - _GAP, rows * height - _GAP), (250, 250, 250))
+    for n, panel in enumerate(panels):
+        sheet.paste(panel, (n % columns * width, n // columns * height))
+    return sheet
+
+
+def _shrunk(pixels: np.ndarray) -> Image.Image:
+    panel = Image.fromarray(pixels)
+    panel.thumbnail((3 * _PANEL, _PANEL))
+    return panel
