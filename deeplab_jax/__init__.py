@@ -47,7 +47,7 @@ from deeplab_jax.model import (
     freeze_batch_norm,
     group_batch_norm,
 )
-from deeplab_jax.ops import output_size, receptive_field, resize_bilinear
+from deeplab_jax.ops import compiler_options, output_size, receptive_field, resize_bilinear
 from deeplab_jax.predict import predict
 from deeplab_jax.preprocessing import Preprocessing, normalize
 from deeplab_jax.summary import summarize
@@ -91,6 +91,7 @@ __all__ = [
     "Xception",
     "XceptionConfig",
     "build",
+    "compiler_options",
     "create",
     "freeze_backbone",
     "freeze_batch_norm",

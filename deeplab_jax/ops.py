@@ -30,6 +30,21 @@ Padding = int | Literal["same"] | Pads
 gives ceil(size / stride), the odd pixel at the bottom and right), or ((top, bottom), (left, right))."""
 
 
+# ---------------------------------------------------------------------------- the compiler
+
+
+def compiler_options() -> dict[str, str] | None:
+    """What to give `jax.jit(..., compiler_options=)` around a model on the default backend.
+
+    On CPU: convolutions and matrix products by XLA itself and sums over an image by the library that
+    is its default for all three (XNNPACK's successor YNNPACK). A training step of DeepLabv3+ on
+    EfficientNet-Lite0 takes 6.4 s by default, 11.8 s without the library, 2.6 s so. None elsewhere.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
+
 # ---------------------------------------------------------------------------- sizes
 
 
