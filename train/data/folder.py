@@ -99,7 +99,7 @@ def open_folder(
     if not any(splits.values()) and not problems:
         raise DataError(f"{root} has no pictures with label maps. Make it one of\n{LAYOUTS}")
     if "val" not in splits:
-        splits = _hold_out(root, splits["train"])
+        splits = _hold_out(splits["train"], problems)
     sources = {split: DecodedSource(Files(root, pairs)) for split, pairs in splits.items()}
     class_names = class_names or _read_classes(root / CLASS_FILE)
     found = [_check(source, class_names, problems) for source in sources.values()]
@@ -181,11 +181,11 @@ def _cut(stem: str, ends: tuple[str, ...]) -> str | None:
 
 
 def _hold_out(
-    root: Path, pairs: tuple[tuple[Path, Path], ...]
+    pairs: tuple[tuple[Path, Path], ...], problems: list[str]
 ) -> dict[str, tuple[tuple[Path, Path], ...]]:
     """A split by names, so that it stays nearly the same when examples are added."""
     if len(pairs) < 2:
-        raise DataError(f"{root}: training and validation need an example each, got {len(pairs)}")
+        problems.append(f"training and validation need an example each, there are {len(pairs)} pairs")
     order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].name.encode()))
     val = set(order[: max(1, len(pairs) // HELD_OUT)])
     return {

@@ -1,0 +1,210 @@
+"""Folders of pictures and label maps: every layout opens, and all that is wrong is in one error."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.images import read_image
+from train.data import DataError, open_dataset
+from train.data.dataset import decode_image, decode_label
+
+
+def picture(path, size=(8, 6), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def label_map(path, ids=(0, 1, 2, 255), size=(8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.resize(np.array(ids, np.uint8), size[::-1])).save(path)
+
+
+LAYOUTS = {
+    "split, then kind": ("{split}/images/{n}.jpg", "{split}/labels/{n}.png"),
+    "split, then kind, other words": ("{split}/imgs/{n}.png", "{split}/masks/{n}.png"),
+    "kind, then split": ("img_dir/{split}/{n}.jpg", "ann_dir/{split}/{n}.png"),
+    "annot beside": ("{split}/{n}.png", "{split}annot/{n}.png"),
+    "mixed": ("{split}/{n}.jpg", "{split}/{n}_mask.png"),
+    "Cityscapes": (
+        "leftImg8bit/{split}/ulm/{n}_leftImg8bit.png",
+        "gtFine/{split}/ulm/{n}_gtFine_labelIds.png",
+    ),
+}
+ONE_SPLIT = {
+    "two folders": ("images/{n}.jpg", "labels/{n}.png"),
+    "VOC": ("JPEGImages/{n}.jpg", "SegmentationClass/{n}.png"),
+    "mixed": ("{n}.jpg", "{n}_label.png"),
+    "folders below": ("images/a/{n}.jpg", "masks/a/{n}.png"),
+    "ends of both": ("images/{n}_image.jpg", "labels/{n}_seg.png"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layouts_with_splits(tmp_path, layout):
+    image, label = LAYOUTS[layout]
+    for split, names in (("train", "abc"), ("val", "de")):
+        for n in names:
+            picture(tmp_path / image.format(split=split, n=n), seed=ord(n))
+            label_map(tmp_path / label.format(split=split, n=n))
+    data = open_dataset(f"folder:{tmp_path}")
+    assert (len(data.train), len(data.val)) == (3, 2)
+    assert data.class_names == ("class 0", "class 1", "class 2")
+    assert data.train.name(1) == image.format(split="train", n="b")
+    expected = read_image(tmp_path / image.format(split="val", n="e"))
+    np.testing.assert_array_equal(data.val[1]["image"], expected)
+    assert data.val[1]["label"][0].tolist() == [0, 1, 2, 255] * 2
+    assert data.val.size(1) == (6, 8)
+
+
+@pytest.mark.parametrize("layout", ONE_SPLIT, ids=str)
+def test_one_split_is_cut_in_two_always_the_same_way(tmp_path, layout):
+    image, label = ONE_SPLIT[layout]
+    for n in range(20):
+        picture(tmp_path / image.format(n=f"p{n:02d}"))
+        label_map(tmp_path / label.format(n=f"p{n:02d}"))
+    data, again = open_dataset(f"folder:{tmp_path}"), open_dataset(f"folder:{tmp_path}")
+    assert (len(data.train), len(data.val)) == (18, 2)
+    names = [[source.name(i) for i in range(len(source))] for source in (data.train, data.val)]
+    assert names[1] == [again.val.name(i) for i in range(2)]
+    assert len({*names[0], *names[1]}) == 20
+
+
+def test_the_maps_of_the_first_kind_are_taken_and_the_others_left(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / f"leftImg8bit/{split}/ulm/a_leftImg8bit.png")
+        for kind, ids in (("labelIds", (7, 8)), ("labelTrainIds", (0, 1)), ("color", (50, 60))):
+            label_map(tmp_path / f"gtFine/{split}/ulm/a_gtFine_{kind}.png", ids)
+    assert open_dataset(f"folder:{tmp_path}").num_classes == 2
+
+
+def test_class_names_come_from_a_file_or_are_given(tmp_path):
+    for n in range(3):
+        picture(tmp_path / f"images/{n}.jpg")
+        label_map(tmp_path / f"labels/{n}.png")
+    (tmp_path / "classes.txt").write_text("sky\nroad\n\ncar\n")
+    assert open_dataset(f"folder:{tmp_path}").class_names == ("sky", "road", "car")
+    given = ("a", "b", "c", "d")
+    assert open_dataset(f"folder:{tmp_path}", class_names=given).class_names == given
+
+
+def test_all_that_does_not_fit_is_in_one_error(tmp_path):
+    for n in ("good", "small", "high", "lonely", "broken", "coloured"):
+        picture(tmp_path / f"train/images/{n}.jpg")
+    label_map(tmp_path / "train/labels/good.png")
+    label_map(tmp_path / "train/labels/small.png", size=(4, 6))
+    label_map(tmp_path / "train/labels/high.png", ids=(0, 7, 9))
+    label_map(tmp_path / "train/labels/widow.png")
+    picture(tmp_path / "train/labels/coloured.png")
+    label_map(tmp_path / "train/labels/broken.png")
+    (tmp_path / "train/images/broken.jpg").write_bytes(b"no picture")
+    picture(tmp_path / "val/images/alone.jpg")
+    label_map(tmp_path / "val/labels/alone.png")
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    with pytest.raises(DataError) as error:
+        open_dataset(f"folder:{tmp_path}")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 7
+    for part in (
+        "train/images/lonely.jpg has no label map",
+        "train/labels/widow.png has no picture",
+        "train/images/small.jpg: the picture is 8 x 6, its label map 4 x 6",
+        "train/images/high.jpg: the labels 7, 9 are none of the 3 classes",
+        "train/images/coloured.jpg cannot be read: label maps must be grey or palette",
+        "train/images/broken.jpg cannot be read",
+    ):
+        assert sum(part in line for line in lines) == 1, part
+
+
+def test_a_long_list_is_cut_and_says_how_much_more_there_is(tmp_path):
+    for n in range(30):
+        picture(tmp_path / f"images/{n}.jpg")
+    label_map(tmp_path / "labels/0.png")
+    with pytest.raises(DataError, match="and 10 more"):
+        open_dataset(f"folder:{tmp_path}")
+
+
+def test_masks_of_0_and_255_are_not_taken_for_a_single_class(tmp_path):
+    for n in range(2):
+        picture(tmp_path / f"images/{n}.jpg")
+        label_map(tmp_path / f"masks/{n}.png", ids=(0, 255))
+    with pytest.raises(DataError, match="write it as 1"):
+        open_dataset(f"folder:{tmp_path}")
+
+
+def test_a_folder_that_is_none_says_what_would_be(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        open_dataset(f"folder:{tmp_path / 'missing'}")
+    with pytest.raises(DataError, match="PATH/train/images/a"):
+        open_dataset(f"folder:{tmp_path}")
+
+
+def test_an_unreadable_file_is_named_when_it_is_read(tmp_path):
+    for n in range(2):
+        picture(tmp_path / f"images/{n}.jpg", size=(64, 64))
+        label_map(tmp_path / f"labels/{n}.png", size=(64, 64))
+    data = open_dataset(f"folder:{tmp_path}")
+    path = tmp_path / data.train.name(0)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match=data.train.name(0)):
+        data.train[0]
+    path.unlink()
+    with pytest.raises(DataError, match="FileNotFoundError"):
+        data.train[0]
+
+
+# ---------------------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "I;16", "CMYK"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_training_sees_the_pixels_that_prediction_sees(tmp_path, mode, kind):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (20, 30, 4), np.uint8), "RGBA")
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65535, (20, 30)).astype(np.uint16))
+    image = image if mode == "I;16" else image.convert(mode)
+    path = tmp_path / "a"
+    try:
+        image.save(path, kind)
+    except OSError:
+        pytest.skip(f"{kind} has no {mode}")
+    np.testing.assert_array_equal(decode_image(io.BytesIO(path.read_bytes())), read_image(path))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_camera_s_orientation_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    decoded = decode_image(io.BytesIO((tmp_path / "a.jpg").read_bytes()))
+    np.testing.assert_array_equal(decoded, read_image(tmp_path / "a.jpg"))
+    assert decoded.shape[:2] == ((20, 30) if orientation < 5 else (30, 20))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])
+def test_label_maps_are_ids_whatever_the_palette_says(mode):
+    ids = np.resize(np.array([0, 1] if mode == "1" else [0, 1, 7, 255], np.uint8), (5, 8))
+    if mode == "P":
+        image = Image.fromarray(ids).convert("P")
+        image.putdata(ids.ravel().tolist())
+        image.putpalette(np.random.default_rng(0).integers(0, 255, 768, np.uint8).tobytes())
+    elif mode == "1":
+        image = Image.fromarray(ids * 255).convert("1")
+    else:
+        image = Image.fromarray(ids.astype(np.uint16) if mode == "I;16" else ids)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    label = decode_label(file)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, ids)
+
+
+def test_ids_above_255_are_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 300]], np.uint16)).save(file, "PNG")
+    with pytest.raises(DataError, match=r"0\.\.255, got 0\.\.300"):
+        decode_label(file)
