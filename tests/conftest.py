@@ -2,9 +2,9 @@
 
 import os
 
-# Before jax is imported: four CPU devices, so that a test can shard over a mesh.
+# Before jax is imported: eight CPU devices, so that a test can shard over a mesh.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Before torch is: threads that outnumber the cores make its float64 convolutions many times slower.

@@ -1,0 +1,231 @@
+"""What a training run is, as data: frozen, typed, readable on the command line and in a run's folder."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from train.data import AugmentConfig
+from train.loss import LossConfig
+from train.optim import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """
+    Attributes:
+      name: a data set's name (`python -m train data` lists them) or `folder:PATH`.
+      data_dir: where prepared data sets lie; None is TFDS's own folder.
+      class_names: of a `folder:` without a classes.txt.
+      unreadable: stop at an example that cannot be read, or skip it, count it and say so.
+      threads: that read and augment, in each process.
+      workers: processes that do it instead; worth it where threads cannot keep the device busy.
+    """
+
+    name: str = "shapes"
+    data_dir: Path | None = None
+    class_names: tuple[str, ...] | None = None
+    unreadable: Literal["stop", "skip"] = "stop"
+    threads: int = 16
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """
+    Attributes:
+      preset: the architecture, see `deeplab list`.
+      init: a model folder to start from. Its backbone, with its config and preprocessing, takes the
+        place of the preset's; its heads are kept where they fit. None is random weights.
+      output_stride: 8, 16 or 32; None is the preset's.
+      aux_head: train an auxiliary head (FCN) on the features at stride 16 too.
+      dtype: what convolutions compute in; parameters, batch norm and logits are float32 in any case.
+      freeze_backbone: train the heads alone.
+      freeze_batch_norm: use, and keep, the running statistics of the backbone.
+      batch_norm: whose statistics normalise in training: those of the "global" batch, "local" ones of
+        each device, or of each of N equal parts of the batch, see `deeplab_jax.group_batch_norm`.
+      batch_norm_momentum: weight of the new value in running statistics; None is the model's own.
+      remat: keep only the convolutions' outputs for the backward pass and compute norms and
+        activations again: less memory, a little more time.
+    """
+
+    preset: str = "deeplabv3plus_resnet50"
+    init: Path | None = None
+    output_stride: Literal[8, 16, 32] | None = None
+    aux_head: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    freeze_backbone: bool = False
+    freeze_batch_norm: bool = False
+    batch_norm: Literal["global", "local"] | int = "global"
+    batch_norm_momentum: float | None = None
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes are laid out.
+
+    Attributes:
+      data: shards of the batch; -1 is all devices that `space` leaves.
+      space: shards of an image's rows, for crops too large for one device.
+      fsdp: shard large parameters and their optimiser state over `data` too, instead of keeping a
+        copy of them on every device.
+    """
+
+    data: int = -1
+    space: int = 1
+    fsdp: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run over several hosts find each other.
+
+    TPU pod slices and Slurm say it themselves; elsewhere give all three.
+
+    Attributes:
+      coordinator: host:port of process 0.
+      processes: how many there are.
+      process: which of them this is, from 0.
+      heartbeat: seconds without a sign of life after which a process is taken for dead.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    heartbeat: int = 30
+
+    def __post_init__(self):
+        given = [v is not None for v in (self.coordinator, self.processes, self.process)]
+        if any(given) and not all(given):
+            raise ValueError(
+                "distributed.coordinator, distributed.processes and distributed.process go together: "
+                f"got {self.coordinator}, {self.processes}, {self.process}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """
+    Attributes:
+      every: steps between checkpoints.
+      keep: latest ones that are kept.
+      keep_best: those with the best mIoU that are kept besides.
+    """
+
+    every: int = 500
+    keep: int = 2
+    keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """
+    Attributes:
+      every: steps between evaluations on the validation split; the last step has one in any case.
+      batch_size: images at a time, over all devices.
+      bucket: images of many sizes are padded at the bottom and right, with what zero is after
+        normalisation, to multiples of this, so that few sizes compile; 1 pads only as far as the
+        model's preprocessing asks.
+      examples: of how many images the masks are drawn, for TensorBoard and the run's folder.
+    """
+
+    every: int = 1000
+    batch_size: int = 8
+    bucket: int = 1
+    examples: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """
+    Attributes:
+      run: the folder that the run writes; one that is there already is resumed.
+      steps: optimiser steps; None counts them by `epochs`.
+      epochs: passes over the training split.
+      batch_size: examples in a step, over all devices and processes.
+      accumulate: parts that a batch is computed in, one after the other, to save memory.
+      ema: decay of the moving average of the weights, which is then what is evaluated and saved; 0
+        for none.
+      seed: of the new weights, of the order of examples, of augmentation and of dropout.
+      log_every: steps between lines of the log and of TensorBoard.
+      accept_changes: resume although the config differs from the one that the run began with.
+    """
+
+    run: Path = Path("runs/default")
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    steps: int | None = None
+    epochs: float | None = 50
+    batch_size: int = 16
+    accumulate: int = 1
+    ema: float = 0.0
+    seed: int = 0
+    log_every: int = 20
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    accept_changes: bool = False
+
+    def __post_init__(self):
+        problems = []
+        if (self.steps is None) == (self.epochs is None):
+            problems.append(f"give steps or epochs, not both: got {self.steps} and {self.epochs}")
+        for name in ("batch_size", "accumulate", "log_every"):
+            if (value := getattr(self, name)) < 1:
+                problems.append(f"{name} must be at least 1, got {value}")
+        if self.batch_size % self.accumulate:
+            problems.append(
+                f"accumulate must divide the batch: {self.accumulate} does not divide {self.batch_size}"
+            )
+        if not 0 <= self.ema < 1:
+            problems.append(f"ema must be a decay below 1, as 0.999, got {self.ema}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+TOPOLOGY = ("mesh.", "distributed.", "data.threads", "data.workers", "data.data_dir")
+"""What may change when a run is resumed: where it computes, not what."""
+
+BOOKKEEPING = (
+    "run",
+    "log_every",
+    "accept_changes",
+    "checkpoint.",
+    "evaluation.",
+    "data.unreadable",
+)
+"""What changes nothing in the weights that come out."""
+
+
+def to_json(config: TrainConfig) -> str:
+    """The config as a run's folder keeps it."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two configs as JSON has them, "optim.learning_rate: 0.01 -> 0.02" each.
+
+    What cannot change the result (`TOPOLOGY` and `BOOKKEEPING`) is left out.
+    """
+    old, new = _flat(old), _flat(new)
+    return [
+        f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name) and not name.startswith((*TOPOLOGY, *BOOKKEEPING))
+    ]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,22 @@
+"""CamVid, 11 classes, from the ImageNet EfficientNet-Lite0 of `deeplab-port demo lite0`.
+
+python -m train camvid --model.init lite0 --data.name folder:CamVid
+"""
+
+from pathlib import Path
+
+from train.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from train.data import AugmentConfig
+from train.optim import OptimConfig
+
+CONFIG = TrainConfig(
+    run=Path("runs/camvid"),
+    data=DataConfig("camvid"),
+    augment=AugmentConfig(crop=(288, 288), scale=(0.75, 1.5)),
+    model=ModelConfig("deeplabv3plus_efficientnet_lite0", init=Path("lite0")),
+    optim=OptimConfig("adamw", learning_rate=1e-3, weight_decay=1e-2, backbone_factor=0.3),
+    epochs=14,
+    batch_size=8,
+    checkpoint=CheckpointConfig(every=100),
+    evaluation=EvaluationConfig(every=225, batch_size=4),
+)

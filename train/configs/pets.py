@@ -1,0 +1,24 @@
+"""Oxford-IIIT Pets: animal, background and the border between.
+
+    python -m train pets --model.init lite0
+
+From the ImageNet EfficientNet-Lite0 that `deeplab-port demo lite0` makes. Not measured: TFDS has to have
+prepared the data set, see `python -m train data oxford_iiit_pet`.
+"""
+
+from pathlib import Path
+
+from train.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from train.data import AugmentConfig
+from train.optim import OptimConfig
+
+CONFIG = TrainConfig(
+    run=Path("runs/pets"),
+    data=DataConfig("oxford_iiit_pet"),
+    augment=AugmentConfig(crop=(321, 321)),
+    model=ModelConfig("deeplabv3plus_efficientnet_lite0"),
+    optim=OptimConfig("adamw", learning_rate=1e-3, weight_decay=1e-2, backbone_factor=0.3),
+    epochs=20,
+    batch_size=16,
+    evaluation=EvaluationConfig(every=1000, batch_size=16, bucket=64),
+)

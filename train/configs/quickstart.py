@@ -1,0 +1,23 @@
+"""Shapes drawn at random, from new weights: minutes on a laptop, nothing to download.
+
+python -m train quickstart
+"""
+
+from pathlib import Path
+
+from train.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from train.data import AugmentConfig
+from train.optim import OptimConfig
+
+CONFIG = TrainConfig(
+    run=Path("runs/quickstart"),
+    data=DataConfig("shapes"),
+    augment=AugmentConfig(crop=(96, 96), scale=(0.75, 1.5)),
+    model=ModelConfig("deeplabv3plus_mobilenet_v2"),
+    optim=OptimConfig("adamw", learning_rate=2e-3, warmup_steps=30),
+    epochs=12,
+    batch_size=16,
+    ema=0.98,
+    checkpoint=CheckpointConfig(every=100),
+    evaluation=EvaluationConfig(every=100, batch_size=20),
+)

@@ -1,0 +1,134 @@
+"""What a run tells: the progress bar, the log, the numbers of every step that is logged, TensorBoard.
+
+RUN/config.json        what was asked for
+RUN/environment.json   versions, devices and the state of the code
+RUN/log.txt            what was said, with times
+RUN/metrics.jsonl      a line per logged step or evaluation
+RUN/tensorboard/       the same for TensorBoard, with pictures
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Journal:
+    """Writes a run's folder and the terminal; a context manager. Silent in all processes but one.
+
+    Args:
+      folder: the run's.
+      total: steps of the run.
+      start: the step that it goes on from; what an earlier try wrote of later ones is dropped.
+      speaks: whether this process is the one that writes.
+    """
+
+    def __init__(self, folder: Path, *, total: int, start: int, speaks: bool):
+        self._speaks = speaks
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not speaks)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not speaks or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total, completed=start, numbers="")
+        if speaks:
+            folder.mkdir(parents=True, exist_ok=True)
+            _drop_after(folder / "metrics.jsonl", start)
+            self._log = (folder / "log.txt").open("a")
+            self._metrics = (folder / "metrics.jsonl").open("a")
+            self._board = tensorboardX.SummaryWriter(
+                str(folder / "tensorboard"), purge_step=start + 1 if start else None
+            )
+
+    def __enter__(self) -> "Journal":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+        if self._speaks:
+            self._log.close()
+            self._metrics.close()
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self._speaks:
+            self._console.print(escape(text))
+            print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}", file=self._log, flush=True)
+
+    def advance(self, step: int, description: str = "training", numbers: str = "") -> None:
+        """Moves the progress bar."""
+        self._bar.update(self._task, completed=step, description=description, numbers=numbers)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step, such as {"train/loss": 0.3}."""
+        if self._speaks:
+            finite = {name: v if np.isfinite(v) else None for name, v in values.items()}
+            print(json.dumps({"step": step, **finite}), file=self._metrics, flush=True)
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """A picture for TensorBoard."""
+        if self._speaks:
+            self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides the config."""
+    code = Path(__file__).parent
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "device_count": jax.device_count(),
+        "processes": jax.process_count(),
+        "commit": _git(code, "rev-parse", "HEAD"),
+        "changed_files": _git(code, "status", "--porcelain"),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it has all of `text` or is as it was before."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says of the code, None where it is no checkout or there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _drop_after(file: Path, step: int) -> None:
+    """Lines of steps that will be done again."""
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        # A line that a crash cut off is dropped too.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_text(file, "".join(kept))

@@ -1,0 +1,98 @@
+"""What is known of the steps while they run, without ever making the device wait."""
+
+import collections
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from train.data import Source
+from train.journal import Journal
+
+AHEAD = 2
+"""Steps that the host may be ahead of the device. Waiting for the last but one keeps the device busy,
+and a loss that is no number is known two steps later."""
+
+T = TypeVar("T")
+
+
+class Diverged(Exception):
+    """The loss or the gradient is no number any more; the message names the step and its batch."""
+
+
+class Meter:
+    """Collects the metrics of steps as they arrive, and logs every so often.
+
+    Args:
+      source: the training split, which knows the names of examples.
+      batch_size: over all processes, for the speed.
+    """
+
+    def __init__(self, source: Source, journal: Journal, *, batch_size: int, log_every: int):
+        self._source, self._journal = source, journal
+        self._batch_size, self._log_every = batch_size, log_every
+        self._running: collections.deque[tuple[int, Mapping[str, jax.Array], np.ndarray]] = (
+            collections.deque()
+        )
+        self._losses: list[float] = []
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, with the time that the device's work waits for them measured."""
+        batches = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array], examples: np.ndarray) -> None:
+        """Takes the metrics of a step that has just been dispatched.
+
+        Args:
+          examples: the indices of this process's part of the batch.
+
+        Raises:
+          Diverged: one of the steps before was no number.
+        """
+        self._running.append((step, metrics, examples))
+        while len(self._running) > AHEAD:
+            self._finish(*self._running.popleft())
+
+    def catch_up(self) -> None:
+        """Waits for all steps so far; raises `Diverged` as `add` does."""
+        while self._running:
+            self._finish(*self._running.popleft())
+
+    def restart(self) -> None:
+        """Leaves out of the speed what was done since the last step, such as an evaluation."""
+        self._since, self._waited = time.perf_counter(), 0.0
+        self._losses.clear()
+
+    def _finish(self, step: int, metrics: Mapping[str, jax.Array], examples: np.ndarray) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        bad = [name for name in ("loss", "gradient_norm") if not np.isfinite(values[name])]
+        if bad:
+            names = [self._source.name(i) for i in examples.tolist()]
+            raise Diverged(f"{' and '.join(bad)} of step {step} is no number. Its batch: {names}")
+        self._losses.append(values["loss"])
+        elapsed = time.perf_counter() - self._since
+        speed = len(self._losses) * self._batch_size / elapsed
+        numbers = (
+            f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  {speed:.1f} images/s"
+        )
+        self._journal.advance(step, numbers)
+        if step % self._log_every == 0:
+            self._journal.scalars(
+                step,
+                {
+                    "train/loss": float(np.mean(self._losses)),
+                    "train/gradient_norm": values["gradient_norm"],
+                    "train/learning_rate": values["learning_rate"],
+                    "speed/images_per_second": speed,
+                    "speed/share_waiting_for_data": self._waited / elapsed,
+                },
+            )
+            self.restart()

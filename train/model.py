@@ -1,0 +1,111 @@
+"""The model that a run trains: new, or from a model folder."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from deeplab_jax import build, freeze_backbone, freeze_batch_norm, group_batch_norm, load
+from deeplab_jax.checkpoint import ModelError
+from deeplab_jax.config import Config
+from deeplab_jax.heads import ClassifierConfig, FCNConfig
+from deeplab_jax.layers import BatchNorm
+from deeplab_jax.model import PRESETS, fill, named_variables
+from train.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """
+    Attributes:
+      model: shapes in place of weights, in training mode.
+      params: its first weights, by the names of `named_variables`.
+      stats: its first running statistics.
+      origin: where they come from, in words.
+    """
+
+    model: nnx.Module
+    params: dict[str, jax.Array]
+    stats: dict[str, jax.Array]
+    origin: str
+
+
+def make_model(
+    config: ModelConfig, class_names: tuple[str, ...], *, seed: int, data_shards: int
+) -> Start:
+    """Builds the model of a run and its first weights.
+
+    Args:
+      class_names: of the data set.
+      seed: of the weights that are new.
+      data_shards: devices along the mesh's `data` axis, for "local" batch norm.
+
+    Raises:
+      ValueError: for a preset that is none, or a model folder that cannot be a start.
+    """
+    if config.preset not in PRESETS:
+        raise ValueError(
+            f"model.preset must be one of those that `deeplab list` prints, got {config.preset!r}"
+        )
+    source = None if config.init is None else load(config.init)
+    wanted = _config(config, None if source is None else source.config, class_names)
+    model = build(wanted, dtype=config.dtype)
+    values = {
+        name: v[...] for name, v in named_variables(fill(build(wanted), nnx.Rngs(seed))).items()
+    }
+    origin = f"{config.preset} with new weights"
+    if source is not None:
+        taken = _fitting(named_variables(source), values)
+        if missing := [n for n in values if n.startswith("backbone.") and n not in taken]:
+            raise ModelError(
+                f"{config.init} has no fitting weights for {len(missing)} tensors of its backbone: "
+                f"{missing[:5]}"
+            )
+        values |= taken
+        new = sorted({name.split(".")[0] for name in values if name not in taken})
+        what = f"new weights in {', '.join(new)}" if new else "all weights"
+        origin = f"{wanted.head.kind} on {wanted.backbone.kind} from {config.init}, {what}"
+    _set_up(model, config, data_shards)
+    kinds = named_variables(model)
+    params = {name: v for name, v in values.items() if isinstance(kinds[name], nnx.Param)}
+    stats = {name: v for name, v in values.items() if name not in params}
+    return Start(model, params, stats, origin)
+
+
+def _config(config: ModelConfig, source: Config | None, class_names: tuple[str, ...]) -> Config:
+    preset = PRESETS[config.preset]
+    if source is None:
+        base = preset
+    elif isinstance(source.head, ClassifierConfig):  # of an image-classification network
+        base = dataclasses.replace(source, head=preset.head, align_corners=preset.align_corners)
+    else:
+        base = source
+    fields = {"num_classes": len(class_names), "class_names": class_names}
+    if config.output_stride is not None:
+        fields["output_stride"] = config.output_stride
+    if config.aux_head:
+        fields["aux_head"] = FCNConfig(tap="aux")
+    return base.override(**fields)
+
+
+def _fitting(source: dict[str, nnx.Variable], values: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Those of the source's variables that the new model has in the same shape."""
+    return {
+        name: variable[...]
+        for name, variable in source.items()
+        if name in values and values[name].shape == variable.shape
+    }
+
+
+def _set_up(model: nnx.Module, config: ModelConfig, data_shards: int) -> None:
+    """What batch norms do in training, and what stays frozen."""
+    if config.batch_norm != "global":
+        group_batch_norm(model, data_shards if config.batch_norm == "local" else config.batch_norm)
+    if config.batch_norm_momentum is not None:
+        for _, part in nnx.iter_modules(model):
+            if isinstance(part, BatchNorm):
+                part.momentum = config.batch_norm_momentum
+    if config.freeze_batch_norm:
+        freeze_batch_norm(model.backbone)
+    if config.freeze_backbone:
+        freeze_backbone(model)

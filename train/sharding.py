@@ -1,0 +1,122 @@
+"""Where arrays lie: the mesh of devices, and which axis of what is cut over which axis of the mesh.
+
+Models carry no annotations. Under `jax.jit`, the compiler derives the communication from where the
+inputs and outputs lie: an all-reduce of gradients and of batch-norm statistics over `data`, exchanges
+of the rows next to a cut (halos) over `space`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train.config import DistributedConfig, MeshConfig
+
+SMALLEST_SHARDED = 2**16
+"""Numbers in the smallest array that FSDP shards; cutting up smaller ones saves nothing."""
+
+
+# ---------------------------------------------------------------------------- processes
+
+
+def join_processes(config: DistributedConfig) -> None:
+    """Connects the processes of a run over several hosts; does nothing where there is one.
+
+    Before any other use of JAX.
+    """
+    if config.coordinator is not None:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.processes,
+            config.process,
+            heartbeat_timeout_seconds=config.heartbeat,
+        )
+    elif _in_a_cluster():
+        jax.distributed.initialize(heartbeat_timeout_seconds=config.heartbeat)
+
+
+def _in_a_cluster() -> bool:
+    """Whether the environment names other processes; JAX reads from it who they are."""
+    tasks = [os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    if "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ:
+        return any(int(n) > 1 for n in tasks)
+    on_tpu = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return on_tpu and "cpu" not in os.environ.get("JAX_PLATFORMS", "")
+
+
+# ---------------------------------------------------------------------------- the mesh
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices, with the axes `data` and `space`.
+
+    Raises:
+      ValueError: the axes do not make up the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // config.space if config.data == -1 else config.data
+    if config.space < 1 or data * config.space != len(devices):
+        raise ValueError(
+            f"mesh.data x mesh.space must be the number of devices: {config.data} x {config.space} is "
+            f"not {len(devices)}"
+        )
+    if jax.process_count() > 1 and jax.local_device_count() % config.space:
+        raise ValueError(
+            "mesh.space must divide the devices of each process, or an image would lie in two of "
+            f"them: {config.space} does not divide {jax.local_device_count()}"
+        )
+    return jax.make_mesh(
+        (data, config.space), ("data", "space"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
+    """Examples over `data`, the rows of images and labels over `space`."""
+    pixels = NamedSharding(mesh, P("data", "space"))
+    examples = NamedSharding(mesh, P("data"))
+    return {"image": pixels, "label": pixels, "index": examples, "size": examples}
+
+
+def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
+    """A sharding for every array of a tree of shapes: a copy everywhere, or FSDP's rule.
+
+    FSDP cuts arrays of `SMALLEST_SHARDED` numbers or more along their longest axis that divides.
+    """
+    shards = mesh.shape["data"]
+
+    def rule(array: jax.ShapeDtypeStruct) -> NamedSharding:
+        if not fsdp or np.prod(array.shape) < SMALLEST_SHARDED:
+            return NamedSharding(mesh, P())
+        fitting = [axis for axis, size in enumerate(array.shape) if size % shards == 0]
+        if not fitting:
+            return NamedSharding(mesh, P())
+        longest = max(fitting, key=lambda axis: array.shape[axis])
+        return NamedSharding(
+            mesh, P(*(["data" if a == longest else None for a in range(array.ndim)]))
+        )
+
+    return jax.tree.map(rule, state)
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """The same shapes, each with where it lies: what a restore is given."""
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def to_devices(
+    batch: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
+    """This process's part of a batch, as part of global arrays."""
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], value)
+        for name, value in batch.items()
+    }
