@@ -158,19 +158,20 @@ def test_an_unreadable_file_is_named_when_it_is_read(tmp_path):
 # ---------------------------------------------------------------------------- decoding
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "I;16", "CMYK"])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
-def test_training_sees_the_pixels_that_prediction_sees(tmp_path, mode, kind):
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", mode) for mode in ("RGB", "L", "CMYK")]
+    + [("PNG", mode) for mode in ("RGB", "L", "P", "RGBA", "LA", "I;16")]
+    + [("TIFF", mode) for mode in ("RGB", "L", "CMYK")],
+)
+def test_training_sees_the_pixels_that_prediction_sees(tmp_path, kind, mode):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (20, 30, 4), np.uint8), "RGBA")
     if mode == "I;16":
         image = Image.fromarray(rng.integers(0, 65535, (20, 30)).astype(np.uint16))
     image = image if mode == "I;16" else image.convert(mode)
     path = tmp_path / "a"
-    try:
-        image.save(path, kind)
-    except OSError:
-        pytest.skip(f"{kind} has no {mode}")
+    image.save(path, kind)
     np.testing.assert_array_equal(decode_image(io.BytesIO(path.read_bytes())), read_image(path))
 
 

@@ -185,7 +185,9 @@ def _hold_out(
 ) -> dict[str, tuple[tuple[Path, Path], ...]]:
     """A split by names, so that it stays nearly the same when examples are added."""
     if len(pairs) < 2:
-        problems.append(f"training and validation need an example each, there are {len(pairs)} pairs")
+        problems.append(
+            f"training and validation need an example each, there are {len(pairs)} pairs"
+        )
     order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].name.encode()))
     val = set(order[: max(1, len(pairs) // HELD_OUT)])
     return {

@@ -70,7 +70,6 @@ class TFRecords:
         self._paths = [os.fspath(file.filename) for file in files]
         self._offsets = [_offsets(file.filename)[file.skip :][: file.take] for file in files]
         self._ends = np.cumsum([len(offsets) for offsets in self._offsets])
-        self._files: dict[int, BinaryIO] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -80,15 +79,9 @@ class TFRecords:
             raise IndexError(f"{index} of {len(self)} records")
         file = int(np.searchsorted(self._ends, index, side="right"))
         offset, length = self._offsets[file][index - self._ends[file]].tolist()
-        return os.pread(self._descriptor(file), length, offset)
-
-    def _descriptor(self, file: int) -> int:
-        if file not in self._files:  # two threads may both open it: the loser's closes itself
-            self._files[file] = open(self._paths[file], "rb", buffering=0)  # noqa: SIM115
-        return self._files[file].fileno()
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}
+        with open(self._paths[file], "rb") as opened:
+            opened.seek(offset)
+            return opened.read(length)
 
 
 def _offsets(path: os.PathLike) -> np.ndarray:
