@@ -188,14 +188,6 @@ def test_an_encoder_that_is_not_whole_is_refused_with_those_there_are(name):
 # ---- which layout ----
 
 
-@pytest.mark.parametrize("layout", MODELS)
-def test_a_checkpoint_is_its_own_layouts_alone(layout):
-    assert convert(checkpoint(layout)).layout is LAYOUTS[layout]
-    for other in LAYOUTS:
-        if other != layout:
-            refusal(checkpoint(layout), layout=other)
-
-
 def test_a_checkpoint_of_another_model_is_refused_with_what_we_read():
     state = without_weights(torchvision.models.squeezenet1_1).state_dict()
     message = refusal({name: np.zeros(x.shape, np.float32) for name, x in state.items()})
