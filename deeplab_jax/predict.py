@@ -6,8 +6,8 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ _BATCH = 8  # pictures; more gain little, and make progress jerky
 _SMALLEST_TILE = 16
 
 log = logging.getLogger(__name__)
+
+Array = TypeVar("Array", np.ndarray, jax.Array)
 
 
 # ---------------------------------------------------------------------------- pictures to ids
@@ -113,28 +115,48 @@ def check_options(
 
 # ---------------------------------------------------------------------------- on the device
 
+Look = tuple[float, bool]
+"""A size to look at a picture in, relative to its own, and whether in the mirror."""
 
-def evaluator(
-    model: nnx.Module, scales: Sequence[float], flip: bool
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The function that these options stand for: uint8 `[B, H, W, C]` -> class ids `[B, H, W]`."""
-    looks = tuple(
+
+def looks_of(scales: Sequence[float], flip: bool) -> tuple[Look, ...]:
+    """The looks that these options stand for."""
+    return tuple(
         (float(scale), mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]
     )
-    return lambda images: np.asarray(_run(model, images, looks))
 
 
-@functools.partial(jax.jit, static_argnames="looks")
-def _run(model: nnx.Module, images: jax.Array, looks: tuple[tuple[float, bool], ...]) -> jax.Array:
-    """Down to class ids on the device, so that a byte or two per pixel leave it."""
-    model.eval()  # jit's copy; `nnx.view` would pass over modules that do not define `set_view`
-    pixels = normalize(images, model.config.preprocessing)
+def segment(model: nnx.Module, pixels: jax.Array, looks: Sequence[Look]) -> jax.Array:
+    """Class ids `[B, H, W]` of normalised `[B, H, W, C]`, uint8 or, for more classes, uint16.
+
+    To be traced, by a function under `jax.jit` that may do more with the ids.
+
+    Args:
+      model: in evaluation mode.
+      pixels: see `normalize`.
+      looks: see `looks_of`; of several, the probabilities are averaged.
+    """
     if len(looks) == 1:
         scores = _logits(model, pixels, *looks[0])
     else:
         scores = sum(jax.nn.softmax(_logits(model, pixels, *look), axis=-1) for look in looks)
     dtype = jnp.uint8 if scores.shape[-1] <= 256 else jnp.uint16
     return jnp.argmax(scores, axis=-1).astype(dtype)
+
+
+def evaluator(
+    model: nnx.Module, scales: Sequence[float], flip: bool
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that these options stand for: uint8 `[B, H, W, C]` -> class ids `[B, H, W]`."""
+    looks = looks_of(scales, flip)
+    return lambda images: np.asarray(_run(model, images, looks))
+
+
+@functools.partial(jax.jit, static_argnames="looks")
+def _run(model: nnx.Module, images: jax.Array, looks: tuple[Look, ...]) -> jax.Array:
+    """Down to class ids on the device, so that a byte or two per pixel leave it."""
+    model.eval()  # jit's copy; `nnx.view` would pass over modules that do not define `set_view`
+    return segment(model, normalize(images, model.config.preprocessing), looks)
 
 
 def _logits(model: nnx.Module, pixels: jax.Array, scale: float, mirrored: bool) -> jax.Array:
@@ -198,21 +220,28 @@ def class_ids(
         missing = plan.at_once - len(batch)
         # An incomplete batch would compile anew, which takes longer than a few pictures too many.
         full = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        parts.append(_in_windows(run, full, plan.tile)[: len(batch)])
+        ids = in_windows(lambda windows: map(run, windows), full, plan.tile)
+        parts.append(ids[: len(batch)])
     return np.concatenate(parts)
 
 
-def _in_windows(
-    run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, tile: int | None
-) -> np.ndarray:
+def in_windows(
+    run: Callable[[list[Array]], Iterable[Array]], images: Array, tile: int | None
+) -> Array:
+    """Class ids `[B, H, W]` of `[B, H, W, C]`, cut into windows of `tile` where they are larger.
+
+    Args:
+      run: the class ids of each of a list of windows, all of one size.
+      images: of NumPy or of JAX, and then the windows and the result are too.
+    """
     height, width = images.shape[1:3]
-    columns = _windows(width, tile or width)
-    return np.concatenate(
+    rows, columns = _windows(height, tile or height), _windows(width, tile or width)
+    ids = iter(run([images[:, y, x] for y, _ in rows for x, _ in columns]))
+    concatenate = images.__array_namespace__().concatenate
+    return concatenate(
         [
-            np.concatenate(
-                [run(images[:, y, x])[:, keep_y, keep_x] for x, keep_x in columns], axis=2
-            )
-            for y, keep_y in _windows(height, tile or height)
+            concatenate([next(ids)[:, keep_y, keep_x] for _, keep_x in columns], axis=2)
+            for _, keep_y in rows
         ],
         axis=1,
     )
