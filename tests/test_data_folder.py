@@ -80,6 +80,25 @@ def test_the_maps_of_the_first_kind_are_taken_and_the_others_left(tmp_path):
     assert open_dataset(f"folder:{tmp_path}").num_classes == 2
 
 
+def test_lists_as_voc_has_them_say_what_is_in_the_splits(tmp_path):
+    for name in "abcd":  # d has no label map and is in no list
+        picture(tmp_path / f"JPEGImages/{name}.jpg")
+    for name in "abc":
+        label_map(tmp_path / f"SegmentationClass/{name}.png")
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("c\na\n")
+    (lists / "val.txt").write_text("b\n")
+    data = open_dataset(f"folder:{tmp_path}")
+    names = [[source.name(i) for i in range(len(source))] for source in (data.train, data.val)]
+    assert names == [["JPEGImages/a.jpg", "JPEGImages/c.jpg"], ["JPEGImages/b.jpg"]]
+    (lists / "val.txt").write_text("b\nd\nz\n")
+    with pytest.raises(DataError) as error:
+        open_dataset(f"folder:{tmp_path}")
+    assert "d.jpg has no label map" in str(error.value)
+    assert "z, in ImageSets/Segmentation, has neither" in str(error.value)
+
+
 def test_class_names_come_from_a_file_or_are_given(tmp_path):
     for n in range(3):
         picture(tmp_path / f"images/{n}.jpg")

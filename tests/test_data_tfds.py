@@ -374,6 +374,17 @@ def test_an_unknown_name_lists_the_known_ones():
 # ---------------------------------------------------------------------------- looking
 
 
+def test_without_a_name_the_data_sets_are_listed(tmp_path, capsys):
+    open_dataset("shapes", data_dir=tmp_path)
+    assert look(data_dir=tmp_path) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].endswith(str(tmp_path))
+    rows = dict(line.split(maxsplit=1) for line in printed)
+    assert rows["shapes"].split() == ["6", "prepared"]
+    assert rows["ade20k"].split() == ["150", "not", "prepared"]
+    assert rows.keys() >= DESCRIPTIONS.keys()
+
+
 def test_look_prints_tables_and_writes_pictures_beside_their_labels(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     config = AugmentConfig(crop=(48, 64))

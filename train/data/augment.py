@@ -27,7 +27,9 @@ class AugmentConfig:
       scales: draw one of these factors instead; one that is listed twice comes twice as often.
       flip: probability of a mirror image, left to right.
       rotation: degrees to either side; corners are filled as above.
-      brightness, contrast, saturation: factors are drawn from 1 - x to 1 + x.
+      brightness: a factor is drawn from 1 - x to 1 + x.
+      contrast: likewise, about the mean grey.
+      saturation: likewise, about each pixel's grey.
       hue: shifted to either side by up to this part of the colour circle, at most 0.5.
       blur: probability of a Gaussian blur, with a sigma of 0.1 to 2 pixels.
       fill: RGB that is about zero to the model: the mean of its preprocessing, by default ImageNet's.

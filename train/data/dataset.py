@@ -52,7 +52,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What to call an example in messages and in names of files."""
+        """What to call an example in messages and, once "/" is replaced, in names of files."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:

@@ -23,6 +23,9 @@ from train.data.dataset import (
 from train.metrics import IGNORE_LABEL
 
 CLASS_FILE = "classes.txt"
+LISTS = "ImageSets/Segmentation"
+"""Where PASCAL VOC, and what is made like it, lists the names of each split."""
+
 HELD_OUT = 10
 """One in so many examples is held out where a folder has one split only."""
 
@@ -43,7 +46,8 @@ LAYOUTS = """\
   PATH/images/train/a.jpg, PATH/labels/train/a.png   (or img_dir and ann_dir, leftImg8bit and gtFine)
   PATH/train/a.jpg, PATH/trainannot/a.png
   PATH/train/a.jpg, PATH/train/a_mask.png            (or _label, ...)
-  and the same without train and val: PATH/images, PATH/labels (or JPEGImages, SegmentationClass, ...)"""
+  and the same without train and val: PATH/images, PATH/labels (or JPEGImages, SegmentationClass, ...;
+  then ImageSets/Segmentation/train.txt and val.txt may list the names of the splits)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +99,15 @@ def open_folder(
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     problems: list[str] = []
-    splits = {split: _pairs(root, *folders, problems) for split, folders in _find(root).items()}
+    folders, lists = _find(root), _lists(root)
+    only = set() if "val" in folders else set().union(*lists.values())
+    splits = {split: _pairs(root, *both, only, problems) for split, both in folders.items()}
     if not any(splits.values()) and not problems:
         raise DataError(f"{root} has no pictures with label maps. Make it one of\n{LAYOUTS}")
-    if "val" not in splits:
+    if only:
+        pairs = splits["train"]
+        splits = {k: tuple(p for p in pairs if p[0].stem in names) for k, names in lists.items()}
+    elif "val" not in splits:
         splits = _hold_out(splits["train"], problems)
     sources = {split: DecodedSource(Files(root, pairs)) for split, pairs in splits.items()}
     class_names = class_names or _read_classes(root / CLASS_FILE)
@@ -131,6 +140,13 @@ def _find(root: Path) -> dict[str, tuple[Path, Path]]:
     return {"train": _both(images, labels) or (root, root)}
 
 
+def _lists(root: Path) -> dict[str, set[str]]:
+    """The names that VOC lists for each split; none where there are no lists."""
+    files = {split: root / LISTS / f"{split}.txt" for split in ("train", "val")}
+    there = all(file.is_file() for file in files.values())
+    return {split: {*file.read_text().split()} for split, file in files.items()} if there else {}
+
+
 def _child(folder: Path, names: tuple[str, ...]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
@@ -150,9 +166,12 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def _pairs(
-    root: Path, images: Path, labels: Path, problems: list[str]
+    root: Path, images: Path, labels: Path, only: set[str], problems: list[str]
 ) -> tuple[tuple[Path, Path], ...]:
-    """The pictures of one folder with their label maps in another; adds what is left to `problems`."""
+    """The pictures of one folder with their label maps in another; adds what is left to `problems`.
+
+    If there are names in `only`, it is about those alone.
+    """
     maps = list(_pictures(labels))
     pictures = list(_pictures(images))
     # Of several kinds of map per picture, as in Cityscapes, the first kind that there is.
@@ -161,6 +180,10 @@ def _pairs(
         maps = [path for path in maps if end and path.stem.endswith(end)]
     if images == labels:
         pictures = [path for path in pictures if not _cut(path.stem, LABEL_ENDS)]
+    if only:
+        maps, pictures = ([p for p in paths if p.stem in only] for paths in (maps, pictures))
+        missing = only.difference(path.stem for path in (*maps, *pictures))
+        problems += [f"{name}, in {LISTS}, has neither" for name in sorted(missing)]
     by_key = {path.relative_to(labels).parent / path.stem.removesuffix(end): path for path in maps}
     pairs = []
     for picture in pictures:

@@ -19,14 +19,14 @@ from train.data.dataset import (
     class_weights,
     in_threads,
 )
-from train.data.descriptions import description_of, how_to_get, open_dataset
+from train.data.descriptions import DESCRIPTIONS, FOLDER, description_of, how_to_get, open_dataset
 
 _PANEL = 256  # pixels of the longer side of a picture on the sheet
 _GAP = 6
 
 
 def look(
-    name: tyro.conf.Positional[str],
+    name: tyro.conf.Positional[str | None] = None,
     /,
     data_dir: Path | None = None,
     class_names: tuple[str, ...] | None = None,
@@ -38,7 +38,7 @@ def look(
     """Look at a data set: how many examples, their sizes, the classes, and a sheet of pictures.
 
     Args:
-      name: A data set that has a name, or folder:PATH.
+      name: A data set that has a name, or folder:PATH; without it, the names are listed.
       data_dir: Where prepared data sets are; TFDS's own place by default.
       class_names: Of the labels of a folder.
       augment: How training would augment; the sheet shows what comes out.
@@ -46,11 +46,15 @@ def look(
       seed: Of what is picked and how it is augmented.
       sheet: Where to write it, a PNG: augmented pictures, each beside its label map.
     """
-    dataset = open_dataset(name, data_dir=data_dir, class_names=class_names)
     console = Console()
+    if name is None:
+        _print_names(console, data_dir)
+        return 0
+    dataset = open_dataset(name, data_dir=data_dir, class_names=class_names)
     for split, source in (("train", dataset.train), ("val", dataset.val)):
         console.print(f"[bold]{split}[/]: {len(source)} examples, {_sizes(source)}")
     console.print(_frequencies(dataset))
+    sheet.parent.mkdir(parents=True, exist_ok=True)
     write_image(sheet, contact_sheet(dataset, augment, examples=examples, seed=seed))
     console.print(f"{examples} augmented examples: {sheet}")
     return 0
@@ -83,6 +87,21 @@ def prepare(
 
 
 # ---------------------------------------------------------------------------- tables
+
+
+def _print_names(console: Console, data_dir: Path | None) -> None:
+    """All data sets that have names, and which of them are prepared."""
+    from train.data import tfds  # a second, see open_dataset
+
+    data_dir = tfds.directory(data_dir)
+    table = Table("name", "classes", "", box=None)
+    for name, description in DESCRIPTIONS.items():
+        there = tfds.find_prepared(description.prepared, data_dir)
+        state = "prepared" if there else "not prepared" if description.get else "drawn when opened"
+        table.add_row(name, str(len(description.class_names)), state)
+    table.add_row(f"{FOLDER}PATH", "yours", "pictures and label maps in a folder")
+    console.print(table)
+    console.print(f"Prepared ones are looked for in {data_dir}", soft_wrap=True, highlight=False)
 
 
 def _sizes(source: Source) -> str:

@@ -27,4 +27,7 @@ def _pairs(images: Path, labels: Path) -> list[Example]:
     picture, label_map = "_leftImg8bit.png", "_gtFine_labelIds.png"
     cities = sorted(folder for folder in images.iterdir() if folder.is_dir())
     names = [f"{city.name}/{stem}" for city in cities for stem in stems(city, picture)]
-    return pair_files(images, labels, names, ends=(picture, label_map))
+    pairs = pair_files(images, labels, names, ends=(picture, label_map))
+    return [
+        (name.rpartition("/")[2], *files) for name, *files in pairs
+    ]  # the city is in the name too
