@@ -1,10 +1,21 @@
-"""Confusion matrix and scores against counting by hand."""
+"""Confusion matrix, boundaries and scores against counting by hand."""
+
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from train.metrics import confusion_matrix, scores
+from train.metrics import (
+    BOUNDARY_TOLERANCE,
+    _count_by_product,
+    boundary_scores,
+    confusion_matrix,
+    scores,
+)
 
 
 def test_counts_pixels_by_label_and_prediction():
@@ -29,6 +40,29 @@ def test_equals_numpy_on_random_labels():
     kept = labels < 21
     np.add.at(expected, (labels[kept], predictions[kept]), 1)
     np.testing.assert_array_equal(confusion_matrix(labels, predictions, 21), expected)
+
+
+@pytest.mark.parametrize("length", [1, 5, 9, 121])
+def test_counting_on_a_tpu_equals_counting_elsewhere(length):
+    values = np.random.default_rng(0).integers(0, length + 1, 1000)
+    counts = _count_by_product(jnp.asarray(values, jnp.int32), length)
+    np.testing.assert_array_equal(counts, np.bincount(values, minlength=length + 1)[:-1])
+
+
+def test_a_sharded_batch_is_counted_where_it_lies():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, 5, (2, 8, 6, 7)).astype(np.uint8)
+    put = NamedSharding(mesh, P("data"))
+    sharded = [jax.device_put(x, put) for x in (labels, predictions)]
+
+    def count(labels, predictions):
+        per_image = jax.vmap(lambda a, b: confusion_matrix(a, b, 5))(labels, predictions)
+        return per_image.sum(0)
+
+    compiled = jax.jit(count).lower(*sharded).compile()
+    np.testing.assert_array_equal(compiled(*sharded), confusion_matrix(labels, predictions, 5))
+    assert "all-gather" not in compiled.as_text()
 
 
 def test_one_program_serves_all_batches_of_a_shape():
@@ -59,3 +93,87 @@ def test_a_class_that_is_only_predicted_counts_as_zero():
 
 def test_no_pixel_at_all_has_no_score():
     assert np.isnan(scores(np.zeros((2, 2))).miou)
+
+
+# ---------------------------------------------------------------------------- boundaries
+
+CLASSES = 4
+
+
+def boundaries(labels, predictions, size=None):
+    size = np.array(size or labels.shape, np.int32)
+    score, there = boundary_scores(labels, predictions, jnp.asarray(size), CLASSES)
+    return np.where(there, score, np.nan)
+
+
+def boundaries_by_hand(labels, predictions):
+    """Pixel by pixel, in the words of the paper."""
+    height, width = labels.shape
+    tolerance = BOUNDARY_TOLERANCE * math.hypot(height, width)
+
+    def boundary(ids, c):
+        found = []
+        for y, x in np.argwhere(ids == c):
+            around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+            inside = [(a, b) for a, b in around if 0 <= a < height and 0 <= b < width]
+            if labels[y, x] != 255 and any(
+                labels[p] != 255 and ids[p] != ids[y, x] for p in inside
+            ):
+                found.append((y, x))
+        return np.array(found).reshape(-1, 2)
+
+    def share(of, near):
+        if not len(of) or not len(near):
+            return 0
+        distance = np.linalg.norm(of[:, None] - near[None], axis=-1).min(1)
+        return (distance <= tolerance).mean()
+
+    result = np.full(CLASSES, np.nan)
+    for c in range(CLASSES):
+        drawn, wanted = boundary(predictions, c), boundary(labels, c)
+        if len(drawn) or len(wanted):
+            p, r = share(drawn, wanted), share(wanted, drawn)
+            result[c] = 2 * p * r / (p + r) if p + r else 0
+    return result
+
+
+def blobs(seed):
+    """Random labels `[150, 180]` in patches, whose tolerance is 1.76 pixels."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 3, (15, 18)).astype(np.uint8).repeat(10, 0).repeat(10, 1)
+
+
+def test_boundary_scores_equal_the_paper_s_words():
+    labels = blobs(0)
+    predictions = np.where(blobs(1) == 0, np.roll(labels, 1, axis=1), labels)
+    predictions[:40] = np.roll(labels[:40], 3, axis=0)
+    labels[100:130, 50:90] = 255
+    expected = boundaries_by_hand(labels, predictions)
+    assert np.isnan(expected[3])
+    assert (expected[:3] < 0.99).all()
+    np.testing.assert_allclose(boundaries(labels, predictions), expected, rtol=1e-6)
+
+
+def test_a_boundary_within_the_tolerance_is_right_and_beyond_it_is_not():
+    labels = np.zeros((150, 180), np.uint8)
+    labels[:, 90:] = 1
+    off_by_one, off_by_two = np.roll(labels, 1, axis=1), np.roll(labels, 2, axis=1)
+    off_by_one[:, 0] = off_by_two[:, :2] = 0
+    np.testing.assert_array_equal(boundaries(labels, off_by_one)[:2], 1)
+    np.testing.assert_array_equal(boundaries(labels, off_by_two)[:2], 0)
+
+
+def test_padding_changes_no_boundary_score():
+    labels, predictions = blobs(0), blobs(1)
+    padded = np.full((400, 300), 255, np.uint8)
+    padded[:150, :180] = labels
+    shown = np.zeros_like(padded)
+    shown[:150, :180] = predictions
+    np.testing.assert_array_equal(
+        boundaries(padded, shown, size=(150, 180)), boundaries(labels, predictions)
+    )
+
+
+def test_a_class_without_boundary_has_no_score():
+    labels = np.full((20, 30), 2, np.uint8)
+    assert np.isnan(boundaries(labels, labels)).all()

@@ -1,13 +1,20 @@
-"""Segmentation metrics from a confusion matrix: count on the device, divide once at the end."""
+"""Segmentation metrics: sums on the device, added up over batches, divided once at the end."""
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 IGNORE_LABEL = 255
+
+BOUNDARY_TOLERANCE = 0.0075
+"""Of the image's diagonal: how far apart two boundaries may be that are taken for the same."""
+
+
+# ---------------------------------------------------------------------------- counting
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
@@ -23,10 +30,110 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
       int32 `[num_classes, num_classes]`: sum matrices of many batches in int64 on the host.
     """
     labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
-    counted = (labels >= 0) & (labels < num_classes)
-    cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
-    counts = jnp.bincount(cell.ravel(), length=num_classes**2 + 1)
-    return counts[:-1].reshape(num_classes, num_classes)
+    cell = labels * num_classes + predictions
+    counts = _count(cell, _is_class(labels, num_classes), num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def boundary_scores(
+    labels: jax.Array, predictions: jax.Array, size: jax.Array, num_classes: int
+) -> tuple[jax.Array, jax.Array]:
+    """The boundary F-score of each class in an image, BF of Csurka et al. 2013 (BMVC).
+
+    The harmonic mean of the shares of predicted boundary pixels that are near one of the same class in
+    the labels, and of labelled ones that are near a predicted one: within `BOUNDARY_TOLERANCE` of the
+    diagonal. Pixels of a class beside another one are its boundary. Between pixels of which one is
+    ignored there is none, in labels or prediction, so that nothing is said of borders that were left
+    unlabelled, as most are in PASCAL VOC.
+
+    Args:
+      labels: integers `[H, W]`, as in `confusion_matrix`.
+      predictions: class ids `[H, W]`.
+      size: (H, W) of the image, without padding.
+      num_classes: length of the result.
+
+    Returns:
+      The scores, float32 `[num_classes]`, 0 where there is none, and which classes have one: those with
+      a boundary in the labels or the prediction. Sum both over images and divide.
+    """
+    valid = _is_class(labels, num_classes)
+    labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+    farthest = BOUNDARY_TOLERANCE * math.hypot(*labels.shape)
+    tolerance = BOUNDARY_TOLERANCE * jnp.linalg.norm(size.astype(jnp.float32))
+    drawn, wanted = _boundary(predictions, valid), _boundary(labels, valid)
+
+    def share(
+        ids: jax.Array, boundary: jax.Array, others: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of the boundary pixels of each class those near one of `others`, and how many there are."""
+        near = _near(ids, others, tolerance, farthest)
+        found = _count(ids, boundary & near, num_classes).astype(jnp.float32)
+        count = _count(ids, boundary, num_classes)
+        return found / jnp.maximum(count, 1).astype(jnp.float32), count
+
+    precision, drawn_count = share(predictions, drawn, jnp.where(wanted, labels, -1))
+    recall, wanted_count = share(labels, wanted, jnp.where(drawn, predictions, -1))
+    total = precision + recall
+    score = 2 * precision * recall / jnp.where(total > 0, total, 1)
+    return score, (drawn_count > 0) | (wanted_count > 0)
+
+
+def _is_class(labels: jax.Array, num_classes: int) -> jax.Array:
+    return (labels >= 0) & (labels < num_classes) & (labels != IGNORE_LABEL)
+
+
+def _count(values: jax.Array, counted: jax.Array, length: int) -> jax.Array:
+    """How often each of 0 .. `length` - 1 is among the values that count, int32 `[length]`."""
+    values = jnp.where(counted, values, length).ravel()
+    # A TPU scatters one value after the other; a CPU takes 40 to 600 times as long for the product.
+    return jax.lax.platform_dependent(
+        values,
+        tpu=functools.partial(_count_by_product, length=length),
+        default=lambda v: jnp.bincount(v, length=length + 1)[:-1],
+    )
+
+
+def _count_by_product(values: jax.Array, length: int) -> jax.Array:
+    """Of each value 0 .. `length`: one-hot in two digits, whose product is a matrix of counts."""
+    base = math.isqrt(length) + 1
+    digits = (values // base, values % base)
+    high, low = ((digit[:, None] == jnp.arange(base)).astype(jnp.int8) for digit in digits)
+    counts = jnp.einsum("ph,pl->hl", high, low, preferred_element_type=jnp.int32)
+    return counts.ravel()[:length]
+
+
+def _boundary(ids: jax.Array, valid: jax.Array) -> jax.Array:
+    """Pixels of `[H, W]` with another class above, below, left or right; both of them valid."""
+    below = (ids[1:] != ids[:-1]) & valid[1:] & valid[:-1]
+    right = (ids[:, 1:] != ids[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+    return (
+        jnp.pad(below, ((0, 1), (0, 0)))
+        | jnp.pad(below, ((1, 0), (0, 0)))
+        | jnp.pad(right, ((0, 0), (0, 1)))
+        | jnp.pad(right, ((0, 0), (1, 0)))
+    )
+
+
+def _near(ids: jax.Array, others: jax.Array, tolerance: jax.Array, farthest: float) -> jax.Array:
+    """Whether a pixel of `others` with the same id is within `tolerance`, which is `farthest` at most."""
+    radius = int(farthest)
+    span = range(-radius, radius + 1)
+    offsets = [(dy, dx) for dy in span for dx in span if math.hypot(dy, dx) <= farthest]
+    distances = [math.hypot(*offset) for offset in offsets]
+    ids, others = ids.astype(jnp.int16), others.astype(jnp.int16)
+    padded = jnp.pad(others, radius, constant_values=-1)
+
+    # Looking at each offset is cheaper than dilating the boundary of each class.
+    def look(index: jax.Array, near: jax.Array) -> jax.Array:
+        dy, dx = jnp.asarray(offsets)[index] + radius
+        moved = jax.lax.dynamic_slice(padded, (dy, dx), ids.shape)
+        return near | ((moved == ids) & (jnp.asarray(distances)[index] <= tolerance))
+
+    return jax.lax.fori_loop(0, len(offsets), look, jnp.zeros(ids.shape, bool))
+
+
+# ---------------------------------------------------------------------------- scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +159,23 @@ def scores(confusion: np.ndarray) -> Scores:
     """The scores of a confusion matrix `[classes, classes]` (row = label, column = prediction)."""
     confusion = np.asarray(confusion, np.float64)
     right, labelled, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    iou = _ratio(right, labelled + predicted - right)
-    accuracy = _ratio(right, labelled)
+    iou = ratio(right, labelled + predicted - right)
+    accuracy = ratio(right, labelled)
     return Scores(
         iou=iou,
         accuracy=accuracy,
-        miou=_mean(iou),
-        mean_accuracy=_mean(accuracy),
-        pixel_accuracy=float(_ratio(right.sum(), labelled.sum())),
+        miou=mean(iou),
+        mean_accuracy=mean(accuracy),
+        pixel_accuracy=float(ratio(right.sum(), labelled.sum())),
     )
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part / whole`, NaN where `whole` is 0."""
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
+    """The mean of those that are numbers, NaN if none is."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")
