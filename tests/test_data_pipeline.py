@@ -24,7 +24,7 @@ CONFIG = AugmentConfig(crop=(12, 16), rotation=5.0, hue=0.1)
 class Noise:
     """A source of random pictures; those in `bad` cannot be read."""
 
-    sizes: tuple[tuple[int, int], ...] = ((20, 24),) * 11
+    sizes: tuple[tuple[int, int] | None, ...] = ((20, 24),) * 11
     bad: tuple[int, ...] = ()
 
     def __len__(self):
@@ -44,6 +44,8 @@ class Noise:
         return f"noise {index}"
 
     def size(self, index):
+        if self.sizes[index] is None:
+            raise DataError(f"{self.name(index)} cannot be read: it has no size")
         return self.sizes[index]
 
 
@@ -206,6 +208,15 @@ def test_an_unreadable_image_stops_evaluation_or_leaves_its_row_empty(caplog):
     indices = np.concatenate([batch["index"] for batch in batches])
     assert sorted(indices[indices >= 0]) == [0, 2, 3, 4, 5, 6]
     assert "noise 1 cannot be read: it is broken; it is left out" in caplog.text
+
+
+def test_an_image_without_a_size_stops_the_plan_or_is_left_out_of_it(caplog):
+    source = Noise(sizes=((20, 30), None, (20, 30)))
+    with pytest.raises(DataError, match="noise 1 cannot be read"):
+        plan_evaluation(source, batch_size=2)
+    (step,) = plan_evaluation(source, batch_size=2, unreadable="skip")
+    assert step.indices == (0, 2)
+    assert "noise 1 cannot be read: it has no size; it is left out" in caplog.text
 
 
 # ---------------------------------------------------------------------------- classes

@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Literal, Protocol, TypeVar
 
@@ -203,16 +203,16 @@ def sizes_differ(image: Sequence[int], label: Sequence[int]) -> str:
 # ---------------------------------------------------------------------------- looking at a whole split
 
 
-def in_threads(use, indices: Sequence[int], doing: str) -> Iterable:
-    """`use(index)` of all, in order, computed in threads; with a progress bar if that takes long."""
+def in_threads(use: Callable[[int], T], count: int, doing: str) -> Iterator[T]:
+    """`use` of 0 to `count` - 1, in order, computed in threads; with a progress bar if they are many."""
     with ThreadPoolExecutor() as threads:
         yield from track(
-            threads.map(use, indices),
+            threads.map(use, range(count)),
             description=doing,
-            total=len(indices),
+            total=count,
             console=Console(stderr=True),
             transient=True,
-            disable=len(indices) < _MANY,
+            disable=count < _MANY,
         )
 
 
@@ -228,7 +228,7 @@ def class_frequencies(source: Source, num_classes: int) -> np.ndarray:
       DataError: listing the examples with labels that are no class.
     """
     total, problems = np.zeros(256, np.int64), []
-    counting = in_threads(lambda i: label_counts(source.label(i)), range(len(source)), "counting")
+    counting = in_threads(lambda i: label_counts(source.label(i)), len(source), "counting")
     for index, counts in enumerate(counting):
         total += counts
         if odd := not_classes(counts, num_classes):

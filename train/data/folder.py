@@ -250,7 +250,7 @@ def _check(
         return counts, None
 
     total = np.zeros(256, np.int64)
-    for counts, problem in in_threads(look, range(len(source)), "checking label maps"):
+    for counts, problem in in_threads(look, len(source), "checking label maps"):
         total += counts
         if problem:
             problems.append(problem)

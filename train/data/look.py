@@ -105,7 +105,7 @@ def _print_names(console: Console, data_dir: Path | None) -> None:
 
 
 def _sizes(source: Source) -> str:
-    sizes = np.array(list(in_threads(source.size, range(len(source)), "reading sizes")))
+    sizes = np.array(list(in_threads(source.size, len(source), "reading sizes")))
     low, high = sizes.min(0), sizes.max(0)
     if (low == high).all():
         return f"all {low[1]} x {low[0]}"

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import grain
@@ -15,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from train.data.augment import AugmentConfig, augment, pad
-from train.data.dataset import DataError, Source, in_threads
+from train.data.dataset import DataError, Source
 from train.metrics import IGNORE_LABEL
 
 OnUnreadable = Literal["stop", "skip"]
@@ -198,7 +199,12 @@ class EvalStep:
 
 
 def plan_evaluation(
-    source: Source, *, batch_size: int, bucket: int = 1, size_multiple: int = 1
+    source: Source,
+    *,
+    batch_size: int,
+    bucket: int = 1,
+    size_multiple: int = 1,
+    unreadable: OnUnreadable = "stop",
 ) -> list[EvalStep]:
     """Which whole images are evaluated together: those whose padded sizes are the same.
 
@@ -207,9 +213,27 @@ def plan_evaluation(
       batch_size: of all processes together.
       bucket: sides are rounded up to multiples of this, so that there are fewer sizes to compile for;
       size_multiple: and then to multiples of this, see `deeplab_jax.Preprocessing`.
+      unreadable: "skip" leaves out the examples whose size cannot be read, and logs them.
+
+    Raises:
+      DataError: the size of an example cannot be read.
     """
+
+    def size_of(index: int) -> tuple[int, int] | None:
+        try:
+            return source.size(index)
+        except DataError as error:
+            if unreadable == "stop":
+                raise
+            log.warning(f"{error}; it is left out")
+            return None
+
     groups = defaultdict(list)
-    for index, size in enumerate(in_threads(source.size, range(len(source)), "reading sizes")):
+    with ThreadPoolExecutor() as threads:
+        sizes = list(threads.map(size_of, range(len(source))))
+    for index, size in enumerate(sizes):
+        if size is None:
+            continue
         groups[tuple(_up(_up(side, bucket), size_multiple) for side in size)].append(index)
     return [
         EvalStep(size, (*part, *(-1,) * (batch_size - len(part))))
@@ -257,7 +281,11 @@ def eval_batches(
             f"the batch must divide by the number of processes, got {batch_size} by {process_count}"
         )
     plan = plan_evaluation(
-        source, batch_size=batch_size, bucket=bucket, size_multiple=size_multiple
+        source,
+        batch_size=batch_size,
+        bucket=bucket,
+        size_multiple=size_multiple,
+        unreadable=unreadable,
     )
     local = batch_size // process_count
     rows = slice(process_index * local, (process_index + 1) * local)
