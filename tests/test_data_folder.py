@@ -80,6 +80,14 @@ def test_the_maps_of_the_first_kind_are_taken_and_the_others_left(tmp_path):
     assert open_dataset(f"folder:{tmp_path}").num_classes == 2
 
 
+def test_the_end_of_a_name_means_nothing_where_names_agree(tmp_path):
+    for name in ("room_L", "room_mask", "room"):
+        picture(tmp_path / f"images/{name}.jpg")
+        label_map(tmp_path / f"labels/{name}.png")
+    data = open_dataset(f"folder:{tmp_path}")
+    assert len(data.train) + len(data.val) == 3
+
+
 def test_lists_as_voc_has_them_say_what_is_in_the_splits(tmp_path):
     for name in "abcd":  # d has no label map and is in no list
         picture(tmp_path / f"JPEGImages/{name}.jpg")

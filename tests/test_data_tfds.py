@@ -321,10 +321,15 @@ def test_what_is_missing_in_a_source_is_listed_and_nothing_is_left(tmp_path):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_file_that_is_no_archive_is_an_error(tmp_path):
-    (tmp_path / "a.tar").write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match="zip or tar archive"):
-        prepare("voc2012", source=(tmp_path / "a.tar",), data_dir=tmp_path / "data")
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "a.rar"])
+def test_a_file_that_is_no_whole_archive_is_an_error(tmp_path, name):
+    voc(tmp_path / "raw")
+    with tarfile.open(tmp_path / "whole", "w:gz") as archive:
+        archive.add(tmp_path / "raw", "raw")
+    (tmp_path / name).write_bytes((tmp_path / "whole").read_bytes()[:700])
+    with pytest.raises(DataError, match="zip or tar archive, and whole"):
+        prepare("voc2012", source=(tmp_path / name,), data_dir=tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 # ---------------------------------------------------------------------------- descriptions

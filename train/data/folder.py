@@ -174,12 +174,15 @@ def _pairs(
     """
     maps = list(_pictures(labels))
     pictures = list(_pictures(images))
-    # Of several kinds of map per picture, as in Cityscapes, the first kind that there is.
-    end = next((end for end in LABEL_ENDS if any(path.stem.endswith(end) for path in maps)), "")
-    if end or images == labels:
-        maps = [path for path in maps if end and path.stem.endswith(end)]
+    end = ""
+    if images == labels or not {p.stem for p in maps}.intersection(p.stem for p in pictures):
+        # Of several kinds of map per picture, as in Cityscapes, the first kind that there is.
+        ends = (end for end in LABEL_ENDS if any(path.stem.endswith(end) for path in maps))
+        end = next(ends, "")
     if images == labels:
+        maps = maps if end else []
         pictures = [path for path in pictures if not _cut(path.stem, LABEL_ENDS)]
+    maps = [path for path in maps if path.stem.endswith(end)]
     if only:
         maps, pictures = ([p for p in paths if p.stem in only] for paths in (maps, pictures))
         missing = only.difference(path.stem for path in (*maps, *pictures))

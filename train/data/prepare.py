@@ -4,7 +4,10 @@ import contextlib
 import importlib
 import os
 import shutil
+import tarfile
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import tensorflow_datasets as tfds
 
 from train.data.builders.pairs import PairsBuilder
 from train.data.dataset import DataError
+
+_DAMAGED = (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 
 
 def prepare(builder: str, data_dir: Path, sources: Sequence[Path] = ()) -> Path:
@@ -67,7 +72,7 @@ def _unpacked(source: Path, folder: Path) -> Path:
     try:
         # Of tar files only what stays inside the folder; zipfile knows nothing else.
         shutil.unpack_archive(source, folder, **({} if is_zip else {"filter": "data"}))
-    except (shutil.ReadError, EOFError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{source} must be a folder, or a zip or tar archive, and whole: {error}"
         ) from error
