@@ -130,6 +130,15 @@ def _read_config(text: str | bytes, path: Path) -> Config:
         raise ModelError(f"the config of {path} cannot be read: {error}") from error
 
 
+def _check_shapes(
+    wanted: dict[str, nnx.Variable], found: dict[str, tuple[int, ...]], path: Path
+) -> None:
+    shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
+    found = {name: tuple(shape) for name, shape in found.items()}
+    if odd := sorted(n for n in shapes | found if shapes.get(n) != found.get(n)):
+        raise ModelError(f"the weights of {path} are not those of its config: {odd[:10]}")
+
+
 # ---------------------------------------------------------------------------- Orbax
 
 
@@ -158,13 +167,18 @@ def _read_folder(path: Path):
             name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=here)
             for name, variable in wanted.items()
         }
+        weights = (path / WEIGHTS).absolute()
         with _orbax() as checkpointer:
             try:
-                return checkpointer.restore((path / WEIGHTS).absolute(), target)
+                metadata = checkpointer.metadata(weights).item_metadata
+                if metadata is not None:  # else it is no checkpoint, and to restore it says why
+                    found = {name: array.shape for name, array in metadata.tree.items()}
+                    _check_shapes(wanted, found, path)
+                return checkpointer.restore(weights, target)
+            except ModelError:
+                raise
             except (ValueError, KeyError, OSError) as error:
-                raise ModelError(
-                    f"the weights of {path} cannot be read, or are not those of its config: {error}"
-                ) from error
+                raise ModelError(f"the weights of {path} cannot be read: {error}") from error
 
     return read
 
@@ -195,10 +209,7 @@ def _read_file(path: Path):
         raise ModelError(f"{path} is not a model: {error}") from error
 
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
-        shapes = {name: variable.shape for name, variable in wanted.items()}
-        found = {name: array.shape for name, array in arrays.items()}
-        if odd := sorted(n for n in shapes | found if shapes.get(n) != found.get(n)):
-            raise ModelError(f"the weights of {path} are not those of its config: {odd[:10]}")
+        _check_shapes(wanted, {name: array.shape for name, array in arrays.items()}, path)
         return jax.device_put({name: np.array(array) for name, array in arrays.items()})
 
     return _read_config(metadata[HEADER], path), read
