@@ -1,113 +1,291 @@
-"""Pairs of pictures and labels, and the command `deeplab-train evaluate`."""
+"""Evaluation of whole images against `predict` and counting; the command `deeplab-train evaluate`."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from deeplab_jax import Config, ResNetConfig, build, predict, save
-from deeplab_jax.heads import FCNConfig
-from deeplab_jax.model import fill
+from deeplab_jax import Config, Preprocessing, ResNetConfig, build, predict, save
+from deeplab_jax.heads import DeepLabV3Config, FCNConfig
+from deeplab_jax.model import fill, named_variables
 from train import __main__ as command
-from train.evaluate import LabelError, evaluate, find_pairs, read_labels
-from train.metrics import scores
+from train.config import MeshConfig
+from train.data import DataError, Dataset
+from train.evaluate import Evaluator, _Total, check_classes, with_output_stride
+from train.sharding import make_mesh
+
+CLASSES = 3
+SIZES = ((24, 30), (24, 30), (17, 30), (24, 30), (20, 21))
+
+
+class Pictures:
+    """Random examples of `SIZES`; see `Source`."""
+
+    def __len__(self):
+        return len(SIZES)
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        label = rng.integers(0, CLASSES, SIZES[index]).astype(np.uint8)
+        label[:2] = 255
+        return {"image": rng.integers(0, 256, (*label.shape, 3)).astype(np.uint8), "label": label}
+
+    def label(self, index):
+        return self[index]["label"]
+
+    def name(self, index):
+        return f"picture {index}"
+
+    def size(self, index):
+        return SIZES[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyConfig:
+    num_classes: int = CLASSES
+    # A mean that zero padding after normalisation is not black by, and sides that need some.
+    preprocessing: Preprocessing = Preprocessing((0.5, 0.3, 0.4), (0.2, 0.2, 0.2), size_multiple=8)
+
+
+class Tiny(nnx.Module):
+    """A convolution 5x5 and the mean of what it sees, so that every pixel of padding counts."""
+
+    def __init__(self, seed=0):
+        self.config = TinyConfig()
+        kernel = np.random.default_rng(seed).normal(size=(5, 5, 3, CLASSES)).astype(np.float32)
+        self.kernel = nnx.Param(jnp.asarray(kernel))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, self.kernel[...], (1, 1), "SAME", dimension_numbers=dimensions
+        )
+        return self.dropout(y + 9 * y.mean((1, 2), keepdims=True))
 
 
 @pytest.fixture(scope="module")
-def model():
+def mesh():
+    return make_mesh(MeshConfig(space=2), jax.devices()[:4])
+
+
+def values_of(model, mesh):
+    values = {name: variable[...] for name, variable in named_variables(model).items()}
+    return jax.device_put(values, NamedSharding(mesh, P()))
+
+
+def confusion_of(predictions, source):
+    expected = np.zeros((CLASSES, CLASSES), np.int64)
+    for index, ids in enumerate(predictions):
+        label = source.label(index)
+        np.add.at(expected, (label[label != 255], ids[label != 255]), 1)
+    return expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scales": (0.75, 1.0), "flip": True}, {"tile": 16}],
+    ids=["plain", "looks", "windows"],
+)
+def test_every_image_is_seen_as_predict_sees_it(mesh, options):
+    model, source = Tiny(), Pictures()
+    seen = []
+    evaluation = Evaluator(model, source, mesh, **options)(
+        values_of(model, mesh), progress=seen.append
+    )
+    predictions = [predict(model, source[i]["image"], **options) for i in range(len(source))]
+    np.testing.assert_array_equal(evaluation.confusion, confusion_of(predictions, source))
+    assert seen[-1] == len(source)
+
+
+def test_values_are_those_that_are_given_and_images_come_worst_first(mesh):
+    model, other, source = Tiny(0), Tiny(1), Pictures()
+    evaluator = Evaluator(model, source, mesh)
+    evaluation = evaluator(values_of(other, mesh))
+    predictions = [predict(other, source[i]["image"]) for i in range(len(source))]
+    np.testing.assert_array_equal(evaluation.confusion, confusion_of(predictions, source))
+    assert [image.miou for image in evaluation.images] == sorted(
+        image.miou for image in evaluation.images
+    )
+    for image in evaluation.images:
+        label, ids = source.label(image.index), predictions[image.index]
+        kept = label != 255
+        assert image.name == f"picture {image.index}"
+        assert image.accuracy == pytest.approx((label == ids)[kept].mean())
+        pairs = [((label == c)[kept], (ids == c)[kept]) for c in range(CLASSES)]
+        ious = [(a & b).sum() / (a | b).sum() for a, b in pairs if (a | b).any()]
+        assert image.miou == pytest.approx(np.mean(ious))
+
+    chosen = [evaluation.images[i] for i in (4, 0, 2)]
+    for image, example in zip(
+        chosen, evaluator.examples(values_of(other, mesh), chosen), strict=True
+    ):
+        assert example.score == image
+        np.testing.assert_array_equal(example.prediction, predictions[image.index])
+        np.testing.assert_array_equal(example.image, source[image.index]["image"])
+        np.testing.assert_array_equal(example.label, source.label(image.index))
+
+
+def test_buckets_pad_with_what_zero_is_after_normalisation(mesh):
+    class Corner(Tiny):
+        """Class 1 where the bottom right corner of all is zero, else class 0."""
+
+        def __call__(self, x):
+            padded = (x[:, -1:, -1:] == 0).all(-1, keepdims=True)
+            return jnp.broadcast_to(jnp.where(padded, jnp.array([0.0, 1, 0]), 0), x.shape)
+
+    model = Corner()
+    evaluation = Evaluator(model, Pictures(), mesh, bucket=32)(values_of(model, mesh))
+    assert evaluation.confusion[:, 1].sum() == evaluation.confusion.sum() > 0
+
+
+def test_more_pixels_than_32_bits_hold_are_counted():
+    total = _Total(Pictures(), CLASSES)
+    most = np.full((CLASSES, CLASSES), 2**31 - 1, np.int32)
+    one = np.ones(CLASSES, np.int32)
+    images = {name: np.full(1, 0.5, np.float32) for name in ("miou", "accuracy")}
+    images |= {"index": np.array([1], np.int32), "highest": np.array([0], np.uint8)}
+    sums = {"confusion": most, "boundary_sum": one, "boundary_count": one} | images
+    assert [total.add(sums), total.add(sums)] == [1, 2]
+    assert (total.result().confusion == 2 * (2**31 - 1)).all()
+
+
+def test_a_label_above_the_classes_is_refused_with_the_image_s_name(mesh):
+    class Odd(Pictures):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            example["label"][5, 5] = 7 if index == 2 else 0
+            return example
+
+    model = Tiny()
+    with pytest.raises(
+        DataError, match="picture 2 has the label 7; the model's classes are 0 to 2"
+    ):
+        Evaluator(model, Odd(), mesh)(values_of(model, mesh))
+
+
+def test_an_unreadable_image_stops_or_is_left_out(mesh):
+    class Damaged(Pictures):
+        def __getitem__(self, index):
+            if index == 2:
+                raise DataError("picture 2 cannot be read")
+            return super().__getitem__(index)
+
+    model = Tiny()
+    with pytest.raises(DataError, match="picture 2 cannot be read"):
+        Evaluator(model, Damaged(), mesh)(values_of(model, mesh))
+    evaluation = Evaluator(model, Damaged(), mesh, unreadable="skip")(values_of(model, mesh))
+    assert {image.index for image in evaluation.images} == {0, 1, 3, 4}
+
+
+def test_wrong_options_are_refused(mesh):
+    with pytest.raises(ValueError, match=r"(?s)scales.*tile must be at least"):
+        Evaluator(Tiny(), Pictures(), mesh, scales=(), tile=3)
+
+
+# ---------------------------------------------------------------------------- the model and the data
+
+
+def test_another_output_stride_keeps_the_weights_and_what_aspp_sees():
+    for rates, expected in (((12, 24, 36), [24, 48, 72]), (None, [12, 24, 36])):
+        config = Config(ResNetConfig(18), DeepLabV3Config(rates=rates, channels=8), CLASSES)
+        model = fill(build(config), nnx.Rngs(0))
+        finer = with_output_stride(model, 8)
+        assert finer.config.backbone.output_stride == 8
+        convolutions = [
+            part.dilation
+            for path, part in nnx.iter_modules(finer.head)
+            if getattr(part, "dilation", 1) > 1
+        ]
+        assert convolutions == expected
+        for name, variable in named_variables(model).items():
+            np.testing.assert_array_equal(variable[...], named_variables(finer)[name][...])
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (("a", "b", "c"), ("a", "b"), r"it has 3 \(a, b, c\), set has 2 \(a, b\)"),
+        (None, ("a", "b"), r"it has 3 \(without names\)"),
+        (
+            ("a", "b", "c"),
+            ("a", "C", "b"),
+            "in the same order: its are a, b, c; those of set, a, C, b",
+        ),
+    ],
+)
+def test_other_classes_than_the_data_set_s_are_refused(model, data, message):
+    config = Config(ResNetConfig(18), FCNConfig(), CLASSES, class_names=model)
+    with pytest.raises(DataError, match=message):
+        check_classes(config, Dataset("set", data, Pictures(), Pictures()))
+
+
+def test_classes_may_be_spelt_otherwise():
+    config = Config(ResNetConfig(18), FCNConfig(), 2, class_names=("sign_symbol", "car"))
+    for names in (("SignSymbol", "Car"), ("sign", "vehicle")):
+        check_classes(config, Dataset("set", names, Pictures(), Pictures()))
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
     config = Config(ResNetConfig(18, output_stride=32), FCNConfig(), 3, class_names=("a", "b", "c"))
-    return fill(build(config), nnx.Rngs(0))
+    return save(fill(build(config), nnx.Rngs(0)), tmp_path_factory.mktemp("models") / "model")
 
 
 @pytest.fixture
-def folders(tmp_path):
-    rng = np.random.default_rng(0)
-    images, labels = tmp_path / "images", tmp_path / "labels"
-    images.mkdir()
-    labels.mkdir()
-    for name in ("one", "two"):
-        pixels = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(images / f"{name}.png")
-        ids = rng.integers(0, 3, (40, 50)).astype(np.uint8)
-        ids[:3] = 255
-        Image.fromarray(ids).save(labels / f"{name}.png")
-    return images, labels
+def data(tmp_path):
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (tmp_path / "data" / split / part).mkdir(parents=True)
+        for index in range(3):
+            example = Pictures()[index]
+            for part, folder in (("image", "images"), ("label", "labels")):
+                image = Image.fromarray(example[part])
+                image.save(tmp_path / "data" / split / folder / f"{index}.png")
+    return tmp_path / "data"
 
 
-def test_a_model_that_is_always_right_scores_one(model, folders):
-    images, labels = folders
-    for path in images.iterdir():
-        Image.fromarray(predict(model, path)).save(labels / path.name)
-    assert scores(evaluate(model, find_pairs(images, labels))).pixel_accuracy == 1
-
-
-def test_the_matrix_counts_every_pixel_that_is_not_ignored(model, folders):
-    total = evaluate(model, find_pairs(*folders))
-    assert total.sum() == 2 * 37 * 50
-
-
-def test_unmatched_pictures_and_labels_are_listed_together(folders):
-    images, labels = folders
-    (labels / "one.png").rename(labels / "three.png")
-    with pytest.raises(LabelError, match=r"(?s)one\.png has no .*three\.png has no picture"):
-        find_pairs(images, labels)
-
-
-def test_labels_of_another_size_are_refused(model, folders):
-    images, labels = folders
-    Image.fromarray(np.zeros((4, 5), np.uint8)).save(labels / "two.png")
-    with pytest.raises(LabelError, match=r"two\.png is 5 x 4, its picture 50 x 40"):
-        evaluate(model, find_pairs(images, labels))
-
-
-def test_labels_above_the_classes_are_refused(model, folders):
-    images, labels = folders
-    Image.fromarray(np.full((40, 50), 7, np.uint8)).save(labels / "one.png")
-    with pytest.raises(LabelError, match=r"ids \[7\]; the model's classes are 0 to 2"):
-        evaluate(model, find_pairs(images, labels))
-
-
-def test_a_palette_png_gives_its_indices(tmp_path):
-    image = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8))
-    image.putpalette([value for i in range(256) for value in (i, 0, 255 - i)])
-    image.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(read_labels(tmp_path / "p.png"), [[0, 1], [2, 255]])
-
-
-def test_labels_in_colour_are_refused(tmp_path):
-    Image.new("RGB", (2, 2)).save(tmp_path / "c.png")
-    with pytest.raises(LabelError, match="grey or palette PNG of class ids, got RGB"):
-        read_labels(tmp_path / "c.png")
-
-
-def test_a_broken_label_file_is_refused(tmp_path):
-    (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(LabelError, match="is not a picture"):
-        read_labels(tmp_path / "b.png")
-
-
-def test_the_command_prints_and_writes_the_scores(model, folders, tmp_path, monkeypatch, capsys):
-    folder = save(model, tmp_path / "model")
-    images, labels = map(str, folders)
-    arguments = ["evaluate", str(folder), "--images", images, "--labels", labels]
-    out = tmp_path / "out" / "scores.json"
-    monkeypatch.setattr("sys.argv", ["deeplab-train", *arguments, "--json-file", str(out)])
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["deeplab-train", "evaluate", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         command.main()
-    assert end.value.code == 0
+    return end.value.code
+
+
+def test_the_command_prints_and_writes_all_there_is(
+    model_folder, data, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "new" / "out"
+    arguments = ("--data", f"folder:{data}", "--out", out, "--examples", 2)
+    assert run(monkeypatch, model_folder, *arguments) == 0
     assert "mean" in capsys.readouterr().out
-    written = json.loads(out.read_text())
-    assert written["iou"].keys() == {"a", "b", "c"}
-    assert np.sum(written["confusion"]) == 2 * 37 * 50
-    assert [p.name for p in out.parent.iterdir()] == ["scores.json"]
+    written = json.loads((out / "scores.json").read_text())
+    assert [row["name"] for row in written["classes"]] == ["a", "b", "c"]
+    assert np.sum(written["confusion"]) == sum(
+        (Pictures().label(index) != 255).sum() for index in range(3)
+    )
+    assert len(written["images"]) == 3
+    files = {"scores.json", "confusion.png", "worst_1.jpg", "worst_2.jpg", "best_1.jpg"}
+    assert {path.name for path in out.iterdir()} == files
 
 
-def test_bad_use_ends_with_status_2_and_no_traceback(tmp_path, monkeypatch, capsys):
-    arguments = ["evaluate", str(tmp_path / "nothing"), "--images", "x", "--labels", "y"]
-    monkeypatch.setattr("sys.argv", ["deeplab-train", *arguments])
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    assert end.value.code == 2
-    assert "does not exist" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [("nothing", "folder:x", "does not exist"), (None, "nothing", "the data set must be one of")],
+)
+def test_bad_use_ends_with_status_2_and_no_traceback(
+    model, data, message, model_folder, tmp_path, monkeypatch, capsys
+):
+    model = tmp_path / model if model else model_folder
+    assert run(monkeypatch, model, "--data", data) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -74,9 +74,13 @@ def test_one_program_serves_all_batches_of_a_shape():
     jax.clear_caches()
 
 
+def scores_of(confusion):
+    return scores(confusion, np.zeros(len(confusion)), np.zeros(len(confusion)))
+
+
 def test_classes_that_never_occur_are_left_out_of_the_means():
     confusion = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
-    result = scores(confusion)
+    result = scores_of(confusion)
     assert result.iou[:2] == pytest.approx([3 / 4, 4 / 5])
     assert np.isnan(result.iou[2])
     assert result.miou == pytest.approx((3 / 4 + 4 / 5) / 2)
@@ -85,14 +89,14 @@ def test_classes_that_never_occur_are_left_out_of_the_means():
 
 
 def test_a_class_that_is_only_predicted_counts_as_zero():
-    result = scores(np.array([[1, 1], [0, 0]]))
+    result = scores_of(np.array([[1, 1], [0, 0]]))
     assert result.iou[1] == 0
     assert result.miou == pytest.approx(0.25)
     assert np.isnan(result.accuracy[1])
 
 
 def test_no_pixel_at_all_has_no_score():
-    assert np.isnan(scores(np.zeros((2, 2))).miou)
+    assert np.isnan(scores_of(np.zeros((2, 2))).miou)
 
 
 # ---------------------------------------------------------------------------- boundaries
@@ -172,6 +176,12 @@ def test_padding_changes_no_boundary_score():
     np.testing.assert_array_equal(
         boundaries(padded, shown, size=(150, 180)), boundaries(labels, predictions)
     )
+
+
+def test_boundary_scores_are_means_over_the_images_that_have_one():
+    result = scores(np.eye(3), np.array([1.5, 0, 0]), np.array([2, 4, 0]))
+    np.testing.assert_array_equal(result.boundary, [0.75, 0, np.nan])
+    assert result.mean_boundary == pytest.approx(0.375)
 
 
 def test_a_class_without_boundary_has_no_score():

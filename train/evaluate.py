@@ -1,88 +1,377 @@
-"""Evaluation of a model on pictures with labels, at their own size."""
+"""Evaluation of a model on whole images, at their own size: every device takes its part of them."""
 
-from collections.abc import Callable, Sequence
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import nnx
-from PIL import Image
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from rich.progress import Progress
 
-from deeplab_jax.images import find_images, read_image
-from deeplab_jax.predict import predict
-from train.metrics import IGNORE_LABEL, confusion_matrix
+from deeplab_jax import Config, build, compiler_options, load
+from deeplab_jax.model import named_variables, with_values
+from deeplab_jax.predict import check_options, in_windows, looks_of, segment
+from deeplab_jax.preprocessing import normalize
+from train import report
+from train.config import MeshConfig
+from train.data import DataError, Dataset, Source, eval_batches, open_dataset
+from train.data.descriptions import FOLDER
+from train.data.folder import CLASS_FILE
+from train.metrics import IGNORE_LABEL, boundary_scores, confusion_matrix, scores
+from train.report import Evaluation, Example, ImageScore
+from train.sharding import make_mesh, to_devices
 
+AHEAD = 2
+"""Batches that the host may be ahead of the devices, so that neither waits for the other."""
 
-class LabelError(ValueError):
-    """Pictures and labels that do not fit together; the message lists all that is wrong."""
-
-
-def find_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Pictures of the folder `images` with the label PNGs of the same name in `labels`.
-
-    Raises LabelError, listing them, for pictures without labels and labels without a picture.
-    """
-    pictures = {path.stem: path for path in find_images([images])}
-    masks = {path.stem: path for path in sorted(labels.glob("*.png"))}
-    problems = [
-        f"{path} has no {labels / stem}.png" for stem, path in pictures.items() if stem not in masks
-    ]
-    problems += [f"{path} has no picture" for stem, path in masks.items() if stem not in pictures]
-    if problems:
-        raise LabelError("every picture needs its labels:\n  " + "\n  ".join(problems))
-    return [(path, masks[stem]) for stem, path in pictures.items()]
+Values = Mapping[str, jax.Array]
+Batch = Mapping[str, jax.Array]
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """Class ids `[H, W]` of a grey or palette PNG; its pixels are the ids, the palette only looks.
+class Evaluator:
+    """Measures a model on a split, again and again with other values of its variables.
 
-    Raises LabelError for a picture in colour, and for a file that is none.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "I", "I;16", "1"):
-                raise LabelError(
-                    f"{path} must be a grey or palette PNG of class ids, got {image.mode}"
-                )
-            return np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise LabelError(f"{path} is not a picture: {error}") from error
-
-
-def evaluate(
-    model: nnx.Module,
-    pairs: Sequence[tuple[Path, Path]],
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
-) -> np.ndarray:
-    """The confusion matrix int64 `[classes, classes]` over whole pictures; label 255 is ignored.
+    Compiles once per size of image. With several processes all of them must call it, and get the same.
 
     Args:
-      model: from `load`, `create` or the porter.
-      pairs: picture and label files, see `find_pairs`.
-      scales, flip: see `deeplab_jax.predict`.
-      progress: called with the number of pictures done.
+      model: shapes in place of weights will do; stays as it is.
+      source: the split.
+      mesh: images are divided among all of its devices, whatever its axes, and never cut.
+      batch_size: images at a time over all devices; rounded up to a multiple of their number.
+      bucket: pads images to multiples of this, so that few sizes compile, with zeros after
+        normalisation; 1 evaluates each exactly as `deeplab_jax.predict` would.
+      scales, flip, tile: see `deeplab_jax.predict`; no image is cut into windows unless `tile` says so.
+      unreadable: stop at an image that cannot be read, or leave it out and log it.
 
     Raises:
-      LabelError: for labels of another size than their picture, and ids above the classes.
-      ImageError: for a file that is no picture.
+      ValueError: for options that are none.
     """
-    classes = model.config.num_classes
-    total = np.zeros((classes, classes), np.int64)
-    for done, (picture_file, label_file) in enumerate(pairs, 1):
-        picture, labels = read_image(picture_file), read_labels(label_file)
-        if labels.shape != picture.shape[:2]:
-            raise LabelError(
-                f"{label_file} is {labels.shape[1]} x {labels.shape[0]}, its picture "
-                f"{picture.shape[1]} x {picture.shape[0]}"
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        source: Source,
+        mesh: Mesh,
+        *,
+        batch_size: int = 4,
+        bucket: int = 1,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        tile: int | None = None,
+        unreadable: Literal["stop", "skip"] = "stop",
+    ):
+        check_options(scales=scales, tile=tile, batch_size=batch_size)
+        self._classes = model.config.num_classes
+        self._source, self._unreadable = source, unreadable
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._bucket = bucket
+        self._rows = NamedSharding(mesh, P(mesh.axis_names))
+        everywhere = NamedSharding(mesh, P())
+        self._step = jax.jit(
+            make_evaluation_step(model, scales=scales, flip=flip, tile=tile),
+            out_shardings=(everywhere, self._rows),
+            compiler_options=compiler_options(),
+        )
+        self._gather = jax.jit(lambda ids: ids, out_shardings=everywhere)
+
+    def __call__(
+        self, values: Values, *, progress: Callable[[int], None] = lambda done: None
+    ) -> Evaluation:
+        """Evaluates the split.
+
+        Args:
+          values: of the model's variables by name, on the devices of the mesh.
+          progress: called with the number of images done.
+
+        Raises:
+          DataError: an image cannot be read, or has a label that is no class.
+        """
+        total = _Total(self._source, self._classes)
+        running: collections.deque[dict[str, jax.Array]] = collections.deque()
+        for batch in self._batches(self._source):
+            running.append(self._step(values, self._put(batch))[0])
+            if len(running) > AHEAD:
+                progress(total.add(running.popleft()))
+        while running:
+            progress(total.add(running.popleft()))
+        return total.result()
+
+    def examples(self, values: Values, images: Sequence[ImageScore]) -> list[Example]:
+        """What the model makes of a few images of the split, in that order; see `__call__`."""
+        selection = _Selection(tuple((self._source, image.index) for image in images))
+        predictions = {}
+        for batch in self._batches(selection):
+            sums, ids = self._step(values, self._put(batch))
+            # By index, as the rows of several processes lie side by side.
+            places = np.asarray(sums["index"]).tolist()
+            predictions |= dict(zip(places, np.asarray(self._gather(ids)), strict=True))
+        examples = []
+        for place, score in enumerate(images):
+            example = self._source[score.index]
+            height, width = example["label"].shape
+            prediction = predictions[place][:height, :width]
+            examples.append(Example(score, example["image"], example["label"], prediction))
+        return examples
+
+    def _batches(self, source: Source) -> Iterator[dict[str, np.ndarray]]:
+        return eval_batches(
+            source,
+            batch_size=self._batch_size,
+            bucket=self._bucket,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            unreadable=self._unreadable,
+        )
+
+    def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return to_devices(batch, dict.fromkeys(batch, self._rows))
+
+
+# ---------------------------------------------------------------------------- on the devices
+
+
+def make_evaluation_step(
+    model: nnx.Module, *, scales: Sequence[float], flip: bool, tile: int | None
+) -> Callable[[Values, Batch], tuple[dict[str, jax.Array], jax.Array]]:
+    """The function (values, batch of `eval_batches`) -> (sums, class ids `[B, H, W]`), to be jitted.
+
+    Sums are small: `confusion` and the boundaries' are those of the whole batch; `index`, `miou`,
+    `accuracy` and `highest` (the highest label) have an entry `[B]` for each image.
+    """
+    looks, classes = looks_of(scales, flip), model.config.num_classes
+
+    def step(values: Values, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+        module = with_values(model, values)
+        module.eval()
+        labels = batch["label"]
+        pixels = normalize(batch["image"], model.config.preprocessing)
+        pixels = jnp.where(_inside(labels.shape[1:], batch["size"])[..., None], pixels, 0)
+        if tile is None:
+            ids = segment(module, pixels, looks)
+        else:
+            # One after the other: large windows are why images are cut up.
+            ids = in_windows(
+                lambda windows: jax.lax.map(
+                    lambda w: segment(module, w, looks), jnp.stack(windows)
+                ),
+                pixels,
+                tile,
             )
-        if odd := sorted({*np.unique(labels).tolist()} - {*range(classes), IGNORE_LABEL}):
-            raise LabelError(
-                f"{label_file} has the ids {odd[:10]}; the model's classes are 0 to {classes - 1}, and "
-                f"{IGNORE_LABEL} is ignored"
+        confusion = jax.vmap(lambda a, b: confusion_matrix(a, b, classes))(labels, ids)
+        boundary, bounded = jax.vmap(lambda a, b, size: boundary_scores(a, b, size, classes))(
+            labels, ids, batch["size"]
+        )
+        miou, accuracy = jax.vmap(_image_scores)(confusion)
+        counted = jnp.where(labels == IGNORE_LABEL, jnp.zeros_like(labels), labels)
+        sums = {
+            "confusion": confusion.sum(0),
+            "boundary_sum": boundary.sum(0),
+            "boundary_count": bounded.sum(0, dtype=jnp.int32),
+            "index": batch["index"],
+            "miou": miou,
+            "accuracy": accuracy,
+            "highest": counted.max((1, 2)),
+        }
+        return sums, ids
+
+    return step
+
+
+def _inside(shape: tuple[int, int], size: jax.Array) -> jax.Array:
+    """The pixels `[B, H, W]` that are not padding; size is `[B, 2]`."""
+    rows = jnp.arange(shape[0])[:, None] < size[:, :1, None]
+    columns = jnp.arange(shape[1]) < size[:, 1:, None]
+    return rows & columns
+
+
+def _image_scores(confusion: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(mIoU over the classes that occur, pixel accuracy) of an image, NaN without a labelled pixel."""
+    confusion = confusion.astype(jnp.float32)
+    right = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - right
+    iou = right / jnp.maximum(union, 1)
+    return iou.sum() / (union > 0).sum(dtype=jnp.float32), right.sum() / confusion.sum()
+
+
+# ---------------------------------------------------------------------------- on the host
+
+
+class _Total:
+    """Adds up the sums of batches, in 64 bits."""
+
+    def __init__(self, source: Source, classes: int):
+        self._source, self._classes = source, classes
+        self._confusion = np.zeros((classes, classes), np.int64)
+        self._boundary_sum = np.zeros(classes, np.float64)
+        self._boundary_count = np.zeros(classes, np.int64)
+        self._images: list[ImageScore] = []
+        self._done = 0
+
+    def add(self, sums: Mapping[str, jax.Array]) -> int:
+        """Returns the number of images so far."""
+        sums = {name: np.asarray(value) for name, value in sums.items()}
+        there = sums["index"] >= 0
+        if (odd := there & (sums["highest"] >= self._classes)).any():
+            row = int(odd.argmax())
+            raise DataError(
+                f"{self._source.name(int(sums['index'][row]))} has the label {sums['highest'][row]}; the "
+                f"model's classes are 0 to {self._classes - 1}, and {IGNORE_LABEL} is ignored"
             )
-        ids = predict(model, picture, scales=scales, flip=flip)
-        total += np.asarray(confusion_matrix(labels, ids, classes))
-        progress(done)
-    return total
+        self._confusion += sums["confusion"]
+        self._boundary_sum += sums["boundary_sum"]
+        self._boundary_count += sums["boundary_count"]
+        for row in np.flatnonzero(there & ~np.isnan(sums["accuracy"])):
+            index, miou, accuracy = (
+                sums[name][row].item() for name in ("index", "miou", "accuracy")
+            )
+            self._images.append(ImageScore(index, self._source.name(index), miou, accuracy))
+        self._done += int(there.sum())
+        return self._done
+
+    def result(self) -> Evaluation:
+        return Evaluation(
+            scores(self._confusion, self._boundary_sum, self._boundary_count),
+            self._confusion,
+            tuple(sorted(self._images, key=lambda image: (image.miou, image.index))),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selection:
+    """Examples of one source or of several, each by its source and its index there; see `Source`."""
+
+    places: tuple[tuple[Source, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        source, place = self.places[index]
+        return source[place]
+
+    def label(self, index: int) -> np.ndarray:
+        source, place = self.places[index]
+        return source.label(place)
+
+    def name(self, index: int) -> str:
+        source, place = self.places[index]
+        return source.name(place)
+
+    def size(self, index: int) -> tuple[int, int]:
+        source, place = self.places[index]
+        return source.size(place)
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def evaluate_command(
+    model: tyro.conf.Positional[Path],
+    /,
+    data: str,
+    data_dir: Path | None = None,
+    split: Literal["val", "train", "all"] = "val",
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    tile: int | None = None,
+    output_stride: Literal[8, 16, 32] | None = None,
+    batch_size: int = 4,
+    bucket: int = 1,
+    out: Path | None = None,
+    examples: int = 4,
+) -> int:
+    """Evaluate a model: mIoU, accuracy, boundaries, and a row per class.
+
+    Args:
+      model: A model folder or a .safetensors file.
+      data: A data set that has a name, or folder:PATH; `data` looks at one.
+      data_dir: Where prepared data sets are; TFDS's own place by default.
+      split: Which part of it; all of a folder that is not split.
+      scales: Sizes to look at each image in; several are averaged.
+      flip: Look at the mirror image too.
+      tile: Cut images into overlapping windows of so many pixels, to save memory.
+      output_stride: Another one than in training; ASPP's rates change with it, to see as far as before.
+      batch_size: Images at a time.
+      bucket: Pad images to multiples of this, so that few sizes compile.
+      out: A folder to write to: scores.json, confusion.png, the best and the worst images.
+      examples: How many of the best and of the worst.
+    """
+    network = load(model)
+    if output_stride is not None:
+        network = with_output_stride(network, output_stride)
+    dataset = _open(data, data_dir, network.config.class_names)
+    check_classes(network.config, dataset)
+    parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
+    source = _Selection(tuple((part, i) for part in parts[split] for i in range(len(part))))
+    mesh = make_mesh(MeshConfig())
+    looks = {"scales": scales, "flip": flip, "tile": tile}
+    evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **looks)
+    values = {name: variable[...] for name, variable in named_variables(network).items()}
+    values = jax.device_put(values, NamedSharding(mesh, P()))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("evaluating", total=len(source))
+        evaluation = evaluator(values, progress=lambda done: bar.update(task, completed=done))
+    Console().print(report.table(evaluation, dataset.class_names))
+    if out is not None:
+        extremes = evaluation.extremes(examples)
+        shown = evaluator.examples(values, tuple(extremes.values()))
+        shown = dict(zip(extremes, shown, strict=True))
+        asked = {"model": str(model), "data": data, "split": split, "output_stride": output_stride}
+        report.write(out, evaluation, dataset.class_names, shown, asked | looks)
+        Console().print(f"Written to {out}")
+    return 0
+
+
+def with_output_stride(model: nnx.Module, output_stride: int) -> nnx.Module:
+    """The same weights in a model of another output stride.
+
+    ASPP's rates are changed by the same factor, so that they reach as far in the image as in training:
+    what the papers do when they train at 16 and evaluate at 8 (Chen et al. 2017, sec. 4.1).
+
+    Raises:
+      ValueError: the backbone cannot have that stride.
+    """
+    config, fields = model.config, {"output_stride": output_stride}
+    if (rates := getattr(config.head, "rates", None)) is not None:
+        before = config.backbone.output_stride
+        fields["rates"] = tuple(max(1, rate * before // output_stride) for rate in rates)
+    values = {name: variable[...] for name, variable in named_variables(model).items()}
+    return with_values(build(config.override(**fields), dtype=model.dtype), values)
+
+
+def check_classes(config: Config, dataset: Dataset) -> None:
+    """Raises DataError where a model's classes are not those of the data set, in the same order.
+
+    Names may differ; what is refused is another number of them, and the same names in another order.
+    """
+    ours, theirs = config.class_names or (), dataset.class_names
+    if config.num_classes != len(theirs):
+        raise DataError(
+            f"the model must have the classes of the data set: it has {config.num_classes} "
+            f"({', '.join(ours) or 'without names'}), {dataset.name} has {len(theirs)} "
+            f"({', '.join(theirs)})"
+        )
+    ours, theirs = ([_plain(name) for name in names] for names in (ours, theirs))
+    if sorted(ours) == sorted(theirs) and ours != theirs:
+        raise DataError(
+            f"the model must have the classes of the data set in the same order: its are "
+            f"{', '.join(config.class_names)}; those of {dataset.name}, {', '.join(dataset.class_names)}"
+        )
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _open(data: str, data_dir: Path | None, class_names: tuple[str, ...] | None) -> Dataset:
+    """The data set; a folder that does not name its classes is taken to have the model's."""
+    named = not data.startswith(FOLDER) or Path(data.removeprefix(FOLDER), CLASS_FILE).is_file()
+    return open_dataset(data, data_dir=data_dir, class_names=None if named else class_names)

@@ -138,44 +138,54 @@ def _near(ids: jax.Array, others: jax.Array, tolerance: jax.Array, farthest: flo
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says.
+    """What the sums over a split say.
 
     Attributes:
       iou: intersection over union of each class; NaN for one that is neither labelled nor predicted.
       accuracy: share of each class's pixels that were found; NaN for one that is not labelled.
+      boundary: boundary F-score of each class, the mean over the images in which it has one.
       miou: mean of `iou` over the classes that occur.
       mean_accuracy: mean of `accuracy` over the classes that are labelled.
       pixel_accuracy: share of all pixels that were right.
+      mean_boundary: mean of `boundary` over the classes that have one.
     """
 
     iou: np.ndarray
     accuracy: np.ndarray
+    boundary: np.ndarray
     miou: float
     mean_accuracy: float
     pixel_accuracy: float
+    mean_boundary: float
 
 
-def scores(confusion: np.ndarray) -> Scores:
-    """The scores of a confusion matrix `[classes, classes]` (row = label, column = prediction)."""
+def scores(confusion: np.ndarray, boundary_sum: np.ndarray, boundary_count: np.ndarray) -> Scores:
+    """The scores of sums over images.
+
+    Args:
+      confusion: `[classes, classes]`, row = label, column = prediction, see `confusion_matrix`.
+      boundary_sum, boundary_count: `[classes]`, see `boundary_scores`.
+    """
     confusion = np.asarray(confusion, np.float64)
     right, labelled, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    iou = ratio(right, labelled + predicted - right)
-    accuracy = ratio(right, labelled)
+    iou = _ratio(right, labelled + predicted - right)
+    accuracy = _ratio(right, labelled)
+    boundary = _ratio(boundary_sum, boundary_count)
     return Scores(
         iou=iou,
         accuracy=accuracy,
-        miou=mean(iou),
-        mean_accuracy=mean(accuracy),
-        pixel_accuracy=float(ratio(right.sum(), labelled.sum())),
+        boundary=boundary,
+        miou=_mean(iou),
+        mean_accuracy=_mean(accuracy),
+        pixel_accuracy=float(_ratio(right.sum(), labelled.sum())),
+        mean_boundary=_mean(boundary),
     )
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part / whole`, NaN where `whole` is 0."""
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
-def mean(values: np.ndarray) -> float:
-    """The mean of those that are numbers, NaN if none is."""
+def _mean(values: np.ndarray) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")

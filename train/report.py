@@ -1,0 +1,239 @@
+"""What people look at after an evaluation: tables, a picture of the confusions, images."""
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from deeplab_jax.images import write_image
+from deeplab_jax.visualize import overlay, palette
+from train.journal import write_text
+from train.metrics import Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageScore:
+    """An image of a split: mIoU over the classes that occur in it, and the share of right pixels."""
+
+    index: int
+    name: str
+    miou: float
+    accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """
+    Attributes:
+      scores: of the whole split.
+      confusion: pixels of each label (row) that were predicted as each class (column), int64.
+      images: those with a labelled pixel, the worst first.
+    """
+
+    scores: Scores
+    confusion: np.ndarray
+    images: tuple[ImageScore, ...]
+
+    def means(self) -> dict[str, float]:
+        """The numbers that stand for the whole, by name."""
+        names = ("miou", "mean_accuracy", "pixel_accuracy", "mean_boundary")
+        return {name: getattr(self.scores, name) for name in names}
+
+    def extremes(self, count: int) -> dict[str, ImageScore]:
+        """The `count` worst images, "worst_1" being the worst, and as many of the best, none twice."""
+        worst = self.images[:count]
+        best = self.images[len(worst) :][::-1][:count]
+        return {
+            f"{kind}_{place}": score
+            for kind, scores in (("worst", worst), ("best", best))
+            for place, score in enumerate(scores, 1)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """
+    Attributes:
+      score: of the image.
+      image: uint8 `[H, W, 3]`, RGB.
+      label, prediction: class ids `[H, W]`.
+    """
+
+    score: ImageScore
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+
+
+def write(
+    folder: Path,
+    evaluation: Evaluation,
+    class_names: Sequence[str],
+    examples: Mapping[str, Example],
+    options: Mapping[str, Any],
+) -> None:
+    """Writes all that there is to see into a folder, which is made if it is not there.
+
+    scores.json, confusion.png, and a JPEG for each example, in which the image stands beside its label
+    and the prediction.
+
+    Args:
+      examples: by the names of their files, see `Evaluation.extremes`.
+      options: how the evaluation was done, for scores.json.
+
+    Raises:
+      OSError: something cannot be written; every file is whole or as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "scores.json", to_json(evaluation, class_names, options))
+    write_image(folder / "confusion.png", confusion_picture(evaluation.confusion, class_names))
+    for name, example in examples.items():
+        write_image(folder / f"{name}.jpg", comparison(example, class_names), quality=92)
+
+
+# ---------------------------------------------------------------------------- numbers
+
+
+def table(evaluation: Evaluation, class_names: Sequence[str]) -> Table:
+    """A row for each class, and the means."""
+    result, labelled = evaluation.scores, evaluation.confusion.sum(1)
+    shown = Table("class", box=None)
+    for column in ("IoU", "accuracy", "boundary F", "pixels"):
+        shown.add_column(column, justify="right")
+    rows = zip(class_names, result.iou, result.accuracy, result.boundary, labelled, strict=True)
+    for name, *values, pixels in rows:
+        shown.add_row(name, *map(_number, values), f"{100 * pixels / max(1, labelled.sum()):.2f} %")
+    shown.add_section()
+    means = (result.miou, result.mean_accuracy, result.mean_boundary)
+    shown.add_row("mean", *map(_number, means), style="bold")
+    shown.add_row("all pixels", "", _number(result.pixel_accuracy))
+    return shown
+
+
+def to_json(evaluation: Evaluation, class_names: Sequence[str], options: Mapping[str, Any]) -> str:
+    """All numbers, with null for what there is not."""
+    result = evaluation.scores
+    columns = {"iou": result.iou, "accuracy": result.accuracy, "boundary": result.boundary}
+    data = {
+        **options,
+        **{name: _finite(value) for name, value in evaluation.means().items()},
+        "classes": [
+            {"name": name} | {column: _finite(values[i]) for column, values in columns.items()}
+            for i, name in enumerate(class_names)
+        ],
+        "confusion": evaluation.confusion.tolist(),
+        "images": [dataclasses.asdict(image) for image in evaluation.images],
+    }
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+# ---------------------------------------------------------------------------- confusions
+
+_FEW = 30
+"""Classes whose confusions have their numbers written into them."""
+
+
+def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+    """The confusion matrix as shares of each label's pixels: rows are labels, columns predictions."""
+    # A second, which nothing else needs; the class itself, as pyplot would look for a screen.
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    labelled = confusion.sum(1, keepdims=True)
+    shares = np.ma.masked_invalid(
+        np.where(labelled > 0, 100 * confusion / np.maximum(labelled, 1), np.nan)
+    )
+    count = len(class_names)
+    cell = 0.42 if count <= _FEW else 0.15  # inches
+    side = cell * count
+    figure = Figure((side + 2.6, side + 2.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    # The root, so that a confusion of a few percent is seen.
+    axes.set_facecolor("0.9")  # of classes that are not labelled
+    shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+    axes.set_xticks(range(count), class_names, rotation=90)
+    axes.set_yticks(range(count), class_names)
+    axes.tick_params(labelsize=9 if count <= _FEW else 7, length=0)
+    axes.set(xlabel="predicted", ylabel="labelled", title="Where the pixels of each class went")
+    bar = figure.colorbar(shown, shrink=0.6, ticks=(0, 1, 5, 20, 50, 100), format="%g %%")
+    bar.outline.set_visible(False)
+    axes.spines[:].set_visible(False)
+    if count <= _FEW:
+        for (row, column), share in np.ndenumerate(shares):
+            if share is not np.ma.masked and share >= 0.5:
+                color = "white" if share > 30 else "0.2"
+                axes.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", size=8, color=color
+                )
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return Image.open(file).convert("RGB")
+
+
+# ---------------------------------------------------------------------------- images
+
+_SIDES = (320, 720)
+"""Pixels between which the longer side of a panel is brought."""
+
+
+def comparison(example: Example, class_names: Sequence[str]) -> Image.Image:
+    """An image, its label and the prediction side by side; under them a caption and a legend."""
+    image, label, prediction = map(_sized, (example.image, example.label, example.prediction))
+    right = overlay(
+        np.concatenate([image, image], axis=1),
+        np.concatenate([label, prediction], axis=1),
+        palette(len(class_names), class_names),
+        class_names=class_names,
+    )
+    height, width = label.shape
+    score, font = example.score, ImageFont.load_default(max(13, right.width // 60))
+    lines = (
+        _from_its_end(score.name, font, width - 16),
+        f"mIoU {score.miou:.3f}, {100 * score.accuracy:.1f} % of pixels right",
+        "image | label | prediction",
+    )
+    below = height + 16 + round(1.6 * font.size * len(lines))
+    canvas = Image.new("RGB", (width + right.width, max(right.height, below)), (250, 250, 250))
+    canvas.paste(Image.fromarray(image))
+    canvas.paste(right, (width, 0))
+    draw = ImageDraw.Draw(canvas)
+    for seam in (width, 2 * width):
+        draw.line((seam, 0, seam, height - 1), (250, 250, 250), 3)
+    spacing = 0.4 * font.size
+    draw.multiline_text((8, height + 8), "\n".join(lines), (45, 45, 45), font, spacing=spacing)
+    return canvas
+
+
+def _from_its_end(name: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """As much of a name as fits; the end of a path tells most."""
+    while font.getlength(name) > width and len(name) > 4:
+        name = "..." + name[4:] if name.startswith("...") else "..." + name[3:]
+    return name
+
+
+def _sized(pixels: np.ndarray) -> np.ndarray:
+    """An image, or class ids, not too small to see and not too large to open."""
+    longest = max(pixels.shape[:2])
+    factor = min(max(longest, _SIDES[0]), _SIDES[1]) / longest
+    if factor == 1:
+        return pixels
+    size = [max(1, round(side * factor)) for side in pixels.shape[1::-1]]
+    smooth = pixels.ndim == 3 and factor < 1
+    return np.asarray(
+        Image.fromarray(pixels).resize(size, Image.LANCZOS if smooth else Image.NEAREST)
+    )
