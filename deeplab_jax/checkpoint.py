@@ -41,9 +41,7 @@ def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False)
     path = Path(path)
     if getattr(model, "config", None) is None:
         raise ModelError("the model has no config; make it with create, load or load_torch")
-    if path.exists() and not (overwrite and _is_model(path)):
-        way_out = "pass overwrite=True" if _is_model(path) else "choose another name"
-        raise ModelError(f"{path} exists: {way_out}")
+    check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
         new = Path(beside) / "new"
@@ -62,6 +60,13 @@ def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False)
                     old.rename(path)
                 raise
     return path
+
+
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Raises ModelError where `save` would: what is there may not be replaced."""
+    if path.exists() and not (overwrite and _is_model(path)):
+        way_out = "pass overwrite=True (--overwrite)" if _is_model(path) else "choose another name"
+        raise ModelError(f"{path} exists: {way_out}")
 
 
 def load(path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32) -> nnx.Module:

@@ -4,7 +4,9 @@ import ast
 import dataclasses
 import importlib
 import math
+import os
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,11 +19,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from deeplab_jax.checkpoint import ModelError, save
+from deeplab_jax.checkpoint import check_place, save
 from deeplab_jax.command import run
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
-from deeplab_jax.images import find_images, read_image
+from deeplab_jax.images import ImageError, find_images, read_image
 from deeplab_jax.preprocessing import normalize
 from port.convert import Conversion, convert
 from port.verify import AGREEMENT, Report, verify
@@ -83,6 +85,11 @@ def port(
     """
     console = Console(soft_wrap=True)
     fields = _fields(set, multi_grid, align_corners)
+    if not verified and (against or images or report):
+        raise ValueError(
+            "--no-verified compares nothing: leave out --against, --images and --report"
+        )
+    check_place(out, overwrite=overwrite)
     conversion = convert(
         _demo() if checkpoint == "demo" else checkpoint,
         layout=layout,
@@ -94,8 +101,6 @@ def port(
     config = _described(conversion.model.config, class_names, mean, std)
     conversion.model.config = config
     _tell(console, conversion)
-    if out.exists() and not overwrite:
-        raise ModelError(f"{out} exists: choose another name, or say --overwrite")
     if verified:
         agrees = _verify(console, conversion, against, images, report)
         if not agrees:
@@ -139,11 +144,18 @@ def _described(
     preprocessing = dataclasses.replace(config.preprocessing, **statistics)
     names = config.class_names
     if class_names is not None:
-        lines = class_names.read_text().splitlines()
-        names = tuple(line.strip() for line in lines if line.strip())
+        names = _lines(class_names)
     elif names is None and isinstance(config.head, ClassifierConfig) and config.num_classes == 1000:
         names = _imagenet_names()
     return config.override(class_names=names, preprocessing=preprocessing)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a text file with a class per line: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _imagenet_names() -> tuple[str, ...] | None:
@@ -219,6 +231,8 @@ def _verify(
     else:
         module, model = _reference(console, conversion, model)
         if module is None:
+            if report_file is not None:
+                console.print(f"{report_file} was not written.")
             return True
     batches = _pictures(model.config, images)
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -239,9 +253,15 @@ def _verify(
     if (row := result.first_difference) is not None:
         console.print(f"The first layer that differs is {row.path}: look there.")
     if report_file is not None:
-        report_file.parent.mkdir(parents=True, exist_ok=True)
-        report_file.write_text(result.to_json() + "\n")
+        _write(report_file, result.to_json() + "\n")
     return result.ok
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 def _original(conversion: Conversion) -> nnx.Module:
@@ -290,14 +310,24 @@ def _reference(
 
 
 def _users_module(against: str) -> "torch.nn.Module":
+    import torch
+
     module_name, colon, factory = against.partition(":")
     if not colon:
         raise ValueError(f"--against takes module:factory, got {against!r}")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module_name), factory)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--against {against} cannot be built: {error}") from error
+        module = getattr(importlib.import_module(module_name), factory)()
+    except Exception as error:  # somebody's code may raise anything
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"--against {against} cannot be built: {type(error).__name__}: {error} "
+            f"({at.filename}, line {at.lineno})"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        kind = type(module).__name__
+        raise ValueError(f"--against {against} must give a torch.nn.Module, got {kind}")
+    return module
 
 
 def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], code: str) -> None:
@@ -315,8 +345,15 @@ def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], 
 def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
     """Normalised batches of one; a synthetic picture, smooth with noise on it, where none are given."""
     if images is not None:
-        paths = find_images([images])
-        return [np.asarray(normalize(read_image(p)[None], config.preprocessing)) for p in paths]
+        batches, problems = [], []
+        for path in find_images([images]):
+            try:
+                batches.append(np.asarray(normalize(read_image(path)[None], config.preprocessing)))
+            except ImageError as error:
+                problems.append(str(error))
+        if problems:
+            raise ImageError("\n".join(["all of --images must be pictures:", *problems]))
+        return batches
     rng = np.random.default_rng(0)
     if not hasattr(config.backbone, "in_channels"):
         high, low = config.backbone.high, config.backbone.low
@@ -333,6 +370,9 @@ def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
 
 def main() -> None:
     """Runs the command."""
+    # Before torch is imported: its threads spin while they wait, which costs a busy machine ten times
+    # the time of the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     run(lambda: tyro.cli(port, prog="deeplab-port"))
 
 

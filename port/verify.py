@@ -247,7 +247,12 @@ def run_torch(
         for dtype in (torch.float32, torch.float64):
             outputs: dict[str, np.ndarray] = {}
             handles = _listen(module.to(dtype), names, outputs)
-            result = _main_output(module(*(x.to(dtype) for x in inputs)), inputs[0].shape[2:])
+            try:
+                result = module(*(x.to(dtype) for x in inputs))
+            except Exception as error:  # somebody's code may raise anything
+                sizes = ", ".join(str(list(x.shape)) for x in inputs)
+                raise ValueError(f"the torch module fails on inputs of {sizes}: {error}") from error
+            result = _main_output(result, inputs[0].shape[2:])
             for handle in handles:
                 handle.remove()
             if result.ndim == 4:  # an image classifier has its classifier's row instead

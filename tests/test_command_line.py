@@ -93,9 +93,13 @@ def test_port_exits_with_1_and_saves_nothing_where_the_models_differ(
         (("{checkpoint}", "--set", "nosuch=1"), "no such field: nosuch"),
         (("{checkpoint}", "--set", "nosuch"), "name=value"),
         (("{checkpoint}", "--against", "nosuch"), "module:factory"),
-        (("{checkpoint}", "--against", "nosuch:f"), "cannot be built"),
+        (("{checkpoint}", "--against", "nosuch:f"), "cannot be built: ModuleNotFoundError"),
+        (("{checkpoint}", "--against", "json:loads"), "cannot be built: TypeError"),
+        (("{checkpoint}", "--against", "os:getcwd"), "must give a torch.nn.Module, got str"),
+        (("{checkpoint}", "--against", "torch.nn:Flatten"), "does not take this checkpoint"),
+        (("{checkpoint}", "--no-verified", "--report", "report.json"), "compares nothing"),
         (("{checkpoint}", "--images", "nosuch"), "no such file"),
-        (("{checkpoint}", "--class-names", "{checkpoint}"), ""),
+        (("{checkpoint}", "--class-names", "{checkpoint}"), "a class per line"),
     ],
 )
 def test_bad_use_of_port_ends_with_status_2_and_leaves_nothing(
@@ -108,6 +112,20 @@ def test_bad_use_of_port_ends_with_status_2_and_leaves_nothing(
     assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_port_names_all_pictures_that_are_none(checkpoint, tmp_path, monkeypatch, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "good.png")
+    for name in ("one.jpg", "two.png"):
+        (pictures / name).write_text("no picture")
+    out = tmp_path / "out"
+    assert run(deeplab_port.main, monkeypatch, checkpoint, out, "--images", pictures) == 2
+    error = capsys.readouterr().err
+    assert "one.jpg: not a picture" in error
+    assert "two.png: not a picture" in error
+    assert not out.exists()
 
 
 def test_a_truncated_checkpoint_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):

@@ -23,6 +23,7 @@ from references import (
 )
 from torch import nn
 
+from deeplab_jax.preprocessing import Preprocessing
 from port import LAYOUTS, Report, load_torch, verify
 from port.verify import AGREEMENT, ROUNDING_FACTOR, TOLERANCE, Row, stage_of
 
@@ -205,6 +206,12 @@ def test_a_module_of_another_layout_is_refused():
         verify(port(), module, images(*SIZE), layout="smp")
     with pytest.raises(ValueError, match=r"is torchvision-classification's, .* head\.aspp"):
         verify(port(), module, images(*SIZE))
+
+
+def test_a_module_that_cannot_run_is_refused_with_its_reason():
+    with pytest.raises(ValueError, match=r"fails on inputs of \[2, 3, 50, 80\]: .*divisible"):
+        # smp's own code refuses sizes that are no multiples of the output stride; ours pads for it
+        verify(port(preprocessing=Preprocessing()), original(), images(2, 50, 80, 3))
 
 
 # ---- the report ----
