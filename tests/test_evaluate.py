@@ -61,7 +61,7 @@ class Tiny(nnx.Module):
         self.config = TinyConfig()
         kernel = np.random.default_rng(seed).normal(size=(5, 5, 3, CLASSES)).astype(np.float32)
         self.kernel = nnx.Param(jnp.asarray(kernel))
-        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5)  # which raises in training mode
 
     def __call__(self, x):
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -207,6 +207,20 @@ def test_another_output_stride_keeps_the_weights_and_what_aspp_sees():
         assert convolutions == expected
         for name, variable in named_variables(model).items():
             np.testing.assert_array_equal(variable[...], named_variables(finer)[name][...])
+
+
+def test_another_output_stride_samples_the_image_where_training_did():
+    """Features at stride 32 are every fourth of those at 8, away from the image's edge."""
+    config = Config(
+        ResNetConfig(18, output_stride=32, first_block_dilation="same"), FCNConfig(), CLASSES
+    )
+    model = fill(build(config), nnx.Rngs(0))
+    finer = with_output_stride(model, 8)
+    model.eval()
+    finer.eval()
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 576, 576, 3)), jnp.float32)
+    coarse, fine = (np.asarray(m.features(image)["high"]) for m in (model, finer))
+    np.testing.assert_allclose(fine[:, ::4, ::4][:, 8:10, 8:10], coarse[:, 8:10, 8:10], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deeplab_jax import Config, build, compiler_options, load
+from deeplab_jax.layers import Conv
 from deeplab_jax.model import named_variables, with_values
 from deeplab_jax.predict import check_options, in_windows, looks_of, segment
 from deeplab_jax.preprocessing import normalize
@@ -331,10 +332,11 @@ def evaluate_command(
 
 
 def with_output_stride(model: nnx.Module, output_stride: int) -> nnx.Module:
-    """The same weights in a model of another output stride.
+    """The same weights in a model of another output stride: every layer reaches as far as in training.
 
-    ASPP's rates are changed by the same factor, so that they reach as far in the image as in training:
-    what the papers do when they train at 16 and evaluate at 8 (Chen et al. 2017, sec. 4.1).
+    ASPP's rates change by the same factor, as the papers' do between training at 16 and evaluation at 8
+    (Chen et al. 2017, sec. 4.1). A layer that loses its stride keeps its rate whatever the config's
+    `first_block_dilation`: "same" would make it look twice as far as it was trained to.
 
     Raises:
       ValueError: the backbone cannot have that stride.
@@ -344,7 +346,37 @@ def with_output_stride(model: nnx.Module, output_stride: int) -> nnx.Module:
         before = config.backbone.output_stride
         fields["rates"] = tuple(max(1, rate * before // output_stride) for rate in rates)
     values = {name: variable[...] for name, variable in named_variables(model).items()}
-    return with_values(build(config.override(**fields), dtype=model.dtype), values)
+    other = with_values(build(config.override(**fields), dtype=model.dtype), values)
+    dilations = _dilations(model, output_stride)
+    for path, conv in _convolutions(other).items():
+        if conv.dilation != dilations[path]:
+            conv.dilation = dilations[path]
+            if conv.padding != "same":
+                conv.padding = conv.dilation * (conv.kernel.shape[0] - 1) // 2
+    return other
+
+
+def _dilations(model: nnx.Module, output_stride: int) -> dict[tuple, int]:
+    """The rate of each of the backbone's convolutions at another output stride, by its path."""
+    here, stride = _convolutions(model), model.config.backbone.output_stride
+    dilations = {path: conv.dilation for path, conv in here.items()}
+    while stride != output_stride:
+        stride = stride // 2 if output_stride < stride else stride * 2
+        there = _convolutions(build(model.config.override(output_stride=stride)))
+        for path, conv in there.items():
+            # The one whose stride comes or goes reads pixels as far apart as before.
+            if conv.stride == here[path].stride:
+                dilations[path] = max(1, dilations[path] * conv.dilation // here[path].dilation)
+        here = there
+    return dilations
+
+
+def _convolutions(model: nnx.Module) -> dict[tuple, Conv]:
+    """Of the backbone, by path; those of 1x1 have no rate."""
+    parts = nnx.iter_modules(model.backbone)
+    return {
+        path: part for path, part in parts if isinstance(part, Conv) and part.kernel.shape[0] > 1
+    }
 
 
 def check_classes(config: Config, dataset: Dataset) -> None:
