@@ -128,13 +128,11 @@ class EvaluationConfig:
       bucket: images of many sizes are padded at the bottom and right, with what zero is after
         normalisation, to multiples of this, so that few sizes compile; 1 pads only as far as the
         model's preprocessing asks.
-      examples: of how many images the masks are drawn, for TensorBoard and the run's folder.
     """
 
     every: int = 1000
     batch_size: int = 8
     bucket: int = 1
-    examples: int = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -64,9 +65,11 @@ class Journal:
         self._bar.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self._bar.stop()
         if self._speaks:
+            if error is not None:
+                self._write(f"ended by {kind.__name__}: {error}")
             self._log.close()
             self._metrics.close()
             self._board.close()
@@ -75,11 +78,18 @@ class Journal:
         """A line for people."""
         if self._speaks:
             self._console.print(escape(text))
-            print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}", file=self._log, flush=True)
+            self._write(text)
 
-    def advance(self, step: int, description: str = "training", numbers: str = "") -> None:
+    def _write(self, text: str) -> None:
+        print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}", file=self._log, flush=True)
+
+    def advance(self, step: int, numbers: str = "", *, doing: str = "training") -> None:
         """Moves the progress bar."""
-        self._bar.update(self._task, completed=step, description=description, numbers=numbers)
+        self._bar.update(self._task, completed=step, description=doing, numbers=numbers)
+
+    def show(self, table: Table) -> None:
+        """A table for people, in the terminal alone: the run's folder has its numbers."""
+        self._console.print(table)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a step, such as {"train/loss": 0.3}."""

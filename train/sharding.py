@@ -120,3 +120,9 @@ def to_devices(
         name: jax.make_array_from_process_local_data(shardings[name], value)
         for name, value in batch.items()
     }
+
+
+def gathered(values: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, np.ndarray]:
+    """Global arrays as this process's own; all processes must call it."""
+    everywhere = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(dict(values))
+    return jax.tree.map(np.asarray, everywhere)
