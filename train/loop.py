@@ -24,7 +24,7 @@ from train.config import TrainConfig, differences, to_json
 from train.data import Dataset, TrainBatches, class_frequencies, class_weights, open_dataset
 from train.evaluate import Evaluator
 from train.journal import Journal, environment, write_text
-from train.meter import Meter
+from train.meter import Diverged, Meter
 from train.model import make_model
 from train.optim import OptimConfig, make_optimizer
 from train.steps import State, inference_values, initial_state, make_train_step
