@@ -67,6 +67,14 @@ def check_place(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not (overwrite and _is_model(path)):
         way_out = "pass overwrite=True (--overwrite)" if _is_model(path) else "choose another name"
         raise ModelError(f"{path} exists: {way_out}")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Raises ModelError where no file or folder can be made at `path`."""
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ModelError(f"{path} cannot be made: {nearest} is not a folder that you may write to")
 
 
 def load(path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32) -> nnx.Module:

@@ -25,6 +25,13 @@ class Preprocessing:
     size_multiple: int = 1
     channel_order: Literal["rgb", "bgr"] = "rgb"
 
+    def __post_init__(self):
+        if len(self.mean) != len(self.std) or not all(deviation > 0 for deviation in self.std):
+            raise ValueError(
+                "mean and std must have a value for each channel, and std's must be above 0, got "
+                f"mean {self.mean} and std {self.std}"
+            )
+
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
     """uint8 `[B, H, W, C]` -> float32: in [0, 1], in the model's order, minus mean, over std."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from deeplab_jax.checkpoint import check_place, save
+from deeplab_jax.checkpoint import check_parent, check_place, save
 from deeplab_jax.command import run
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
@@ -90,6 +90,8 @@ def port(
             "--no-verified compares nothing: leave out --against, --images and --report"
         )
     check_place(out, overwrite=overwrite)
+    if report is not None:
+        check_parent(report)
     conversion = convert(
         _demo() if checkpoint == "demo" else checkpoint,
         layout=layout,
@@ -141,6 +143,12 @@ def _described(
 ) -> Config:
     """The config with what only the user knows of it: class names and the images' statistics."""
     statistics = {name: v for name, v in (("mean", mean), ("std", std)) if v is not None}
+    channels = getattr(config.backbone, "in_channels", None)
+    for name, values in statistics.items():
+        if len(values) != channels:
+            raise ValueError(
+                f"--{name} takes a value for each of the {channels} channels, got {values}"
+            )
     preprocessing = dataclasses.replace(config.preprocessing, **statistics)
     names = config.class_names
     if class_names is not None:
@@ -198,12 +206,13 @@ def _table(report: Report) -> Table:
     table.add_column("stage", no_wrap=True)
     table.add_column("output", no_wrap=True)
     for column in ("largest error", "relative", "PyTorch's rounding", ""):
-        table.add_column(column, justify="right")
+        widest_word = max(map(len, column.split()), default=0)
+        table.add_column(column, justify="right", min_width=widest_word)
     for row in report.stages():
         table.add_row(
             row.path,
             " x ".join(map(str, row.shape[1:])),
-            f"{row.absolute:.1e}" if math.isfinite(row.absolute) else "another size",
+            "another size" if math.isinf(row.absolute) else f"{row.absolute:.1e}",
             f"{row.relative:.1e}",
             f"{row.rounding:.1e}",
             "[green]agrees[/]" if row.agrees else "[red]differs[/]",
@@ -319,15 +328,23 @@ def _users_module(against: str) -> "torch.nn.Module":
     try:
         module = getattr(importlib.import_module(module_name), factory)()
     except Exception as error:  # somebody's code may raise anything
-        at = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
-            f"--against {against} cannot be built: {type(error).__name__}: {error} "
-            f"({at.filename}, line {at.lineno})"
+            f"--against {against} cannot be built: {type(error).__name__}: {error}{_where(error)}"
         ) from error
     if not isinstance(module, torch.nn.Module):
         kind = type(module).__name__
         raise ValueError(f"--against {against} must give a torch.nn.Module, got {kind}")
     return module
+
+
+def _where(error: Exception) -> str:
+    """The last line of somebody else's code that an error came through."""
+    passed = [
+        f" ({frame.filename}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith("<frozen")
+    ]
+    return passed[-1] if passed else ""
 
 
 def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], code: str) -> None:
@@ -345,6 +362,12 @@ def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], 
 def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
     """Normalised batches of one; a synthetic picture, smooth with noise on it, where none are given."""
     if images is not None:
+        channels = getattr(config.backbone, "in_channels", None)
+        if channels != 3:
+            raise ValueError(
+                f"--images are RGB and this model takes {channels or 'features'}: without --images it "
+                "is verified on random numbers"
+            )
         batches, problems = [], []
         for path in find_images([images]):
             try:

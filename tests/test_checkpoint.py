@@ -159,6 +159,13 @@ def test_what_is_no_model_is_never_replaced(kind, tmp_path):
     assert tree(tmp_path) == before
 
 
+def test_a_place_where_nothing_can_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("theirs")
+    for path in (tmp_path / "file" / "model", tmp_path / "file" / "a" / "model.safetensors"):
+        with pytest.raises(ModelError, match="file is not a folder that you may write to"):
+            save(make(), path)
+
+
 def test_a_model_without_a_config_cannot_be_saved(tmp_path):
     model = make()
     model.config = None

@@ -99,6 +99,9 @@ def test_port_exits_with_1_and_saves_nothing_where_the_models_differ(
         (("{checkpoint}", "--against", "torch.nn:Flatten"), "does not take this checkpoint"),
         (("{checkpoint}", "--no-verified", "--report", "report.json"), "compares nothing"),
         (("{checkpoint}", "--images", "nosuch"), "no such file"),
+        (("{checkpoint}", "--mean", "0.5"), "a value for each of the 3 channels, got (0.5,)"),
+        (("{checkpoint}", "--std", "1", "1", "0"), "std's must be above 0"),
+        (("{checkpoint}", "--report", "{checkpoint}/report.json"), "is not a folder that you may"),
         (("{checkpoint}", "--class-names", "{checkpoint}"), "a class per line"),
     ],
 )
