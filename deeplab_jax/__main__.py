@@ -48,6 +48,8 @@ def predict(
         overlay: Write the overlays too.
         alpha: Strength of the colours in the overlay.
     """
+    if not images:
+        raise ValueError("name at least one picture or folder of pictures")
     console = Console(stderr=True)
     network = load(model)
     paths = find_images([p for image in images for p in (_demo() if image == "demo" else [image])])
@@ -64,7 +66,9 @@ def predict(
     )
     for failure in failures:
         console.print(f"[red]error[/]: {escape(str(failure))}", soft_wrap=True)
-    console.print(f"{len(paths) - len(failures)} of {len(paths)} pictures are in {out}")
+    console.print(
+        f"{len(paths) - len(failures)} of {len(paths)} pictures are in {escape(str(out))}"
+    )
     return BAD_USE if failures else 0
 
 

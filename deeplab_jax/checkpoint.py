@@ -219,7 +219,9 @@ def _read_file(path: Path):
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a model: {error}") from error
+        raise ModelError(
+            f"{path} is not a model: {error}. A PyTorch checkpoint becomes one with `deeplab-port`."
+        ) from error
 
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         _check_shapes(wanted, {name: array.shape for name, array in arrays.items()}, path)

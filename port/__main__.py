@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 from flax import nnx
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -109,7 +110,8 @@ def port(
             console.print("[red]The models do not agree[/]: nothing was saved.")
             return DISAGREES
     save(conversion.model, out, overwrite=overwrite)
-    console.print(f"Saved [bold]{out}[/]. Try: deeplab predict {out} PICTURE --out predictions")
+    name = escape(str(out))
+    console.print(f"Saved [bold]{name}[/]. Try: deeplab predict {name} PICTURE --out predictions")
     return 0
 
 
@@ -196,7 +198,7 @@ def _tell(console: Console, conversion: Conversion) -> None:
     for name, value in conversion.chosen.items():
         console.print(f"  {name} = {value} (weights cannot tell; an option changes it)")
     for line in conversion.dropped:
-        console.print(f"  dropped {line}")
+        console.print(f"  dropped {escape(line)}")
     if conversion.initialised:
         console.print(f"  [yellow]drawn anew[/]: {', '.join(conversion.initialised)}")
 
@@ -241,7 +243,7 @@ def _verify(
         module, model = _reference(console, conversion, model)
         if module is None:
             if report_file is not None:
-                console.print(f"{report_file} was not written.")
+                console.print(f"{escape(str(report_file))} was not written.")
             return True
     batches = _pictures(model.config, images)
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -161,6 +161,7 @@ def test_predict_writes_masks_and_names_the_picture_that_is_none(
     [
         (("predict", "nosuch", "x.png"), "does not exist"),
         (("predict", "{ported}", "nosuch.png"), "no such file"),
+        (("predict", "{ported}"), "at least one picture"),
         (("predict", "{ported}", "demo", "--tile", "3"), "tile must be at least"),
         (("summary", "nosuch"), "neither a preset"),
     ],
