@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import deeplab_jax
 from deeplab_jax.checkpoint import save
+from deeplab_jax.command import BAD_USE
 from deeplab_jax.model import with_values
 from train import report, sharding
 from train.checkpoint import Checkpoints
@@ -51,10 +52,10 @@ def train(config: TrainConfig) -> int:
     except Diverged as error:
         print(f"{error}. The last checkpoint is from before.", file=sys.stderr)
         return DIVERGED
-    except jax.errors.JaxRuntimeError:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        _leave()
+        _leave(error)
 
 
 def _train(config: TrainConfig) -> int:
@@ -267,13 +268,19 @@ def _evaluate(
 # ---------------------------------------------------------------------------- when it fails
 
 
-def _leave() -> NoReturn:
-    """Ends this process at once. An orderly end would wait, up to minutes, for one that is dead."""
-    traceback.print_exc()
-    print(
-        "A step failed in a run of several processes; if another process died, that is why. Start all "
-        "of them again with the same command: the run goes on from its last checkpoint.",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(PEER_LOST)
+def _leave(error: Exception) -> NoReturn:
+    """Ends this process of several at once: an orderly end would wait, up to minutes, for the others.
+
+    They then end too: a step without this process fails.
+    """
+    if isinstance(error, ValueError | OSError) and not isinstance(error, TimeoutError):
+        status, told = BAD_USE, f"error: {error}"
+    else:
+        traceback.print_exception(error)
+        status = PEER_LOST
+        told = (
+            "This process cannot go on; if another one died, that is why. Start all of them again with "
+            "the same command: the run goes on from its last checkpoint."
+        )
+    print(told, file=sys.stderr, flush=True)
+    os._exit(status)
