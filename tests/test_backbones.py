@@ -322,9 +322,9 @@ def test_a_dilated_network_is_the_original_one_at_more_places(config):
         every_nth = dense[name][:, ::step, ::step]
         largest = np.abs(sparse[name]).max()
         assert np.mean(np.abs(sparse[name]) > 0.01 * largest) > 0.1  # the features are alive
-        # Float32 rounding alone, through some 20 layers: 1e-7 each and growing; a single value from
+        # Float32 rounding alone, through 20 to 50 layers (3e-5 was seen); a single value from
         # beyond the border would be off by as much as the features themselves.
-        np.testing.assert_allclose(every_nth, sparse[name], rtol=0, atol=2e-5 * largest)
+        np.testing.assert_allclose(every_nth, sparse[name], rtol=0, atol=1e-4 * largest)
 
 
 def test_the_rule_same_looks_further():
