@@ -21,10 +21,22 @@ KEPT = ("convolution", "statistics")
 """Names of the values that training with rematerialisation keeps: `jax.checkpoint` with the policy
 `save_only_these_names(*KEPT)` computes norms and activations, which are cheap, a second time."""
 
+
+@jax.custom_vjp
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6), with its gradient read off its value, which the next layer keeps anyway."""
+    return jnp.clip(x, 0, 6)
+
+
+relu6.defvjp(
+    lambda x: (relu6(x), relu6(x)),
+    lambda y, cotangent: (jnp.where((y > 0) & (y < 6), cotangent, 0),),
+)
+
 Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "silu", "none"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
+    "relu6": relu6,
     "hard_swish": jax.nn.hard_swish,
     "hard_sigmoid": jax.nn.hard_sigmoid,
     "silu": jax.nn.silu,
@@ -81,7 +93,12 @@ class Conv(nnx.Module):
     ):
         if padding is None:
             padding = dilation * (kernel_size - 1) // 2
-        self.stride, self.dilation, self.padding, self.groups = stride, dilation, padding, groups
+        self.stride, self.dilation, self.padding, self.groups = (
+            stride,
+            dilation,
+            padding,
+            groups,
+        )
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
         normal = Normal(std or math.sqrt(2 / (kernel_size**2 * out_channels / groups)))
         self.kernel = nnx.Param(normal(rngs.params(), shape), init=normal)
@@ -145,21 +162,18 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         count = x.size // x.shape[-1] // self.groups
-        x32 = x.astype(jnp.float32)
         if self.use_running_average or self.frozen or count == 1:
-            return self._normalize(x32, self.mean[...], self.var[...]).astype(x.dtype)
+            gain = self.scale[...] / jnp.sqrt(self.var[...] + self.epsilon)
+            offset = self.bias[...] - self.mean[...] * gain
+            return (x.astype(jnp.float32) * gain + offset).astype(x.dtype)
+        shape = x.shape
         if self.groups > 1:  # [B, ...] -> [groups, B / groups, ...]: no shard of the batch is moved
-            x32 = x32.reshape(self.groups, -1, *x.shape[1:])
-        axes = tuple(range(self.groups > 1, x32.ndim - 1))
-        mean = x32.mean(axes, keepdims=True)
-        var = jnp.square(x32 - mean).mean(axes, keepdims=True)
-        mean, var = checkpoint_name((mean, var), "statistics")
+            x = x.reshape(self.groups, -1, *shape[1:])
+        axes = tuple(range(self.groups > 1, x.ndim - 1))
+        mean, var = checkpoint_name(ops.moments(jax.lax.stop_gradient(x), axes), "statistics")
         self._update(mean, var * (count / (count - 1)))
-        return self._normalize(x32, mean, var).reshape(x.shape).astype(x.dtype)
-
-    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        gain = self.scale[...] / jnp.sqrt(var + self.epsilon)
-        return x * gain + (self.bias[...] - mean * gain)
+        y = ops.batch_norm(x, self.scale[...], self.bias[...], mean, var, axes, self.epsilon)
+        return y.reshape(shape)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What `nnx.view(model, use_running_average=...)` calls on its copy."""
@@ -247,7 +261,12 @@ class SeparableConvNormAct(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.depthwise = Conv(
-            in_channels, in_channels, 3, dilation=dilation, groups=in_channels, rngs=rngs
+            in_channels,
+            in_channels,
+            3,
+            dilation=dilation,
+            groups=in_channels,
+            rngs=rngs,
         )
         self.depthwise_bn = BatchNorm(in_channels) if norm_between else None
         self.pointwise = Conv(in_channels, out_channels, rngs=rngs)

@@ -181,7 +181,6 @@ def test_statistics_of_bfloat16_input_are_those_of_float32():
 
 
 def test_over_a_mesh_the_statistics_are_of_the_global_batch():
-    assert len(jax.devices()) == 4  # tests/conftest.py
     x = normal(8, 3, 5, CHANNELS) + np.arange(8, dtype=np.float32)[:, None, None, None]
     graphdef, state = nnx.split(two_batch_norms()[0])
 
@@ -192,7 +191,7 @@ def test_over_a_mesh_the_statistics_are_of_the_global_batch():
         return y, nnx.state(model, nnx.BatchStat)
 
     alone, alone_statistics = step(state, jnp.asarray(x))
-    mesh = Mesh(np.array(jax.devices()), ("data",))
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     replicated = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     together, together_statistics = step(replicated, sharded)

@@ -117,6 +117,8 @@ def spec_of(pads, *, stride=1, dilation=1, groups=1):
     [
         (ops._depthwise_taps, (5, 3, 1, 6), spec_of(((0, 3), (2, 0)), stride=2, groups=6)),
         (ops._depthwise_taps, (3, 3, 1, 6), spec_of(((4, 1), (0, 7)), dilation=3, groups=6)),
+        (ops._depthwise_taps, (2, 4, 1, 6), spec_of(((9, 0), (1, 6)), stride=3, groups=6)),
+        (ops._pointwise, (1, 1, 6, 4), spec_of(((0, 0), (0, 0)), stride=3)),
         (ops._atrous_taps, (3, 5, 6, 4), spec_of(((0, 9), (7, 1)), dilation=3)),
         (ops._atrous_taps, (3, 3, 6, 4), spec_of(((18, 18), (18, 18)), dilation=18)),
         (ops._atrous_taps, (2, 2, 6, 4), spec_of(((40, 40), (40, 40)), dilation=5)),
@@ -126,9 +128,11 @@ def test_the_forms_for_cpu_equal_xlas_own_convolution(form, kernel_shape, spec):
     # Asymmetric padding, unequal kernel sides and padding wider than the image: more than `conv`'s
     # callers ask for, so that the forms are right in general.
     x, kernel = jnp.asarray(normal(2, 9, 11, 6)), jnp.asarray(normal(*kernel_shape, seed=1))
+    assert ops._cpu_forms(x.shape, kernel.shape, spec)[0] is form
     native = functools.partial(ops._native, spec=spec)
     cotangent = jnp.asarray(normal(*jax.eval_shape(native, x, kernel).shape, seed=2))
-    ours = value_and_gradients(functools.partial(form, spec=spec), cotangent, x, kernel)
+    # On CPU `conv` is the form with its own gradients.
+    ours = value_and_gradients(lambda *a: ops._conv(*a, spec), cotangent, x, kernel)
     theirs = value_and_gradients(native, cotangent, x, kernel)
     for a, b in zip(ours, theirs, strict=True):
         assert_near(a, b)
@@ -209,13 +213,17 @@ def lowered(f, platform, *shapes):
 
 ATROUS = ((1, 9, 9, 8), (3, 3, 8, 4)), {"dilation": 2, "padding": 2}
 DEPTHWISE = ((1, 9, 9, 8), (3, 3, 1, 8)), {"padding": 1, "groups": 8}
+POINTWISE = ((1, 9, 9, 8), (1, 1, 8, 4)), {"stride": 2}
+FORMS = pytest.mark.parametrize(
+    "shapes_and_options", [ATROUS, DEPTHWISE, POINTWISE], ids=["atrous", "depthwise", "pointwise"]
+)
 
 
 def loss(x, kernel, **options):
     return jnp.square(ops.conv(x, kernel, **options)).sum()
 
 
-@pytest.mark.parametrize("shapes_and_options", [ATROUS, DEPTHWISE], ids=["atrous", "depthwise"])
+@FORMS
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_accelerators_get_xlas_own_convolution(shapes_and_options, gradient, platform):
@@ -228,10 +236,12 @@ def test_accelerators_get_xlas_own_convolution(shapes_and_options, gradient, pla
 
 
 @pytest.mark.parametrize(
-    ("shapes_and_options", "products"), [(ATROUS, True), (DEPTHWISE, False)], ids=["atrous", "dw"]
+    ("shapes_and_options", "products"),
+    [(ATROUS, True), (DEPTHWISE, False), (POINTWISE, True)],
+    ids=["atrous", "depthwise", "pointwise"],
 )
 @pytest.mark.parametrize("gradient", [False, True])
-def test_the_cpu_gets_sums_of_taps(shapes_and_options, products, gradient):
+def test_the_cpu_gets_sums_and_products(shapes_and_options, products, gradient):
     shapes, options = shapes_and_options
     f = functools.partial(loss, **options)
     text = lowered(jax.grad(f, argnums=(0, 1)) if gradient else f, "cpu", *shapes)
@@ -254,7 +264,7 @@ def test_taps_that_see_padding_only_cost_nothing():
     assert text.count("stablehlo.dot_general") == 1
 
 
-@pytest.mark.parametrize("shapes_and_options", [ATROUS, DEPTHWISE], ids=["atrous", "depthwise"])
+@FORMS
 def test_conv_can_be_rematerialised(shapes_and_options):
     shapes, options = shapes_and_options
     x, kernel = (jnp.asarray(normal(*shape)) for shape in shapes)
@@ -265,7 +275,7 @@ def test_conv_can_be_rematerialised(shapes_and_options):
         assert_near(a, b)
 
 
-@pytest.mark.parametrize("shapes_and_options", [ATROUS, DEPTHWISE], ids=["atrous", "depthwise"])
+@FORMS
 def test_conv_can_be_mapped_over_images_and_kernels(shapes_and_options):
     shapes, options = shapes_and_options
     x, kernel = (jnp.asarray(normal(3, *shape)) for shape in shapes)
