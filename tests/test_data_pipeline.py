@@ -80,21 +80,11 @@ def test_a_batch_has_pictures_labels_and_what_they_are():
 def test_all_processes_together_have_the_batch_of_one(processes):
     whole = take(7)
     parts = [take(7, process_index=p, process_count=processes) for p in range(processes)]
-    for step, batch in enumerate(whole):
-        rows = [
-            (int(i), image.tobytes(), label.tobytes())
-            for part in parts
-            for i, image, label in zip(
-                *(part[step][k] for k in ("index", "image", "label")), strict=True
-            )
-        ]
-        expected = [
-            (int(i), image.tobytes(), label.tobytes())
-            for i, image, label in zip(
-                *(batch[k] for k in ("index", "image", "label")), strict=True
-            )
-        ]
-        assert sorted(rows) == sorted(expected)
+    together = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(together, whole)
 
 
 def test_each_epoch_has_every_example_once_in_a_new_order_and_augmented_anew():

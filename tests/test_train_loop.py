@@ -128,9 +128,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(data, undistur
         assert steps_on_disk(run)[-1:] >= before[-1:], "a kill must never cost a checkpoint"
     finish(data, run)
     assert_same_weights(run, weights(undisturbed))
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "train/loss" in line]
-    assert steps == list(range(1, STEPS + 1)), "steps that were done twice are told once"
+    assert losses(run) == losses(undisturbed)
 
 
 def start_two(data, run):
@@ -164,12 +162,14 @@ def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
         assert process.returncode == 143, err
 
     finish(data, run)  # one process, two devices
-    expected = weights(undisturbed)
-    for name, value in weights(run).items():
-        # Float32 sums in another order, carried through a few steps; a lost or repeated step is 1 % off.
-        np.testing.assert_allclose(
-            value, expected[name], rtol=0, atol=1e-3 * np.abs(expected[name]).max(), err_msg=name
-        )
+    # Float32 sums in another order, carried through a few steps; other examples would be 10 % off.
+    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
+def losses(run):
+    """Of every step that the run's folder tells of, in its order."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
 def test_told_to_end_a_run_saves_and_goes_on_later(data, undisturbed, tmp_path):

@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 class TrainBatches:
     """Augmented batches of a split: shuffled anew in each epoch, endless, the same for the same seed.
 
-    The batches of all processes together hold the same examples, with the same augmentation, as those
-    of one process alone.
+    The batches of all processes, one after the other, are the batches of one process alone.
 
     Args:
       source: the examples.
@@ -87,7 +86,8 @@ class TrainBatches:
             .random_map(_Augment(config, height_multiple))
         )
         # Cut for processes after random_map, whose draws follow the position: else all draw the same.
-        self._batches = examples[process_index::process_count].batch(batch_size // process_count)
+        # And after `batch`: laid side by side, the parts are one process's batch, row for row.
+        self._batches = examples.batch(batch_size // process_count)[process_index::process_count]
 
     def iterate(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of the batches from number `start` on.
