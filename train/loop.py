@@ -16,13 +16,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import deeplab_jax
-from deeplab_jax.checkpoint import save
+from deeplab_jax.checkpoint import ModelError, save
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.model import with_values
 from train import report, sharding
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig, differences, to_json
-from train.data import Dataset, TrainBatches, class_frequencies, class_weights, open_dataset
+from train.data import (
+    DataError,
+    Dataset,
+    TrainBatches,
+    class_frequencies,
+    class_weights,
+    open_dataset,
+)
 from train.evaluate import Evaluator
 from train.journal import Journal, environment, write_text
 from train.meter import Diverged, Meter
@@ -47,8 +54,10 @@ def train(config: TrainConfig) -> int:
       ValueError, OSError: for anything that the user can mend, with the way out.
     """
     sharding.join_processes(config.distributed)
+    mesh = sharding.make_mesh(config.mesh)
+    _check(config, mesh)
     try:
-        return _train(config)
+        return _train(config, mesh)
     except Diverged as error:
         print(f"{error}. The last checkpoint is from before.", file=sys.stderr)
         return DIVERGED
@@ -58,10 +67,8 @@ def train(config: TrainConfig) -> int:
         _leave(error)
 
 
-def _train(config: TrainConfig) -> int:
+def _train(config: TrainConfig, mesh: Mesh) -> int:
     speaks = jax.process_index() == 0
-    mesh = sharding.make_mesh(config.mesh)
-    _check(config, mesh)
 
     # ---------------------------------------------------------------- data
     dataset = open_dataset(
@@ -273,7 +280,7 @@ def _leave(error: Exception) -> NoReturn:
 
     They then end too: a step without this process fails.
     """
-    if isinstance(error, ValueError | OSError) and not isinstance(error, TimeoutError):
+    if isinstance(error, DataError | ModelError | FileNotFoundError | PermissionError):
         status, told = BAD_USE, f"error: {error}"
     else:
         traceback.print_exception(error)

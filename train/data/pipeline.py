@@ -87,7 +87,8 @@ class TrainBatches:
         )
         # Cut for processes after random_map, whose draws follow the position: else all draw the same.
         # And after `batch`: laid side by side, the parts are one process's batch, row for row.
-        self._batches = examples.batch(batch_size // process_count)[process_index::process_count]
+        parts = examples.batch(batch_size // process_count, drop_remainder=True)
+        self._batches = parts[process_index::process_count]
 
     def iterate(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of the batches from number `start` on.
