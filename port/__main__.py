@@ -283,16 +283,22 @@ def _original(conversion: Conversion) -> nnx.Module:
 
 
 def _at_native_stride(conversion: Conversion) -> nnx.Module:
-    """The model of the checkpoint at the only output stride that some code bases have."""
-    chosen = {name: v for name, v in conversion.chosen.items() if name != "output_stride"}
-    return convert(conversion.tensors, layout=conversion.layout.name, **chosen).model
+    """The model of the checkpoint as code bases build it that know one output stride and no options."""
+    theirs = {n: v for n, v in conversion.chosen.items() if n not in _added(conversion)}
+    return convert(conversion.tensors, layout=conversion.layout.name, **theirs).model
+
+
+def _added(conversion: Conversion) -> dict[str, Any]:
+    """The chosen fields that only our model has: its output stride, and what is no option over there."""
+    options = conversion.layout.choices
+    return {n: v for n, v in conversion.chosen.items() if n == "output_stride" or n not in options}
 
 
 def _reference(
     console: Console, conversion: Conversion, model: nnx.Module
 ) -> "tuple[torch.nn.Module | None, nnx.Module]":
     """The original model with its weights (None without one), and ours to hold against it."""
-    layout, stride = conversion.layout, model.config.backbone.output_stride
+    layout = conversion.layout
     unchecked = "only names and shapes were checked."
     try:
         module = layout.reference(model.config)
@@ -300,9 +306,10 @@ def _reference(
             model = _at_native_stride(conversion)
             module = layout.reference(model.config)
             if module is not None:
+                added = ", ".join(f"{name} {value}" for name, value in _added(conversion).items())
                 console.print(
                     f"Verified at output stride {model.config.backbone.output_stride}, all that "
-                    f"{layout.code} can do; the saved model has the same weights at {stride}."
+                    f"{layout.code} can do; the saved model has the same weights with {added}."
                 )
     except ImportError as error:
         console.print(

@@ -49,7 +49,8 @@ class Conversion:
       source: the checkpoint's tensors, by the names that it has.
       tensors: the same by the names that the layout's code has today.
       dropped: what was left out of the checkpoint, for people.
-      chosen: fields of the config that weights cannot tell, with the values that were taken.
+      chosen: fields of the config that weights cannot tell, with the values that were taken, and those
+        that the user named.
       initialised: the tensors that were drawn at random for a new number of classes.
     """
 
@@ -190,7 +191,7 @@ def convert(
         source=checkpoint.tensors,
         tensors=tensors,
         dropped=(*checkpoint.dropped, *_overruled(listed, tensors)),
-        chosen=_chosen(family, config),
+        chosen=_chosen(family, config) | {n: v for n, v in fields.items() if n != "num_classes"},
         initialised=tuple(e.path for e in listed if _within(e, renewed)),
     )
 
