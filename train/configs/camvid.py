@@ -1,6 +1,8 @@
 """CamVid, 11 classes, from the ImageNet EfficientNet-Lite0 of `deeplab-port demo lite0`.
 
-python -m train camvid --model.init lite0 --data.name folder:CamVid
+    python -m train camvid --model.init lite0 --data.name folder:CamVid
+
+Measured: see below.
 """
 
 from pathlib import Path
