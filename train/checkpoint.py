@@ -1,6 +1,7 @@
 """Checkpoints of a run: all of Orbax that training uses is in this file."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import orbax.checkpoint as ocp
 from train.config import CheckpointConfig
 
 BEST = "miou"
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written; those that are there already are whole."""
 
 
 class Checkpoints:
@@ -64,12 +69,15 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Writes a state in the background; `wait` for it before the process may end.
 
+        Raises CheckpointError, as `wait` does, if this or the one before cannot be written.
+
         Args:
           metrics: with `miou`, by which the best are kept.
         """
-        self._manager.save(
-            step, args=ocp.args.StandardSave(state), metrics=dict(metrics) if metrics else None
-        )
+        with self._writing():
+            self._manager.save(
+                step, args=ocp.args.StandardSave(state), metrics=dict(metrics) if metrics else None
+            )
 
     def restore(self, step: int, shapes: Any) -> Any:
         """The state of a step, laid out as the shardings of `shapes` say, on whatever devices."""
@@ -81,5 +89,19 @@ class Checkpoints:
         return jax.distributed.is_initialized() and self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Until all that was saved is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Until all that was saved is on disk."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            # How tensorstore, which writes, tells of a full disk and its like.
+            if "os_error_code" not in str(error) and not isinstance(error, PermissionError):
+                raise
+            raise CheckpointError(
+                f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Mend that, and start again: the run "
+                f"goes on from step {self.latest() or 0}"
+            ) from error

@@ -20,7 +20,7 @@ from deeplab_jax.checkpoint import ModelError, save
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.model import with_values
 from train import report, sharding
-from train.checkpoint import Checkpoints
+from train.checkpoint import CheckpointError, Checkpoints
 from train.config import TrainConfig, differences, to_json
 from train.data import (
     DataError,
@@ -280,7 +280,7 @@ def _leave(error: Exception) -> NoReturn:
 
     They then end too: a step without this process fails.
     """
-    if isinstance(error, DataError | ModelError | FileNotFoundError | PermissionError):
+    if isinstance(error, DataError | ModelError | CheckpointError):
         status, told = BAD_USE, f"error: {error}"
     else:
         traceback.print_exception(error)
