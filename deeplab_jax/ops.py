@@ -18,7 +18,7 @@ a laptop for a TPU is the TPU's.
 import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -150,8 +150,9 @@ def _conv_backward(spec, saved, cotangent):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _by_platform(on_cpu, default, spec: _Spec, *arguments):
-    on_cpu, default = (functools.partial(form, spec=spec) for form in (on_cpu, default))
+def _by_platform(on_cpu, default, static, *arguments):
+    """`form(*arguments, static)` of the one that is for the platform."""
+    on_cpu, default = (lambda *a, form=form: form(*a, static) for form in (on_cpu, default))
     return lax.platform_dependent(*arguments, cpu=on_cpu, default=default)
 
 
@@ -171,7 +172,7 @@ def _cpu_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: _Spec):
         return _depthwise_taps, _depthwise_gradients
     if spec.groups == 1 and kernel[:2] == (1, 1) and spec.pads == ((0, 0), (0, 0)):
         return _pointwise, _gradient_of(_pointwise)
-    if spec.groups == 1 and spec.stride == 1 and spec.dilation > 1:
+    if spec.groups == 1 and spec.stride == 1 and _visible_share(image, kernel, spec) < 0.8:
         return _atrous_taps, _gradient_of(_atrous_taps)
     return _native, _gradient_of(_native)
 
@@ -190,10 +191,16 @@ def _native(x: jax.Array, kernel: jax.Array, spec: _Spec) -> jax.Array:
 
 def _pointwise(x: jax.Array, kernel: jax.Array, spec: _Spec) -> jax.Array:
     """A 1x1 convolution as one matrix product."""
-    x = x[:, :: spec.stride, :: spec.stride]
-    # Of two axes: given more, XLA would copy the transpose that the kernel's gradient begins with.
-    y = lax.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], preferred_element_type=jnp.float32)
-    return y.reshape(*x.shape[:3], -1).astype(x.dtype)
+    return _matmul(x[:, :: spec.stride, :: spec.stride], kernel[0, 0]).astype(x.dtype)
+
+
+def _matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` by `[C, D]` in float32.
+
+    Of two axes: given more, XLA would copy the transpose that the matrix's gradient begins with.
+    """
+    y = lax.dot(x.reshape(-1, x.shape[-1]), matrix, preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:3], -1)
 
 
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, spec: _Spec) -> jax.Array:
@@ -312,6 +319,16 @@ def _visible(size: int, out: int, offset: int) -> tuple[int, int, int] | None:
     return (first, first + offset, last - first) if last > first else None
 
 
+def _visible_share(image: tuple[int, ...], kernel: tuple[int, ...], spec: _Spec) -> float:
+    """The share of a convolution's (stride 1) products that see the image, not padding."""
+    share = 1.0
+    out = _conv_size(image, kernel, spec)
+    for size, taps, (before, _), length in zip(image[1:3], kernel, spec.pads, out, strict=False):
+        seen = (_visible(size, length, i * spec.dilation - before) for i in range(taps))
+        share *= sum(rows[2] for rows in seen if rows) / (taps * length)
+    return share
+
+
 def _conv_size(image: tuple[int, ...], kernel: tuple[int, ...], spec: _Spec) -> tuple[int, int]:
     height, width = (
         output_size(n + sum(pads), k, stride=spec.stride, dilation=spec.dilation)
@@ -384,16 +401,98 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 # ---------------------------------------------------------------------------- pooling and resize
 
 
+class _Window(NamedTuple):
+    """The static part of a pooling."""
+
+    kernel_size: int
+    stride: int
+    padding: int
+
+
 def max_pool(x: jax.Array, kernel_size: int = 3, *, stride: int = 2, padding: int = 1) -> jax.Array:
     """Maximum over windows of `[B, H, W, C]`; padding never wins."""
+    return _max_pool(x, _Window(kernel_size, stride, padding))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, window: _Window) -> jax.Array:
+    return _by_platform(_max_of_taps, _reduce_window, window, x)
+
+
+def _max_pool_forward(x, window):
+    return _max_pool(x, window), x
+
+
+def _max_pool_backward(window, x, cotangent):
+    def native(x, cotangent, window):
+        _, transpose = jax.vjp(functools.partial(_reduce_window, window=window), x)
+        return transpose(cotangent)[0]
+
+    return (_by_platform(_max_of_taps_gradient, native, window, x, cotangent),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _reduce_window(x: jax.Array, window: _Window) -> jax.Array:
+    around = (window.padding, window.padding)
     return lax.reduce_window(
         x,
         np.asarray(-np.inf, x.dtype),  # traced, a jnp array would have no gradient rule
         lax.max,
-        (1, kernel_size, kernel_size, 1),
-        (1, stride, stride, 1),
-        ((0, 0), (padding, padding), (padding, padding), (0, 0)),
+        (1, window.kernel_size, window.kernel_size, 1),
+        (1, window.stride, window.stride, 1),
+        ((0, 0), around, around, (0, 0)),
     )
+
+
+def _max_of_taps(x: jax.Array, window: _Window) -> jax.Array:
+    return functools.reduce(jnp.maximum, _taps_of(x, window))
+
+
+def _taps_of(x: jax.Array, window: _Window) -> Iterator[jax.Array]:
+    """What each place of the window sees, `[B, H', W', C]`."""
+    kernel_size, stride, padding = window
+    around = (padding, padding)
+    size = [output_size(n, kernel_size, stride=stride, padding=padding) for n in x.shape[1:3]]
+    x = jnp.pad(x, ((0, 0), around, around, (0, 0)), constant_values=-np.inf)
+    for place in itertools.product(range(kernel_size), repeat=2):
+        rows, columns = (
+            slice(first, first + (n - 1) * stride + 1, stride)
+            for first, n in zip(place, size, strict=True)
+        )
+        yield x[:, rows, columns]
+
+
+def _max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: _Window) -> jax.Array:
+    """To the first of equals in a window. XLA's own carries a position along with every value.
+
+    (4 x 129 x 129 x 64: 93 ms of processor time -> 25 ms.)
+    """
+    kernel_size, stride, padding = window
+    best = _max_of_taps(x, window)
+    winner = jnp.full(best.shape, -1, jnp.int32)
+    for place, seen in reversed(list(enumerate(_taps_of(x, window)))):
+        winner = jnp.where(seen == best, place, winner)
+    # Spread out by the stride, the windows of an input pixel are neighbours.
+    reach = kernel_size - 1
+    height, width = x.shape[1:3]
+    spread = [
+        (reach - padding, n + padding - (out - 1) * stride - 1, stride - 1)
+        for n, out in zip((height, width), best.shape[1:3], strict=True)
+    ]
+    spread = ((0, 0, 0), *spread, (0, 0, 0))
+    cotangent = lax.pad(cotangent, np.zeros((), x.dtype), spread)
+    winner = lax.pad(winner, np.int32(-1), spread)
+    total = jnp.zeros(x.shape, jnp.float32)
+    for place, (i, j) in enumerate(itertools.product(range(kernel_size), repeat=2)):
+        rows, columns = (
+            slice(reach - i, reach - i + height),
+            slice(reach - j, reach - j + width),
+        )
+        won = winner[:, rows, columns] == place
+        total += jnp.where(won, cotangent[:, rows, columns].astype(jnp.float32), 0)
+    return total.astype(x.dtype)
 
 
 def resize_nearest(x: jax.Array, factor: int) -> jax.Array:
