@@ -1,0 +1,185 @@
+"""What the training step costs on a TPU slice, from the compiler: no TPU is needed, only libtpu.
+
+pip install -e '.[train]' 'jax[tpu]'
+JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks tpu --topology v5e:4x4
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from rich.console import Console
+from rich.table import Table
+
+from train import sharding
+from train.config import MeshConfig, ModelConfig, TrainConfig
+from train.journal import write_text
+from train.model import make_model
+from train.optim import OptimConfig, make_optimizer
+from train.steps import initial_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """
+    Attributes:
+      flops: bfloat16 operations a second at most.
+      bandwidth: bytes of its memory a second at most.
+      memory: bytes.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+CHIPS = {
+    "v4": Chip(275e12, 1228e9, 32e9),
+    "v5e": Chip(197e12, 819e9, 16e9),
+    "v5p": Chip(459e12, 2765e9, 95e9),
+    "v6e": Chip(918e12, 1640e9, 32e9),
+}
+"""From Google's pages on its TPUs' system architecture."""
+
+_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
+_COLLECTIVE = re.compile(
+    r"= (?P<shapes>\(?[^=]*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|"
+    r"all-to-all)(?:-start)?\("
+)
+_ARRAY = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<sides>[0-9,]*)\]")
+
+
+def tpu(
+    topology: str = "v5e:4x4",
+    preset: str = "deeplabv3plus_resnet50",
+    crop: int = 513,
+    batch_per_chip: int = 16,
+    space: int = 1,
+    batch_norm: Literal["global", "local"] = "global",
+    fsdp: bool = False,
+    remat: bool = False,
+    out: Path | None = None,
+) -> int:
+    """Compile the training step for a TPU slice and say what bounds it.
+
+    Args:
+      topology: The slice, as v5e:4x4 or v4:4x4x4.
+      preset: The model.
+      crop: Rows and columns of the images.
+      batch_per_chip: Examples for each chip; with `space`, for each `space` of them.
+      space: Shards of an image's rows.
+      batch_norm: Whose statistics normalise.
+      fsdp: Shard parameters.
+      remat: Compute norms and activations again in the backward pass.
+      out: A JSON file to write the numbers to.
+    """
+    kind = topology.partition(":")[0]
+    if kind not in CHIPS:
+        raise ValueError(
+            f"the topology must begin with one of {', '.join(CHIPS)}, got {topology!r}"
+        )
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    config = TrainConfig(
+        model=ModelConfig(preset, dtype="bfloat16", batch_norm=batch_norm, remat=remat),
+        optim=OptimConfig("sgd", learning_rate=0.01),
+        mesh=MeshConfig(space=space, fsdp=fsdp),
+        batch_size=batch_per_chip * len(devices) // space,
+    )
+    start = time.perf_counter()
+    compiled = compile_step(config, list(devices), crop=crop, num_classes=21)
+    numbers = cost(compiled, CHIPS[kind]) | {"seconds_to_compile": time.perf_counter() - start}
+    Console().print(_table(numbers, f"{preset}, {crop} x {crop}, bfloat16, on {topology}"))
+    if out is not None:
+        asked = {"topology": topology, "chips": len(devices), "preset": preset, "crop": crop}
+        asked |= {"batch_per_chip": batch_per_chip, "space": space, "batch_norm": batch_norm}
+        asked |= {"fsdp": fsdp, "remat": remat, "jax": jax.__version__}
+        write_text(out, json.dumps(asked | numbers, indent=2) + "\n")
+    return 0
+
+
+def compile_step(
+    config: TrainConfig, devices: list[jax.Device], *, crop: int, num_classes: int
+) -> jax.stages.Compiled:
+    """The step of a run, compiled ahead of time for devices that need not be there."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    names = tuple(map(str, range(num_classes)))
+    start = make_model(config.model, names, seed=0, data_shards=mesh.shape["data"])
+    optimizer, schedule = make_optimizer(config.optim, start.params, 1000)
+    make_state = functools.partial(initial_state, optimizer=optimizer, ema=config.ema > 0)
+    shapes = jax.eval_shape(make_state, start.params, start.stats)
+    state = sharding.with_shardings(
+        shapes, sharding.state_shardings(shapes, mesh, fsdp=config.mesh.fsdp)
+    )
+    rows = crop + -crop % config.mesh.space
+    pixels = {"image": (config.batch_size, rows, crop, 3), "label": (config.batch_size, rows, crop)}
+    batch = sharding.with_shardings(
+        {name: jax.ShapeDtypeStruct(shape, np.uint8) for name, shape in pixels.items()},
+        {name: sharding.batch_shardings(mesh)[name] for name in pixels},
+    )
+    step = make_train_step(start.model, optimizer, schedule, config)
+    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+
+def cost(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
+    """What the compiler says of a program, for each chip, and the time that it cannot be below."""
+    analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    flops, moved = analysis["flops"], analysis["bytes accessed"]
+    seconds = max(flops / chip.flops, moved / chip.bandwidth)
+    return {
+        "flops": flops,
+        "bytes_accessed": moved,
+        "roofline_seconds": seconds,
+        "roofline_utilisation": flops / chip.flops / seconds,
+        "bound_by": "arithmetic" if flops / chip.flops == seconds else "memory",
+        "state_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "memory_bytes": chip.memory,
+        "collectives": collectives(compiled.as_text()),
+    }
+
+
+def collectives(program: str) -> dict[str, dict[str, int]]:
+    """Count and bytes of each kind of communication in the text of a compiled program."""
+    found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
+    for match in _COLLECTIVE.finditer(program):
+        found[match["kind"]]["count"] += 1
+        found[match["kind"]]["bytes"] += sum(_sizes(match["shapes"]))
+    return dict(sorted(found.items()))
+
+
+def _sizes(shapes: str) -> Iterator[int]:
+    for array in _ARRAY.finditer(shapes):
+        sides = map(int, filter(None, array["sides"].split(",")))
+        yield _BYTES.get(array["dtype"], 4) * math.prod(sides)
+
+
+def _table(numbers: dict[str, Any], title: str) -> Table:
+    table = Table("for each chip and step", "", title=title, box=None, title_justify="left")
+    table.add_row("arithmetic", f"{numbers['flops'] / 1e12:.2f} TFLOP")
+    table.add_row("memory traffic", f"{numbers['bytes_accessed'] / 1e9:.1f} GB")
+    table.add_row(
+        "roofline",
+        f"{1e3 * numbers['roofline_seconds']:.1f} ms, bound by {numbers['bound_by']}: "
+        f"{100 * numbers['roofline_utilisation']:.0f} % of the chip's arithmetic",
+    )
+    state, temporary, whole = (
+        numbers[f"{name}_bytes"] / 1e9 for name in ("state", "temporary", "memory")
+    )
+    table.add_row(
+        "memory",
+        f"{state:.2f} GB of state and images, {temporary:.2f} GB besides: "
+        f"{100 * (state + temporary) / whole:.0f} % of {whole:.0f} GB",
+    )
+    for kind, total in numbers["collectives"].items():
+        table.add_row(kind, f"{total['count']}, {total['bytes'] / 1e6:.1f} MB")
+    return table
