@@ -1,6 +1,5 @@
 """Where arrays lie, and that it changes nothing: one device, eight, and rows cut over a mesh."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from train import sharding
-from train.config import DistributedConfig, MeshConfig, ModelConfig, TrainConfig
+from train.config import MeshConfig, ModelConfig, TrainConfig
 from train.model import make_model
 from train.optim import OptimConfig, make_optimizer
 from train.steps import initial_state, make_train_step
