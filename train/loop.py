@@ -142,6 +142,7 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
                 meter.add(step, metrics, batch["index"])
                 ended, means = told_to_end() or checkpoints.preempted(step), None
                 if step % config.evaluation.every == 0 and step < total and not ended:
+                    meter.catch_up()
                     means = _evaluate(evaluator, state, step, dataset, journal).means()
                     meter.restart()
                 if ended or step == total or step % config.checkpoint.every == 0:
