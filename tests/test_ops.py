@@ -211,7 +211,7 @@ def lowered(f, platform, *shapes):
     return jax.jit(f).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-ATROUS = ((1, 9, 9, 8), (3, 3, 8, 4)), {"dilation": 2, "padding": 2}
+ATROUS = ((1, 9, 9, 8), (3, 3, 8, 4)), {"dilation": 4, "padding": 4}
 DEPTHWISE = ((1, 9, 9, 8), (3, 3, 1, 8)), {"padding": 1, "groups": 8}
 POINTWISE = ((1, 9, 9, 8), (1, 1, 8, 4)), {"stride": 2}
 FORMS = pytest.mark.parametrize(
