@@ -41,8 +41,8 @@ def test_a_recipe_says_its_command_and_names_things_that_exist(name):
 
 
 def test_what_is_wrong_is_listed_together():
-    with pytest.raises(ValueError, match=r"(?s)give steps or epochs.*batch_size.*ema must be"):
-        TrainConfig(steps=3, epochs=3, batch_size=0, ema=1.5)
+    with pytest.raises(ValueError, match=r"(?s)batch_size must.*steps must.*epochs must.*ema must"):
+        TrainConfig(steps=0, epochs=0, batch_size=0, ema=1.5)
 
 
 def test_processes_are_given_whole():

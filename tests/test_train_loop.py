@@ -47,7 +47,6 @@ def command(data, run, *flags):
         "optim.optimizer": "sgd",
         "optim.warmup-steps": 2,
         "ema": 0,
-        "epochs": "None",
         "steps": STEPS,
         "batch-size": 4,
         "checkpoint.every": 2,

@@ -102,6 +102,6 @@ class Checkpoints:
             if "os_error_code" not in str(error) and not isinstance(error, PermissionError):
                 raise
             raise CheckpointError(
-                f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Mend that, and start again: the run "
-                f"goes on from step {self.latest() or 0}"
+                f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Mend that, and "
+                f"start again: the run goes on from step {self.latest() or 0}"
             ) from error

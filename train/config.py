@@ -140,8 +140,8 @@ class TrainConfig:
     """
     Attributes:
       run: the folder that the run writes; one that is there already is resumed.
-      steps: optimiser steps; None counts them by `epochs`.
       epochs: passes over the training split.
+      steps: optimiser steps, instead of epochs.
       batch_size: examples in a step, over all devices and processes.
       accumulate: parts that a batch is computed in, one after the other, to save memory.
       ema: decay of the moving average of the weights, which is then what is evaluated and saved; 0
@@ -157,8 +157,8 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    epochs: float = 50
     steps: int | None = None
-    epochs: float | None = 50
     batch_size: int = 16
     accumulate: int = 1
     ema: float = 0.0
@@ -172,11 +172,11 @@ class TrainConfig:
 
     def __post_init__(self):
         problems = []
-        if (self.steps is None) == (self.epochs is None):
-            problems.append(f"give steps or epochs, not both: got {self.steps} and {self.epochs}")
-        for name in ("batch_size", "accumulate", "log_every"):
-            if (value := getattr(self, name)) < 1:
+        for name in ("batch_size", "accumulate", "log_every", "steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 problems.append(f"{name} must be at least 1, got {value}")
+        if not self.epochs > 0:
+            problems.append(f"epochs must be above 0, got {self.epochs}")
         if self.batch_size % self.accumulate:
             problems.append(
                 f"accumulate must divide the batch: {self.accumulate} does not divide {self.batch_size}"

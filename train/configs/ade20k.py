@@ -19,7 +19,6 @@ CONFIG = TrainConfig(
     augment=AugmentConfig(crop=(513, 513)),
     model=ModelConfig("deeplabv3plus_resnet101", aux_head=True, dtype="bfloat16"),
     optim=OptimConfig("sgd", learning_rate=0.01, weight_decay=5e-4, schedule="poly"),
-    epochs=None,
     steps=160_000,
     batch_size=16,
     evaluation=EvaluationConfig(every=8000, batch_size=16, bucket=64),

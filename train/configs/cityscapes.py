@@ -18,7 +18,6 @@ CONFIG = TrainConfig(
     augment=AugmentConfig(crop=(769, 769)),
     model=ModelConfig("deeplabv3plus_resnet101", dtype="bfloat16"),
     optim=OptimConfig("sgd", learning_rate=0.01, weight_decay=1e-4, schedule="poly"),
-    epochs=None,
     steps=90_000,
     batch_size=16,
     evaluation=EvaluationConfig(every=5000, batch_size=8),

@@ -14,12 +14,12 @@ from train.optim import OptimConfig
 CONFIG = TrainConfig(
     run=Path("runs/quickstart"),
     data=DataConfig("shapes"),
-    augment=AugmentConfig(crop=(96, 96), scale=(0.75, 1.5)),
+    augment=AugmentConfig(crop=(96, 96), scale=(0.75, 1.25)),
     model=ModelConfig("deeplabv3plus_mobilenet_v2"),
-    optim=OptimConfig("adamw", learning_rate=2e-3, warmup_steps=30),
-    epochs=12,
+    optim=OptimConfig("adamw", learning_rate=3e-3, warmup_steps=30),
+    steps=260,
     batch_size=16,
     ema=0.98,
-    checkpoint=CheckpointConfig(every=100),
-    evaluation=EvaluationConfig(every=100, batch_size=20),
+    checkpoint=CheckpointConfig(every=130),
+    evaluation=EvaluationConfig(every=130, batch_size=20),
 )

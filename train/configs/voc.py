@@ -19,7 +19,6 @@ CONFIG = TrainConfig(
     augment=AugmentConfig(crop=(513, 513)),
     model=ModelConfig("deeplabv3plus_resnet101", dtype="bfloat16"),
     optim=OptimConfig("sgd", learning_rate=0.007, weight_decay=1e-4, schedule="poly"),
-    epochs=None,
     steps=30_000,
     batch_size=16,
     evaluation=EvaluationConfig(every=2000, batch_size=16, bucket=64),
