@@ -17,9 +17,9 @@ CONFIG = TrainConfig(
     augment=AugmentConfig(crop=(96, 96), scale=(0.75, 1.25)),
     model=ModelConfig("deeplabv3plus_mobilenet_v2"),
     optim=OptimConfig("adamw", learning_rate=3e-3, warmup_steps=30),
-    steps=260,
+    steps=200,
     batch_size=16,
     ema=0.98,
-    checkpoint=CheckpointConfig(every=130),
-    evaluation=EvaluationConfig(every=130, batch_size=20),
+    checkpoint=CheckpointConfig(every=100),
+    evaluation=EvaluationConfig(every=100, batch_size=20),
 )
