@@ -22,6 +22,7 @@ from deeplab_jax.backbones import (
 )
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
+from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.heads import (
     ASPP,
     ClassifierConfig,
@@ -93,6 +94,7 @@ __all__ = [
     "build",
     "compiler_options",
     "create",
+    "fold_batch_norm",
     "freeze_backbone",
     "freeze_batch_norm",
     "group_batch_norm",

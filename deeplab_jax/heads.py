@@ -200,10 +200,9 @@ class ASPP(nnx.Module):
         self.dropout = _dropout(dropout, drop_channels)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        outputs = [branch(x) for branch in self.branches]
+        seen = jnp.concatenate([branch(x) for branch in self.branches], axis=-1)
         image = self.pool(global_mean(x))
-        outputs.append(jnp.broadcast_to(image, outputs[0].shape))
-        return self.dropout(self.project(jnp.concatenate(outputs, axis=-1)), rngs=rngs)
+        return self.dropout(self.project(seen, image), rngs=rngs)
 
 
 class Decoder(nnx.Module):

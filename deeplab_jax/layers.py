@@ -105,16 +105,31 @@ class Conv(nnx.Module):
         zero = Constant(0.0)
         self.bias = nnx.Param(zero((out_channels,)), init=zero) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, uniform: jax.Array | None = None) -> jax.Array:
+        """The convolution of `x` and, after its channels, those of `uniform`.
+
+        Args:
+          x: `[B, H, W, c]`.
+          uniform: `[B, 1, 1, in_channels - c]`, channels that are the same at every pixel. A 1x1
+            convolution of them is a bias for each image, and costs that of one pixel.
+        """
+        kernel = self.kernel[...].astype(x.dtype)
+        bias = None
+        if uniform is not None and kernel.shape[:2] == (1, 1):
+            bias = ops.conv(uniform, kernel[:, :, x.shape[3] :])
+            kernel = kernel[:, :, : x.shape[3]]
+        elif uniform is not None:  # beside the padding they are not uniform
+            uniform = jnp.broadcast_to(uniform, (*x.shape[:3], uniform.shape[3]))
+            x = jnp.concatenate([x, uniform], axis=-1)
         y = ops.conv(
             x,
-            self.kernel[...].astype(x.dtype),
+            kernel,
             stride=self.stride,
             dilation=self.dilation,
             padding=self.padding,
             groups=self.groups,
         )
-        y = checkpoint_name(y, "convolution")
+        y = checkpoint_name(y if bias is None else y + bias, "convolution")
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -237,8 +252,8 @@ class ConvNormAct(nnx.Module):
         self.bn = norm(out_channels)
         self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return ACTIVATIONS[self.activation](self.bn(self.conv(x)))
+    def __call__(self, x: jax.Array, uniform: jax.Array | None = None) -> jax.Array:
+        return ACTIVATIONS[self.activation](self.bn(self.conv(x, uniform)))
 
 
 class SeparableConvNormAct(nnx.Module):

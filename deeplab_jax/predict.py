@@ -16,7 +16,7 @@ from flax import nnx
 from PIL import Image
 
 from deeplab_jax.images import read_image, to_rgb
-from deeplab_jax.ops import resize_bilinear
+from deeplab_jax.ops import compiler_options, resize_bilinear
 from deeplab_jax.preprocessing import normalize, pad_to_multiple
 
 MEMORY_LIMIT = 4 * 2**30
@@ -149,10 +149,14 @@ def evaluator(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The function that these options stand for: uint8 `[B, H, W, C]` -> class ids `[B, H, W]`."""
     looks = looks_of(scales, flip)
-    return lambda images: np.asarray(_run(model, images, looks))
+    return lambda images: np.asarray(_program()(model, images, looks))
 
 
-@functools.partial(jax.jit, static_argnames="looks")
+@functools.cache
+def _program() -> Callable[..., jax.Array]:
+    return jax.jit(_run, static_argnames="looks", compiler_options=compiler_options())
+
+
 def _run(model: nnx.Module, images: jax.Array, looks: tuple[Look, ...]) -> jax.Array:
     """Down to class ids on the device, so that a byte or two per pixel leave it."""
     model.eval()  # jit's copy; `nnx.view` would pass over modules that do not define `set_view`

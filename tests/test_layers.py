@@ -345,3 +345,20 @@ def test_the_mean_of_an_image_is_summed_in_float32():
 )
 def test_channels_are_rounded_to_multiples_of_8(channels, rounded):
     assert make_divisible(channels) == rounded
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_channels_that_are_the_same_at_every_pixel_need_not_be_spread_out(kernel_size):
+    conv = Conv(5, 3, kernel_size, bias=True, rngs=nnx.Rngs(0))
+    x, uniform = jnp.asarray(normal(2, 4, 6, 3)), jnp.asarray(normal(2, 1, 1, 2, seed=1))
+    spread = jnp.concatenate([x, jnp.broadcast_to(uniform, (2, 4, 6, 2))], axis=-1)
+    # Sums of up to 45 products in another order.
+    np.testing.assert_allclose(conv(x, uniform), conv(spread), rtol=0, atol=1e-5)
+
+
+def test_the_gradient_of_relu6_is_torchs():
+    x = np.array([-1, 0, 1e-3, 3, 6, 7], np.float32)
+    torch_x = torch.from_numpy(x.copy()).requires_grad_()
+    torch.nn.functional.relu6(torch_x).sum().backward()
+    gradient = jax.grad(lambda x: ACTIVATIONS["relu6"](x).sum())(jnp.asarray(x))
+    np.testing.assert_array_equal(gradient, torch_x.grad.numpy())

@@ -393,3 +393,11 @@ def test_resize_computes_in_float32_and_returns_the_dtype_it_got():
     exact = ops.resize_bilinear(x.astype(jnp.float32), (11, 7))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+
+
+# ---------------------------------------------------------------------------- the compiler
+
+
+def test_the_compilers_options_are_ones_that_it_knows():
+    double = jax.jit(lambda x: 2 * x, compiler_options=ops.compiler_options())
+    assert double(jnp.float32(1)) == 2

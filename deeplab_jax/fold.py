@@ -1,0 +1,48 @@
+"""Batch norm folded into the convolutions before it, for inference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from deeplab_jax.layers import BatchNorm, Conv
+
+
+class Shift(nnx.Module):
+    """What is left of a batch norm whose scale went into the kernel before it: `x + bias`."""
+
+    def __init__(self, bias: jax.Array):
+        self.bias = nnx.Param(bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (x.astype(jnp.float32) + self.bias[...]).astype(x.dtype)
+
+
+def fold_batch_norm(model: nnx.Module) -> nnx.Module:
+    """A copy of `model` for inference, equal to `model.eval()` up to rounding.
+
+    Every batch norm that follows a convolution by name (`conv` and `bn`, `conv2` and `bn2`, `depthwise`
+    and `depthwise_bn`, `pointwise` and `bn`) multiplies that convolution's kernel and leaves a
+    `Shift`; others stay. The copy has no statistics to train and is nothing to save as a model folder.
+    """
+    model = nnx.clone(model)
+    model.eval()
+    for _, parent in list(nnx.iter_modules(model)):
+        for name, norm in list(vars(parent).items()):
+            conv = _conv_before(parent, name)
+            if isinstance(norm, BatchNorm) and conv is not None:
+                # By NumPy: jax.numpy would compile for every shape that there is.
+                scale, bias, mean, var = map(
+                    np.asarray, (norm.scale[...], norm.bias[...], norm.mean[...], norm.var[...])
+                )
+                gain = scale / np.sqrt(var + np.float32(norm.epsilon))
+                for variable in filter(None, (conv.kernel, conv.bias)):
+                    variable[...] = jnp.asarray(np.asarray(variable[...]) * gain)
+                setattr(parent, name, Shift(jnp.asarray(bias - mean * gain)))
+    return model
+
+
+def _conv_before(parent: nnx.Module, norm: str) -> Conv | None:
+    names = (norm.removesuffix("_bn"), norm.replace("bn", "conv"), norm.replace("bn", "pointwise"))
+    convs = (getattr(parent, name, None) for name in names)
+    return next((conv for conv in convs if isinstance(conv, Conv)), None)
