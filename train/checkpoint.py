@@ -57,15 +57,6 @@ class Checkpoints:
         """The step of the latest whole checkpoint, None without one."""
         return self._manager.latest_step()
 
-    def best(self) -> int | None:
-        """The step of the checkpoint with the best mIoU, None where none has one."""
-        scored = [
-            (metrics[BEST], step)
-            for step in self._manager.all_steps()
-            if (metrics := self._manager.metrics(step)) and BEST in metrics
-        ]
-        return max(scored)[1] if scored else None
-
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Writes a state in the background; `wait` for it before the process may end.
 

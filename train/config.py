@@ -109,7 +109,7 @@ class DistributedConfig:
 class CheckpointConfig:
     """
     Attributes:
-      every: steps between checkpoints.
+      every: steps between checkpoints; each evaluation saves one too.
       keep: latest ones that are kept.
       keep_best: those with the best mIoU that are kept besides.
     """

@@ -145,7 +145,7 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
                     meter.catch_up()
                     means = _evaluate(evaluator, state, step, dataset, journal).means()
                     meter.restart()
-                if ended or step == total or step % config.checkpoint.every == 0:
+                if means or ended or step == total or step % config.checkpoint.every == 0:
                     meter.catch_up()  # what is no number must not get on disk
                     checkpoints.save(step, state, means)
                 if ended:
