@@ -18,11 +18,13 @@ from jax.sharding import PartitionSpec as P
 import deeplab_jax
 from deeplab_jax.checkpoint import ModelError, save
 from deeplab_jax.command import BAD_USE
+from deeplab_jax.config import Config
 from deeplab_jax.model import with_values
 from train import report, sharding
 from train.checkpoint import CheckpointError, Checkpoints
 from train.config import TrainConfig, differences, to_json
 from train.data import (
+    AugmentConfig,
     DataError,
     Dataset,
     TrainBatches,
@@ -70,13 +72,16 @@ def train(config: TrainConfig) -> int:
 def _train(config: TrainConfig, mesh: Mesh) -> int:
     speaks = jax.process_index() == 0
 
-    # ---------------------------------------------------------------- data
+    # ---------------------------------------------------------------- data and model
     dataset = open_dataset(
         config.data.name, data_dir=config.data.data_dir, class_names=config.data.class_names
     )
+    start = make_model(
+        config.model, dataset.class_names, seed=config.seed, data_shards=mesh.shape["data"]
+    )
     batches = TrainBatches(
         dataset.train,
-        config.augment,
+        _augmentation(config, start.model.config),
         batch_size=config.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
@@ -88,10 +93,7 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
     )
     total = config.steps or math.ceil(config.epochs * len(dataset.train) / config.batch_size)
 
-    # ---------------------------------------------------------------- model, optimiser, state
-    start = make_model(
-        config.model, dataset.class_names, seed=config.seed, data_shards=mesh.shape["data"]
-    )
+    # ---------------------------------------------------------------- optimiser, state, steps
     optimizer, schedule = make_optimizer(_optim(config), start.params, total)
 
     make_state = functools.partial(initial_state, optimizer=optimizer, ema=config.ema > 0)
@@ -220,6 +222,12 @@ def _check_resume(config: TrainConfig, step: int, total: int) -> None:
             f"{config.run} was begun with another config. Choose another --run, or --accept-changes to "
             "go on from its last checkpoint with this one:\n  " + "\n  ".join(changes)
         )
+
+
+def _augmentation(config: TrainConfig, model: Config) -> AugmentConfig:
+    """What a picture does not fill is zero to the model, as in evaluation."""
+    mean = tuple(round(255 * value) for value in model.preprocessing.mean[:3])
+    return dataclasses.replace(config.augment, fill=config.augment.fill or mean)
 
 
 def _optim(config: TrainConfig) -> OptimConfig:

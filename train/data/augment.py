@@ -14,6 +14,10 @@ from train.metrics import IGNORE_LABEL
 cv2.setNumThreads(1)
 
 
+MEAN = (124, 116, 104)
+"""ImageNet's mean colour."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """The DeepLab papers' augmentation; what they do not do is off (0).
@@ -32,7 +36,8 @@ class AugmentConfig:
       saturation: likewise, about each pixel's grey.
       hue: shifted to either side by up to this part of the colour circle, at most 0.5.
       blur: probability of a Gaussian blur, with a sigma of 0.1 to 2 pixels.
-      fill: RGB that is about zero to the model: the mean of its preprocessing, by default ImageNet's.
+      fill: RGB of what a picture does not fill; None is what is zero to the model that is trained, the
+        mean of its preprocessing, and `MEAN` where there is no model.
     """
 
     crop: tuple[int, int] = (513, 513)
@@ -46,7 +51,7 @@ class AugmentConfig:
     saturation: float = 0.0
     hue: float = 0.0
     blur: float = 0.0
-    fill: tuple[int, int, int] = (124, 116, 104)
+    fill: tuple[int, int, int] | None = None
 
     def __post_init__(self):
         problems = []
@@ -89,14 +94,15 @@ def augment(
     Returns:
       uint8 `[rows, columns, 3]` and uint8 `[rows, columns]`, C-contiguous.
     """
+    fill = config.fill or MEAN
     image, label = _scaled_crop(image, label, config, _draw_scale(config, rng), rng)
     if rng.random() < config.flip:
         image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     image = _change_colours(image, config, rng)
     if config.rotation:
-        image, label = _rotate(image, label, rng.uniform(-1, 1) * config.rotation, config.fill)
+        image, label = _rotate(image, label, rng.uniform(-1, 1) * config.rotation, fill)
     rows, columns = config.crop
-    return pad(image, label, (rows + -rows % height_multiple, columns), config.fill)
+    return pad(image, label, (rows + -rows % height_multiple, columns), fill)
 
 
 def pad(

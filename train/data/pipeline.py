@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from train.data.augment import AugmentConfig, augment, pad
+from train.data.augment import MEAN, AugmentConfig, augment, pad
 from train.data.dataset import DataError, Source
 from train.metrics import IGNORE_LABEL
 
@@ -254,7 +254,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 16,
-    fill: tuple[int, int, int] = AugmentConfig.fill,
+    fill: tuple[int, int, int] = MEAN,
     unreadable: OnUnreadable = "stop",
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of the batches of `plan_evaluation`: every example once, at its own size.
@@ -265,7 +265,7 @@ def eval_batches(
       source, batch_size, bucket, size_multiple: see `plan_evaluation`.
       process_index, process_count: which of how many processes this is.
       threads: that read.
-      fill: RGB of the padding, see `AugmentConfig`.
+      fill: RGB of the padding.
       unreadable: "stop" raises a DataError with the example's name; "skip" logs it and leaves its
         row without an image.
 
