@@ -1,1 +1,1 @@
-"""Evaluation of segmentation models."""
+"""Training and evaluation of segmentation models."""
