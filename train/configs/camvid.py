@@ -2,7 +2,8 @@
 
     python -m train camvid --model.init lite0 --data.name folder:CamVid
 
-Measured: see below.
+A small recipe, for two cores: 14 epochs of 288 crops. Measured: mIoU .567, 90.2 % of pixels right, on the 101
+images of val at their own size (from JPEGs of quality 85).
 """
 
 from pathlib import Path
@@ -14,9 +15,11 @@ from train.optim import OptimConfig
 CONFIG = TrainConfig(
     run=Path("runs/camvid"),
     data=DataConfig("camvid"),
-    augment=AugmentConfig(crop=(288, 288), scale=(0.75, 1.5)),
+    augment=AugmentConfig(crop=(288, 288), scales=(0.75, 1.0, 1.0, 1.25, 1.5)),
     model=ModelConfig("deeplabv3plus_efficientnet_lite0", init=Path("lite0")),
-    optim=OptimConfig("adamw", learning_rate=1e-3, weight_decay=1e-2, backbone_factor=0.3),
+    optim=OptimConfig(
+        "adamw", learning_rate=1e-3, weight_decay=1e-2, decay_all=True, backbone_factor=0.3
+    ),
     epochs=14,
     batch_size=8,
     checkpoint=CheckpointConfig(every=100),
