@@ -14,6 +14,7 @@ from PIL import Image
 
 from deeplab_jax import load
 from deeplab_jax.model import named_variables
+from train.configs import RECIPES
 
 STEPS = 12
 KILLS = 3
@@ -196,7 +197,7 @@ def test_a_changed_config_is_shown_and_refused(data, undisturbed):
     process = start(data, undisturbed, "--optim.learning-rate", "0.5", "--log-every", "7")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
-    assert "optim.learning_rate: 0.002 -> 0.5" in err
+    assert f"optim.learning_rate: {RECIPES['quickstart'].CONFIG.optim.learning_rate} -> 0.5" in err
     assert "log_every" not in err
 
 
