@@ -2,7 +2,7 @@
 
     python -m train quickstart
 
-Measured: mIoU .900 on held-out pictures after 260 steps, .863 after 130 (float32, two cores).
+Measured: mIoU .889 on held-out pictures (float32), about a minute and a half of two free cores.
 """
 
 from pathlib import Path
