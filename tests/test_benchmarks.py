@@ -1,0 +1,76 @@
+"""Benchmarks: fair turns, honest checks, and a record without names of machines."""
+
+import json
+import platform
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from benchmarks import peers
+from benchmarks.measure import OURS, Case, Result, check, difference, measure
+from benchmarks.report import report, table
+from deeplab_jax import ops
+
+
+def test_contestants_take_turns_after_one_run_that_does_not_count():
+    order = []
+    case = Case("x", {name: lambda name=name: order.append(name) for name in (OURS, "a", "b")})
+    (result,) = measure([case], rounds=3)
+    assert order == [OURS, "a", "b"] * 4
+    assert [len(seconds) for seconds in result.seconds.values()] == [3, 3, 3]
+
+
+def test_times_are_those_of_the_runs():
+    case = Case("x", {OURS: lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.05)})
+    (result,) = measure([case], rounds=3)
+    assert min(result.seconds[OURS]) >= 0.01
+    assert result.ratio("slow") < 0.9
+
+
+def test_the_ratio_is_of_medians():
+    result = Result("x", None, {OURS: [1.0, 2.0, 9.0], "a": [4.0, 1.0, 8.0]})
+    assert result.ratio("a") == 0.5
+    assert table(result).row_count == 2
+
+
+def test_other_numbers_are_refused():
+    ours, theirs = np.array([1.0, 2.0]), np.array([1.0, 4.0])
+    assert difference(ours, theirs) == 0.5
+    assert check("x", 1e-7, 1e-6) == 1e-7
+    for wrong in (1e-5, float("nan")):
+        with pytest.raises(ValueError, match="differ by"):
+            check("x", wrong, 1e-6)
+
+
+def test_the_record_says_what_was_measured_and_names_no_machine(tmp_path):
+    result = Result("x", 1e-7, {OURS: [0.1, 0.2], "a": [0.3, 0.4]})
+    assert report("kind", [result], tmp_path / "new") == 0
+    text = (tmp_path / "new" / "kind.json").read_text()
+    record = json.loads(text)
+    assert record["results"][0]["seconds"] == {OURS: [0.1, 0.2], "a": [0.3, 0.4]}
+    assert {"date", "processor", "cores", "python", "versions"} <= record.keys()
+    assert "jax" in record["versions"]
+    for name in (platform.node(), str(tmp_path)):
+        assert name not in text
+    assert (tmp_path / "new" / "kind.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plain_models_leave_every_convolution_to_xla():
+    x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
+    spec = ops._Spec(1, 1, ((1, 1), (1, 1)), 2)
+    with peers.plain_xla():
+        assert ops._cpu_forms(x.shape, kernel.shape, spec)[0] is ops._native
+        plain = ops.conv(x, kernel, padding=1, groups=2)
+    assert ops._cpu_forms(x.shape, kernel.shape, spec)[0] is not ops._native
+    native = lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=2,
+    )
+    np.testing.assert_array_equal(plain, native)
