@@ -206,30 +206,20 @@ def _matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:3], -1)
 
 
-_FEW_TAPS = 9
-
-
 def _depthwise_taps(x: jax.Array, kernel: jax.Array, spec: _Spec) -> jax.Array:
-    """A depthwise convolution as one multiply-add per tap over a shifted view of the image.
-
-    XLA makes one loop of it. Zeros around each tap's product, which that loop makes up as it goes, are
-    twice as fast as a copy of the image with zeros around it, as long as the taps are few.
-    """
-    if kernel.shape[0] * kernel.shape[1] > _FEW_TAPS:
-        padded = jnp.pad(x, ((0, 0), *spec.pads, (0, 0)))
-        size = _conv_size(x.shape, kernel.shape, spec)
-        return _sum_of_taps(padded, kernel, size, stride=spec.stride, dilation=spec.dilation)
-    height, width = _conv_size(x.shape, kernel.shape, spec)
-    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), jnp.float32)
-    for i, j, rows, columns in _taps(x.shape, kernel.shape, spec):
-        seen = x[:, rows.seen, columns.seen].astype(jnp.float32)
-        product = seen * kernel[i, j, 0].astype(jnp.float32)
-        total += jnp.pad(product, ((0, 0), rows.around, columns.around, (0, 0)))
-    return total.astype(x.dtype)
+    """A depthwise convolution as one multiply-add per tap over a shifted view of the image."""
+    padded = jnp.pad(x, ((0, 0), *spec.pads, (0, 0)))
+    size = _conv_size(x.shape, kernel.shape, spec)
+    return _sum_of_taps(padded, kernel, size, stride=spec.stride, dilation=spec.dilation)
 
 
 def _sum_of_taps(
-    x: jax.Array, kernel: jax.Array, size: tuple[int, int], *, stride: int, dilation: int
+    x: jax.Array,
+    kernel: jax.Array,
+    size: tuple[int, int],
+    *,
+    stride: int,
+    dilation: int,
 ) -> jax.Array:
     """A depthwise convolution without padding; `size` of its result."""
     (height, width), channels = size, x.shape[3]
@@ -245,10 +235,7 @@ def _sum_of_taps(
 def _depthwise_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: _Spec
 ) -> tuple[jax.Array, jax.Array]:
-    if kernel.shape[0] * kernel.shape[1] <= _FEW_TAPS:
-        _, transpose = jax.vjp(lambda x: _depthwise_taps(x, kernel, spec), x)
-        return *transpose(cotangent), _depthwise_kernel_gradient(x, kernel, cotangent, spec)
-    # A depthwise convolution of the cotangent, spread out by the stride, with the kernel turned round.
+    """The image's gradient is a depthwise convolution of the cotangent, spread out by the stride."""
     spread = []
     for axis, (before, _) in enumerate(spec.pads):
         reach = (kernel.shape[axis] - 1) * spec.dilation
@@ -256,12 +243,11 @@ def _depthwise_gradients(
         after = x.shape[axis + 1] + before - covered
         spread.append((reach - before, after, spec.stride - 1))
     spread = lax.pad(cotangent, np.zeros((), x.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
-    size, turned = x.shape[1:3], kernel[::-1, ::-1]
-    x_gradient = _sum_of_taps(spread, turned, size, stride=1, dilation=spec.dilation)
-    # The forward pass has made this copy, and XLA keeps it.
-    padded = jnp.pad(x, ((0, 0), *spec.pads, (0, 0)))
-    unpadded = spec._replace(pads=((0, 0), (0, 0)))
-    return x_gradient, _depthwise_kernel_gradient(padded, kernel, cotangent, unpadded)
+    turned = kernel[::-1, ::-1]
+    return (
+        _sum_of_taps(spread, turned, x.shape[1:3], stride=1, dilation=spec.dilation),
+        _depthwise_kernel_gradient(x, kernel, cotangent, spec),
+    )
 
 
 def _depthwise_kernel_gradient(
@@ -273,89 +259,77 @@ def _depthwise_kernel_gradient(
     (8 x 72 x 72 x 256, 3x3: 140 ms of processor time -> 23 ms).
     """
     images, height, width, channels = cotangent.shape
-    columns = list(_views(x.shape[2], width, kernel.shape[1], spec.pads[1][0], spec))
     taps = list(itertools.product(*map(range, kernel.shape[:2])))
     at_once = next(n for n in (2, 3, 1) if height % n == 0)
+    last = (width - 1) * spec.stride + 1
+    padded = jnp.pad(x, ((0, 0), *spec.pads, (0, 0)))
 
     def row(array: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
         size = (1, 1, *array.shape[2:])
-        found = lax.dynamic_slice(array, (image, index, 0, 0), size)[0, 0]
-        return jnp.where((index >= 0) & (index < array.shape[1]), found.astype(jnp.float32), 0)
+        return lax.dynamic_slice(array, (image, index, 0, 0), size)[0, 0].astype(jnp.float32)
 
     def add(step: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         image, first = step * at_once // height, step * at_once % height
-        for y in (first + r for r in range(at_once)):
-            error = row(cotangent, image, y)
-            starts = [i * spec.dilation - spec.pads[0][0] for i in range(kernel.shape[0])]
-            seen = [row(x, image, y * spec.stride + start) for start in starts]
+        for r in range(at_once):
+            errors = row(cotangent, image, first + r)
+            seen = [
+                row(padded, image, (first + r) * spec.stride + i * spec.dilation)
+                for i in range(kernel.shape[0])
+            ]
             sums = [
-                total + seen[i][columns[j].seen] * error[columns[j].part]
+                total + seen[i][j * spec.dilation :][: last : spec.stride] * errors
                 for total, (i, j) in zip(sums, taps, strict=True)
             ]
         return sums
 
-    zeros = [jnp.zeros((columns[j].count, channels), jnp.float32) for _, j in taps]
+    zeros = [jnp.zeros((width, channels), jnp.float32)] * len(taps)
     sums = lax.fori_loop(0, images * height // at_once, add, zeros)
     return jnp.stack([total.sum(0) for total in sums]).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _atrous_taps(x: jax.Array, kernel: jax.Array, spec: _Spec) -> jax.Array:
-    """A dilated convolution as a matrix product per tap, cropped to the image."""
+    """A dilated convolution (stride 1) as a matrix product per tap, cropped to the image."""
     height, width = _conv_size(x.shape, kernel.shape, spec)
     total = jnp.zeros((x.shape[0], height, width, kernel.shape[3]), jnp.float32)
-    for i, j, rows, columns in _taps(x.shape, kernel.shape, spec):
-        product = _matmul(x[:, rows.seen, columns.seen], kernel[i, j])
-        total += jnp.pad(product, ((0, 0), rows.around, columns.around, (0, 0)))
+    for i in range(kernel.shape[0]):
+        rows = _visible(x.shape[1], height, i * spec.dilation - spec.pads[0][0])
+        for j in range(kernel.shape[1]):
+            columns = _visible(x.shape[2], width, j * spec.dilation - spec.pads[1][0])
+            if rows is None or columns is None:  # this tap sees padding only
+                continue
+            (out_y, in_y, h), (out_x, in_x, w) = rows, columns
+            product = lax.dot_general(
+                x[:, in_y : in_y + h, in_x : in_x + w],
+                kernel[i, j],
+                (((3,), (0,)), ((), ())),
+                preferred_element_type=jnp.float32,
+            )
+            total += jnp.pad(
+                product,
+                (
+                    (0, 0),
+                    (out_y, height - out_y - h),
+                    (out_x, width - out_x - w),
+                    (0, 0),
+                ),
+            )
     return total.astype(x.dtype)
 
 
-class _View(NamedTuple):
-    """The part of an axis that a tap sees, and which part of the result sees it.
-
-    Attributes:
-      seen: of the image.
-      part: of the result.
-      around: how many pixels of the result before and after it see padding.
-      count: how many see the image.
-    """
-
-    seen: slice
-    part: slice
-    around: tuple[int, int]
-    count: int
-
-
-def _taps(
-    image: tuple[int, ...], kernel: tuple[int, ...], spec: _Spec
-) -> Iterator[tuple[int, int, _View, _View]]:
-    """(row, column) of each tap that sees something else than padding, and its views of both axes."""
-    rows, columns = (
-        list(_views(image[axis + 1], out, kernel[axis], spec.pads[axis][0], spec))
-        for axis, out in enumerate(_conv_size(image, kernel, spec))
-    )
-    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        if row.count and column.count:
-            yield i, j, row, column
-
-
-def _views(size: int, out: int, taps: int, before: int, spec: _Spec) -> Iterator[_View]:
-    for tap in range(taps):
-        offset, stride = (
-            tap * spec.dilation - before,
-            spec.stride,
-        )  # pixel y sees y * stride + offset
-        first, last = max(0, -(offset // stride)), min(out - 1, (size - 1 - offset) // stride)
-        if first > last:
-            yield _View(slice(0, 0), slice(0, 0), (0, out), 0)
-            continue
-        seen = slice(first * stride + offset, last * stride + offset + 1, stride)
-        yield _View(seen, slice(first, last + 1), (first, out - 1 - last), last + 1 - first)
+def _visible(size: int, out: int, offset: int) -> tuple[int, int, int] | None:
+    """(first output row, first input row, rows) where output row y sees input row y + offset."""
+    first, last = max(0, -offset), min(out, size - offset)
+    return (first, first + offset, last - first) if last > first else None
 
 
 def _visible_share(image: tuple[int, ...], kernel: tuple[int, ...], spec: _Spec) -> float:
-    """The share of a convolution's products that see the image, not padding."""
-    seen = sum(rows.count * columns.count for _, _, rows, columns in _taps(image, kernel, spec))
-    return seen / math.prod((*kernel[:2], *_conv_size(image, kernel, spec)))
+    """The share of a convolution's (stride 1) products that see the image, not padding."""
+    share = 1.0
+    out = _conv_size(image, kernel, spec)
+    for size, taps, (before, _), length in zip(image[1:3], kernel, spec.pads, out, strict=False):
+        seen = (_visible(size, length, i * spec.dilation - before) for i in range(taps))
+        share *= sum(rows[2] for rows in seen if rows) / (taps * length)
+    return share
 
 
 def _conv_size(image: tuple[int, ...], kernel: tuple[int, ...], spec: _Spec) -> tuple[int, int]:
