@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deeplab_jax import ops
+from deeplab_jax import lowering
 
 Run = Callable[[], object]
 
@@ -68,8 +68,8 @@ def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def plain_xla() -> Iterator[None]:
     """Within, what is traced leaves every convolution to XLA."""
-    native = (ops._native, ops._gradient_of(ops._native))
-    with unittest.mock.patch.object(ops, "_cpu_forms", return_value=native):
+    native = (lowering.native, lowering.gradient_of(lowering.native))
+    with unittest.mock.patch.object(lowering, "cpu_forms", return_value=native):
         yield
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from benchmarks import peers
 from benchmarks.measure import OURS, Case, Result, check, difference, measure
 from benchmarks.report import report, table
-from deeplab_jax import ops
+from deeplab_jax import lowering, ops
 
 
 def test_contestants_take_turns_after_one_run_that_does_not_count():
@@ -60,11 +60,11 @@ def test_the_record_says_what_was_measured_and_names_no_machine(tmp_path):
 
 def test_plain_models_leave_every_convolution_to_xla():
     x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
-    spec = ops._Spec(1, 1, ((1, 1), (1, 1)), 2)
+    spec = lowering.Spec(1, 1, ((1, 1), (1, 1)), 2)
     with peers.plain_xla():
-        assert ops._cpu_forms(x.shape, kernel.shape, spec)[0] is ops._native
+        assert lowering.cpu_forms(x.shape, kernel.shape, spec)[0] is lowering.native
         plain = ops.conv(x, kernel, padding=1, groups=2)
-    assert ops._cpu_forms(x.shape, kernel.shape, spec)[0] is not ops._native
+    assert lowering.cpu_forms(x.shape, kernel.shape, spec)[0] is not lowering.native
     native = lax.conv_general_dilated(
         x,
         kernel,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jax import lax
 
-from deeplab_jax import ops
+from deeplab_jax import lowering, ops
 
 
 def normal(*shape, seed=0):
@@ -109,27 +109,27 @@ def test_conv_and_its_gradients_equal_torch(case):
 
 
 def spec_of(pads, *, stride=1, dilation=1, groups=1):
-    return ops._Spec(stride, dilation, pads, groups)
+    return lowering.Spec(stride, dilation, pads, groups)
 
 
 @pytest.mark.parametrize(
     ("form", "kernel_shape", "spec"),
     [
-        (ops._depthwise_taps, (5, 3, 1, 6), spec_of(((0, 3), (2, 0)), stride=2, groups=6)),
-        (ops._depthwise_taps, (3, 3, 1, 6), spec_of(((4, 1), (0, 7)), dilation=3, groups=6)),
-        (ops._depthwise_taps, (2, 4, 1, 6), spec_of(((9, 0), (1, 6)), stride=3, groups=6)),
-        (ops._pointwise, (1, 1, 6, 4), spec_of(((0, 0), (0, 0)), stride=3)),
-        (ops._atrous_taps, (3, 5, 6, 4), spec_of(((0, 9), (7, 1)), dilation=3)),
-        (ops._atrous_taps, (3, 3, 6, 4), spec_of(((18, 18), (18, 18)), dilation=18)),
-        (ops._atrous_taps, (2, 2, 6, 4), spec_of(((40, 40), (40, 40)), dilation=5)),
+        (lowering.depthwise_taps, (5, 3, 1, 6), spec_of(((0, 3), (2, 0)), stride=2, groups=6)),
+        (lowering.depthwise_taps, (3, 3, 1, 6), spec_of(((4, 1), (0, 7)), dilation=3, groups=6)),
+        (lowering.depthwise_taps, (2, 4, 1, 6), spec_of(((9, 0), (1, 6)), stride=3, groups=6)),
+        (lowering.pointwise, (1, 1, 6, 4), spec_of(((0, 0), (0, 0)), stride=3)),
+        (lowering.atrous_taps, (3, 5, 6, 4), spec_of(((0, 9), (7, 1)), dilation=3)),
+        (lowering.atrous_taps, (3, 3, 6, 4), spec_of(((18, 18), (18, 18)), dilation=18)),
+        (lowering.atrous_taps, (2, 2, 6, 4), spec_of(((40, 40), (40, 40)), dilation=5)),
     ],
 )
 def test_the_forms_for_cpu_equal_xlas_own_convolution(form, kernel_shape, spec):
     # Asymmetric padding, unequal kernel sides and padding wider than the image: more than `conv`'s
     # callers ask for, so that the forms are right in general.
     x, kernel = jnp.asarray(normal(2, 9, 11, 6)), jnp.asarray(normal(*kernel_shape, seed=1))
-    assert ops._cpu_forms(x.shape, kernel.shape, spec)[0] is form
-    native = functools.partial(ops._native, spec=spec)
+    assert lowering.cpu_forms(x.shape, kernel.shape, spec)[0] is form
+    native = functools.partial(lowering.native, spec=spec)
     cotangent = jnp.asarray(normal(*jax.eval_shape(native, x, kernel).shape, seed=2))
     # On CPU `conv` is the form with its own gradients.
     ours = value_and_gradients(lambda *a: ops._conv(*a, spec), cotangent, x, kernel)

@@ -1,0 +1,342 @@
+"""How convolutions and poolings run: as XLA's own on TPU and GPU, in other forms on CPU.
+
+On CPU XLA's own convolution is many times slower than it need be for those that DeepLab is made of, and
+its gradients more so:
+
+* depthwise: a sum of shifted images times a weight each, which XLA fuses into one loop
+  (144 channels, 129 x 129: 43 ms -> 2 ms);
+* atrous (dilated): one matrix product per tap over the part of the image that the tap really
+  sees. At large rates most taps look at padding only, and that work disappears
+  (2048 -> 256, rate 18 on 33 x 33: 165 ms -> 60 ms);
+* 1x1: one matrix product, for the sake of its gradients;
+* max pooling: its gradient.
+
+All are measured by `python -m benchmarks ops`.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def output_size(
+    size: int, kernel_size: int, *, stride: int = 1, dilation: int = 1, padding: int = 0
+) -> int:
+    """Rows (or columns) that a convolution or pooling of `size` rows gives.
+
+    floor((size + 2 padding - dilation (kernel_size - 1) - 1) / stride) + 1
+    """
+    return (size + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
+
+
+def by_platform(on_cpu, default, static, *arguments):
+    """`form(*arguments, static)` of the one that is for the platform."""
+    on_cpu, default = (lambda *a, form=form: form(*a, static) for form in (on_cpu, default))
+    return lax.platform_dependent(*arguments, cpu=on_cpu, default=default)
+
+
+# ---------------------------------------------------------------------------- convolution
+
+
+class Spec(NamedTuple):
+    """The static part of a convolution; hashable, so that it can be an argument of `custom_vjp`."""
+
+    stride: int
+    dilation: int
+    pads: Pads
+    groups: int
+
+
+def gradient_of(form):
+    """The gradients of x and kernel by differentiating `form`."""
+
+    def gradient(x, kernel, cotangent, spec):
+        _, transpose = jax.vjp(functools.partial(form, spec=spec), x, kernel)
+        return transpose(cotangent)
+
+    return gradient
+
+
+def cpu_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec):
+    """What is fastest on CPU, from the shapes alone: a convolution and its gradients."""
+    if spec.groups == image[-1] == kernel[-1] and kernel[2] == 1:
+        return depthwise_taps, depthwise_gradients
+    if spec.groups == 1 and kernel[:2] == (1, 1) and spec.pads == ((0, 0), (0, 0)):
+        return pointwise, gradient_of(pointwise)
+    # Cropping copies each tap's part of the image, and pays where less than `cropped` of it is seen:
+    # 2048 -> 256 on 64 x 64 at rates 12, 24, 36 (0.77, 0.56, 0.39 seen) takes 272, 267, 250 ms of one
+    # core by XLA's own form and 305, 230, 147 ms cropped; of both gradients at 0.58, 180 and 140 ms.
+    share = _visible_share(image, kernel, spec) if spec.groups == spec.stride == 1 else 1.0
+    forward, gradient = (atrous_taps if share < cropped else native for cropped in (0.6, 0.8))
+    return forward, gradient_of(gradient)
+
+
+def native(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
+    """XLA's own convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(spec.stride, spec.stride),
+        padding=spec.pads,
+        rhs_dilation=(spec.dilation, spec.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=spec.groups,
+    )
+
+
+def pointwise(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
+    """A 1x1 convolution as one matrix product."""
+    x = x[:, :: spec.stride, :: spec.stride]
+    # Of two axes: given more, XLA would copy the transpose that the kernel's gradient begins with.
+    y = lax.dot(x.reshape(-1, x.shape[3]), kernel[0, 0], preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:3], -1).astype(x.dtype)
+
+
+_FEW_TAPS = 9
+
+
+def depthwise_taps(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
+    """A depthwise convolution as one multiply-add per tap over a shifted view of the image.
+
+    XLA makes one loop of it. Zeros around each tap's product, which that loop makes up as it goes, are
+    twice as fast as a copy of the image with zeros around it, as long as the taps are few.
+    """
+    if kernel.shape[0] * kernel.shape[1] > _FEW_TAPS:
+        padded = jnp.pad(x, ((0, 0), *spec.pads, (0, 0)))
+        size = _conv_size(x.shape, kernel.shape, spec)
+        return _sum_of_taps(padded, kernel, size, stride=spec.stride, dilation=spec.dilation)
+    height, width = _conv_size(x.shape, kernel.shape, spec)
+    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), jnp.float32)
+    for i, j, rows, columns in _taps(x.shape, kernel.shape, spec):
+        seen = x[:, rows.seen, columns.seen].astype(jnp.float32)
+        product = seen * kernel[i, j, 0].astype(jnp.float32)
+        total += jnp.pad(product, ((0, 0), rows.around, columns.around, (0, 0)))
+    return total.astype(x.dtype)
+
+
+def _sum_of_taps(
+    x: jax.Array, kernel: jax.Array, size: tuple[int, int], *, stride: int, dilation: int
+) -> jax.Array:
+    """A depthwise convolution without padding; `size` of its result."""
+    (height, width), channels = size, x.shape[3]
+    total = jnp.zeros((x.shape[0], height, width, channels), jnp.float32)
+    for i in range(kernel.shape[0]):
+        rows = slice(i * dilation, i * dilation + (height - 1) * stride + 1, stride)
+        for j in range(kernel.shape[1]):
+            columns = slice(j * dilation, j * dilation + (width - 1) * stride + 1, stride)
+            total += x[:, rows, columns].astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32)
+    return total.astype(x.dtype)
+
+
+def depthwise_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `depthwise_taps`."""
+    if kernel.shape[0] * kernel.shape[1] <= _FEW_TAPS:
+        _, transpose = jax.vjp(lambda x: depthwise_taps(x, kernel, spec), x)
+        return *transpose(cotangent), _depthwise_kernel_gradient(x, kernel, cotangent, spec)
+    # A depthwise convolution of the cotangent, spread out by the stride, with the kernel turned round.
+    spread = []
+    for axis, (before, _) in enumerate(spec.pads):
+        reach = (kernel.shape[axis] - 1) * spec.dilation
+        covered = (cotangent.shape[axis + 1] - 1) * spec.stride + 1
+        after = x.shape[axis + 1] + before - covered
+        spread.append((reach - before, after, spec.stride - 1))
+    spread = lax.pad(cotangent, np.zeros((), x.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+    size, turned = x.shape[1:3], kernel[::-1, ::-1]
+    x_gradient = _sum_of_taps(spread, turned, size, stride=1, dilation=spec.dilation)
+    # The forward pass has made this copy, and XLA keeps it.
+    padded = jnp.pad(x, ((0, 0), *spec.pads, (0, 0)))
+    unpadded = spec._replace(pads=((0, 0), (0, 0)))
+    return x_gradient, _depthwise_kernel_gradient(padded, kernel, cotangent, unpadded)
+
+
+def _depthwise_kernel_gradient(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec
+) -> jax.Array:
+    """Sums over rows, few at a time: the sums of all taps, `[W, C]` each, stay in the cache.
+
+    One sum over the image per tap would read the image and the cotangent from memory once for each
+    (8 x 72 x 72 x 256, 3x3: 140 ms of processor time -> 23 ms).
+    """
+    images, height, width, channels = cotangent.shape
+    columns = list(_views(x.shape[2], width, kernel.shape[1], spec.pads[1][0], spec))
+    taps = list(itertools.product(*map(range, kernel.shape[:2])))
+    at_once = next(n for n in (2, 3, 1) if height % n == 0)
+
+    def row(array: jax.Array, image: jax.Array, index: jax.Array) -> jax.Array:
+        size = (1, 1, *array.shape[2:])
+        found = lax.dynamic_slice(array, (image, index, 0, 0), size)[0, 0]
+        return jnp.where((index >= 0) & (index < array.shape[1]), found.astype(jnp.float32), 0)
+
+    def add(step: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        image, first = step * at_once // height, step * at_once % height
+        for y in (first + r for r in range(at_once)):
+            error = row(cotangent, image, y)
+            starts = [i * spec.dilation - spec.pads[0][0] for i in range(kernel.shape[0])]
+            seen = [row(x, image, y * spec.stride + start) for start in starts]
+            sums = [
+                total + seen[i][columns[j].seen] * error[columns[j].part]
+                for total, (i, j) in zip(sums, taps, strict=True)
+            ]
+        return sums
+
+    zeros = [jnp.zeros((columns[j].count, channels), jnp.float32) for _, j in taps]
+    sums = lax.fori_loop(0, images * height // at_once, add, zeros)
+    return jnp.stack([total.sum(0) for total in sums]).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def atrous_taps(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
+    """A dilated convolution as a matrix product per tap, cropped to the image."""
+    height, width = _conv_size(x.shape, kernel.shape, spec)
+    total = jnp.zeros((x.shape[0], height, width, kernel.shape[3]), jnp.float32)
+    for i, j, rows, columns in _taps(x.shape, kernel.shape, spec):
+        # Not of two axes as in `pointwise`: XLA cannot reshape the crop if its rows are sharded.
+        product = lax.dot_general(
+            x[:, rows.seen, columns.seen],
+            kernel[i, j],
+            (((3,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        total += jnp.pad(product, ((0, 0), rows.around, columns.around, (0, 0)))
+    return total.astype(x.dtype)
+
+
+class _View(NamedTuple):
+    """The part of an axis that a tap sees, and which part of the result sees it.
+
+    Attributes:
+      seen: of the image.
+      part: of the result.
+      around: how many pixels of the result before and after it see padding.
+      count: how many see the image.
+    """
+
+    seen: slice
+    part: slice
+    around: tuple[int, int]
+    count: int
+
+
+def _taps(
+    image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec
+) -> Iterator[tuple[int, int, _View, _View]]:
+    """(row, column) of each tap that sees something else than padding, and its views of both axes."""
+    rows, columns = (
+        list(_views(image[axis + 1], out, kernel[axis], spec.pads[axis][0], spec))
+        for axis, out in enumerate(_conv_size(image, kernel, spec))
+    )
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        if row.count and column.count:
+            yield i, j, row, column
+
+
+def _views(size: int, out: int, taps: int, before: int, spec: Spec) -> Iterator[_View]:
+    for tap in range(taps):
+        offset, stride = (
+            tap * spec.dilation - before,
+            spec.stride,
+        )  # pixel y sees y * stride + offset
+        first, last = max(0, -(offset // stride)), min(out - 1, (size - 1 - offset) // stride)
+        if first > last:
+            yield _View(slice(0, 0), slice(0, 0), (0, out), 0)
+            continue
+        seen = slice(first * stride + offset, last * stride + offset + 1, stride)
+        yield _View(seen, slice(first, last + 1), (first, out - 1 - last), last + 1 - first)
+
+
+def _visible_share(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> float:
+    """The share of a convolution's products that see the image, not padding."""
+    seen = sum(rows.count * columns.count for _, _, rows, columns in _taps(image, kernel, spec))
+    return seen / math.prod((*kernel[:2], *_conv_size(image, kernel, spec)))
+
+
+def _conv_size(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> tuple[int, int]:
+    height, width = (
+        output_size(n + sum(pads), k, stride=spec.stride, dilation=spec.dilation)
+        for n, k, pads in zip(image[1:3], kernel[:2], spec.pads, strict=True)
+    )
+    return height, width
+
+
+# ---------------------------------------------------------------------------- max pooling
+
+
+class Window(NamedTuple):
+    """The static part of a pooling."""
+
+    kernel_size: int
+    stride: int
+    padding: int
+
+
+def reduce_window(x: jax.Array, window: Window) -> jax.Array:
+    """XLA's own max pooling."""
+    around = (window.padding, window.padding)
+    return lax.reduce_window(
+        x,
+        np.asarray(-np.inf, x.dtype),  # traced, a jnp array would have no gradient rule
+        lax.max,
+        (1, window.kernel_size, window.kernel_size, 1),
+        (1, window.stride, window.stride, 1),
+        ((0, 0), around, around, (0, 0)),
+    )
+
+
+def max_of_taps(x: jax.Array, window: Window) -> jax.Array:
+    """Max pooling as the maximum of shifted views."""
+    return functools.reduce(jnp.maximum, _taps_of(x, window))
+
+
+def _taps_of(x: jax.Array, window: Window) -> Iterator[jax.Array]:
+    """What each place of the window sees, `[B, H', W', C]`."""
+    kernel_size, stride, padding = window
+    around = (padding, padding)
+    size = [output_size(n, kernel_size, stride=stride, padding=padding) for n in x.shape[1:3]]
+    x = jnp.pad(x, ((0, 0), around, around, (0, 0)), constant_values=-np.inf)
+    for place in itertools.product(range(kernel_size), repeat=2):
+        rows, columns = (
+            slice(first, first + (n - 1) * stride + 1, stride)
+            for first, n in zip(place, size, strict=True)
+        )
+        yield x[:, rows, columns]
+
+
+def max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> jax.Array:
+    """To the first of equals in a window. XLA's own carries a position along with every value.
+
+    (4 x 129 x 129 x 64: 93 ms of processor time -> 25 ms.)
+    """
+    kernel_size, stride, padding = window
+    best = max_of_taps(x, window)
+    winner = jnp.full(best.shape, -1, jnp.int32)
+    for place, seen in reversed(list(enumerate(_taps_of(x, window)))):
+        winner = jnp.where(seen == best, place, winner)
+    # Spread out by the stride, the windows of an input pixel are neighbours.
+    reach = kernel_size - 1
+    height, width = x.shape[1:3]
+    spread = [
+        (reach - padding, n + padding - (out - 1) * stride - 1, stride - 1)
+        for n, out in zip((height, width), best.shape[1:3], strict=True)
+    ]
+    spread = ((0, 0, 0), *spread, (0, 0, 0))
+    cotangent = lax.pad(cotangent, np.zeros((), x.dtype), spread)
+    winner = lax.pad(winner, np.int32(-1), spread)
+    total = jnp.zeros(x.shape, jnp.float32)
+    for place, (i, j) in enumerate(itertools.product(range(kernel_size), repeat=2)):
+        rows, columns = (
+            slice(reach - i, reach - i + height),
+            slice(reach - j, reach - j + width),
+        )
+        won = winner[:, rows, columns] == place
+        total += jnp.where(won, cotangent[:, rows, columns].astype(jnp.float32), 0)
+    return total.astype(x.dtype)
