@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deeplab_jax import Config, FCNConfig, ResNetConfig, build, load, save
+from deeplab_jax import Config, FCNConfig, MobileNetV2Config, ResNetConfig, build, load, save
 from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.layers import BatchNorm
@@ -97,6 +97,14 @@ def test_an_imagenet_folder_gives_backbone_and_preprocessing(classifier):
         if name.startswith("backbone."):
             np.testing.assert_array_equal(value, source[name][...], err_msg=name)
     assert start.origin.endswith("new weights in head")
+
+
+def test_the_last_layer_of_an_imagenet_network_is_left_out(tmp_path):
+    config = Config(MobileNetV2Config(last_conv=True), ClassifierConfig(), 10)
+    folder = save(fill(build(config), nnx.Rngs(1)), tmp_path / "model")
+    start = start_of(init=folder)
+    assert start.model.config.backbone == MobileNetV2Config()
+    assert start.params["head.aspp.pool.conv.kernel"].shape[2] == 320
 
 
 def test_a_segmentation_folder_keeps_its_head_but_for_another_number_of_classes(tmp_path):
