@@ -51,11 +51,14 @@ CHIPS = {
 }
 """From Google's pages on its TPUs' system architecture."""
 
+_KINDS = 6  # of operations that are listed
+
 _BYTES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
 _COLLECTIVE = re.compile(
-    r"= (?P<shapes>\(?[^=]*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|"
+    r"= (?P<shapes>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|"
     r"all-to-all)(?:-start)?\("
 )
+_ESTIMATE = re.compile(r'op_name="(?P<path>[^"]*)".*"estimated_cycles":"(?P<cycles>[0-9]+)"')
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<sides>[0-9,]*)\]")
 
 
@@ -65,7 +68,7 @@ def tpu(
     crop: int = 513,
     batch_per_chip: int = 16,
     space: int = 1,
-    batch_norm: Literal["global", "local"] = "global",
+    batch_norm: Literal["global", "local"] | int = "global",
     fsdp: bool = False,
     remat: bool = False,
     out: Path | None = None,
@@ -78,7 +81,7 @@ def tpu(
       crop: Rows and columns of the images.
       batch_per_chip: Examples for each chip; with `space`, for each `space` of them.
       space: Shards of an image's rows.
-      batch_norm: Whose statistics normalise.
+      batch_norm: Whose statistics normalise, as a training's --model.batch-norm.
       fsdp: Shard parameters.
       remat: Compute norms and activations again in the backward pass.
       out: A JSON file to write the numbers to.
@@ -145,6 +148,7 @@ def cost(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
         "temporary_bytes": memory.temp_size_in_bytes,
         "memory_bytes": chip.memory,
         "collectives": collectives(compiled.as_text()),
+        "estimated_cycles": estimated_cycles(compiled.as_text()),
     }
 
 
@@ -155,6 +159,21 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
         found[match["kind"]]["count"] += 1
         found[match["kind"]]["bytes"] += sum(_sizes(match["shapes"]))
     return dict(sorted(found.items()))
+
+
+def estimated_cycles(program: str) -> dict[str, int]:
+    """The compiler's estimate for each kind of operation in the text of a program, the longest first.
+
+    What is fused goes by the operation that the fusion is named after: a batch norm's sums that are made
+    while a convolution writes its result are the convolution's.
+    """
+    found: dict[str, int] = collections.defaultdict(int)
+    for line in program[program.index("\nENTRY") :].splitlines():
+        if match := _ESTIMATE.search(line):
+            path = match["path"]
+            way = ", backward" if "transpose(" in path else "" if "jvp(" in path else ", update"
+            found[path.rpartition("/")[2] + way] += int(match["cycles"])
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _sizes(shapes: str) -> Iterator[int]:
@@ -182,4 +201,10 @@ def _table(numbers: dict[str, Any], title: str) -> Table:
     )
     for kind, total in numbers["collectives"].items():
         table.add_row(kind, f"{total['count']}, {total['bytes'] / 1e6:.1f} MB")
+    cycles = numbers["estimated_cycles"]
+    table.add_row(
+        "compiler's estimate", f"{sum(cycles.values()) / 1e6:.0f} million cycles, of them"
+    )
+    for kind, count in list(cycles.items())[:_KINDS]:
+        table.add_row("", f"{100 * count / sum(cycles.values()):.0f} % {kind}")
     return table

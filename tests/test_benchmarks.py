@@ -12,6 +12,7 @@ from jax import lax
 from benchmarks import peers
 from benchmarks.measure import OURS, Case, Result, check, difference, measure
 from benchmarks.report import report, table
+from benchmarks.tpu import collectives, estimated_cycles
 from deeplab_jax import lowering, ops
 
 
@@ -74,3 +75,24 @@ def test_plain_models_leave_every_convolution_to_xla():
         feature_group_count=2,
     )
     np.testing.assert_array_equal(plain, native)
+
+
+PROGRAM = """
+%fused { %inner = f32[2]{0} add(%a, %b), metadata={op_name="no"}, x={"estimated_cycles":"7"} }
+
+ENTRY %main {
+  %one = f32[]{:T(128)} all-reduce(%x), metadata={op_name="step/jvp()/reduce_sum"}
+  %many = (f32[64]{0:T(128)}, bf16[2,3]{1,0}, f32[1]{0}, /*index=5*/f32[5]{0}) all-reduce-start(%x, %y)
+  %conv = bf16[8]{0} fusion(%x), metadata={op_name="step/jvp()/conv"}, c={"estimated_cycles":"30"}
+  %back = bf16[8]{0} fusion(%x), metadata={op_name="step/transpose(jvp())/conv"}, c={"estimated_cycles":"50"}
+  %also = bf16[8]{0} fusion(%x), metadata={op_name="step/jvp()/b/conv"}, c={"estimated_cycles":"4"}
+}
+"""
+
+
+def test_collectives_are_counted_with_those_that_were_merged():
+    assert collectives(PROGRAM) == {"all-reduce": {"count": 2, "bytes": 4 + 4 * 70 + 2 * 6}}
+
+
+def test_the_compilers_estimates_are_added_up_by_operation():
+    assert estimated_cycles(PROGRAM) == {"conv, backward": 50, "conv": 34}

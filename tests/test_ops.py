@@ -330,6 +330,26 @@ def test_max_pool_keeps_bfloat16():
     assert ops.max_pool(jnp.zeros((1, 5, 5, 2), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+# ---------------------------------------------------------------------------- batch norm
+
+
+# A mean 20 deviations from the guess multiplies what a sum of 500 is off, 1e-6, by 20^2; a near one does not.
+@pytest.mark.parametrize(("guess", "tolerance"), [(0.0, 1e-3), (9.7, 3e-6)])
+def test_the_moments_in_one_pass_and_in_two_are_those_of_float64(guess, tolerance):
+    x = 10 + 0.5 * normal(4, 9, 14, 3)
+    axes = (0, 1, 2)
+    exact = x.astype(np.float64)
+    for form in (lowering.moments_in_one_pass, lowering.moments_in_two_passes):
+        mean, var = form(jnp.asarray(x), jnp.full(3, guess), axes)
+        np.testing.assert_allclose(mean, exact.mean(axes, keepdims=True), rtol=1e-6)
+        np.testing.assert_allclose(var, exact.var(axes, keepdims=True), rtol=tolerance)
+
+
+def test_values_that_are_all_the_same_have_no_negative_variance():
+    _, var = lowering.moments_in_one_pass(jnp.full((2, 3, 1), 0.1), jnp.zeros(1), (0, 1))
+    assert 0 <= float(var[0, 0, 0]) < 1e-9
+
+
 # ---------------------------------------------------------------------------- resize
 
 RESIZES = [
@@ -385,6 +405,14 @@ def test_align_corners_keeps_the_corners():
 def test_resize_to_the_same_size_changes_nothing():
     x = jnp.asarray(normal(1, 5, 7, 2))
     assert ops.resize_bilinear(x, (5, 7)) is x
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_forms_of_a_resize_for_cpu_and_tpu_agree(axis):
+    x = jnp.asarray(normal(2, 9, 14, 3))
+    matrix = normal(17, x.shape[axis])
+    ours = lowering.product(x, matrix, axis)
+    assert_near(ours, lowering.product_of_rows(x, matrix, axis), tolerance=1e-6)  # of 14 products
 
 
 def test_resize_computes_in_float32_and_returns_the_dtype_it_got():

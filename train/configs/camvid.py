@@ -16,7 +16,9 @@ CONFIG = TrainConfig(
     run=Path("runs/camvid"),
     data=DataConfig("camvid"),
     augment=AugmentConfig(crop=(288, 288), scales=(0.75, 1.0, 1.0, 1.25, 1.5)),
-    model=ModelConfig("deeplabv3plus_efficientnet_lite0", init=Path("lite0")),
+    model=ModelConfig(
+        "deeplabv3plus_efficientnet_lite0", init=Path("lite0"), batch_norm_momentum=0.1
+    ),
     optim=OptimConfig(
         "adamw", learning_rate=1e-3, weight_decay=1e-2, decay_all=True, backbone_factor=0.3
     ),

@@ -1,5 +1,6 @@
 """What the commands `data` and `prepare` do: look at a data set, and prepare one."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def look(
       name: A data set that has a name, or folder:PATH; without it, the names are listed.
       data_dir: Where prepared data sets are; TFDS's own place by default.
       class_names: Of the labels of a folder.
-      augment: How training would augment; the sheet shows what comes out.
+      augment: How training would augment; the sheet shows what comes out, without the padding of a crop
+        that is larger than the largest picture.
       examples: How many there are on the sheet, picked at random.
       seed: Of what is picked and how it is augmented.
       sheet: Where to write it, a PNG: augmented pictures, each beside its label map.
@@ -51,11 +53,15 @@ def look(
         _print_names(console, data_dir)
         return 0
     dataset = open_dataset(name, data_dir=data_dir, class_names=class_names)
-    for split, source in (("train", dataset.train), ("val", dataset.val)):
-        console.print(f"[bold]{split}[/]: {len(source)} examples, {_sizes(source)}")
+    splits = {"train": dataset.train, "val": dataset.val}
+    sizes = {split: _read_sizes(source) for split, source in splits.items()}
+    for split, source in splits.items():
+        console.print(f"[bold]{split}[/]: {len(source)} examples, {_in_words(sizes[split])}")
     console.print(_frequencies(dataset))
     sheet.parent.mkdir(parents=True, exist_ok=True)
-    write_image(sheet, contact_sheet(dataset, augment, examples=examples, seed=seed))
+    crop = tuple(np.minimum(augment.crop, sizes["train"].max(0)).tolist())
+    shown = dataclasses.replace(augment, crop=crop)
+    write_image(sheet, contact_sheet(dataset, shown, examples=examples, seed=seed))
     console.print(f"{examples} augmented examples: {sheet}")
     return 0
 
@@ -104,8 +110,12 @@ def _print_names(console: Console, data_dir: Path | None) -> None:
     console.print(f"Prepared ones are looked for in {data_dir}", soft_wrap=True, highlight=False)
 
 
-def _sizes(source: Source) -> str:
-    sizes = np.array(list(in_threads(source.size, len(source), "reading sizes")))
+def _read_sizes(source: Source) -> np.ndarray:
+    """Rows and columns of each example, `[N, 2]`."""
+    return np.array(list(in_threads(source.size, len(source), "reading sizes")))
+
+
+def _in_words(sizes: np.ndarray) -> str:
     low, high = sizes.min(0), sizes.max(0)
     if (low == high).all():
         return f"all {low[1]} x {low[0]}"
