@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks import peers
 from benchmarks.measure import OURS, PLAIN, Case, check, difference, measure
 from benchmarks.report import report
-from deeplab_jax import compiler_options, create
+from deeplab_jax import compiler_options, create, fold_batch_norm
 from port import load_torch
 
 MODELS = {
@@ -63,7 +63,7 @@ def _case(name: str, make: Callable, shape: tuple[int, ...], compile: bool) -> C
         model = create("deeplabv3plus_xception65", rngs=nnx.Rngs(0), **SMP_HEAD)
         model.eval()
     theirs = peers.inference_runs(module, images, compile=compile)
-    runs = {OURS: _run(model, images, compiler_options())}
+    runs = {OURS: _run(fold_batch_norm(model), images, compiler_options())}  # as `predict` does
     with peers.plain_xla():
         runs[PLAIN] = _run(model, images, None)
     found = None

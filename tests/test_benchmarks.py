@@ -83,9 +83,9 @@ PROGRAM = """
 ENTRY %main {
   %one = f32[]{:T(128)} all-reduce(%x), metadata={op_name="step/jvp()/reduce_sum"}
   %many = (f32[64]{0:T(128)}, bf16[2,3]{1,0}, f32[1]{0}, /*index=5*/f32[5]{0}) all-reduce-start(%x, %y)
-  %conv = bf16[8]{0} fusion(%x), metadata={op_name="step/jvp()/conv"}, c={"estimated_cycles":"30"}
-  %back = bf16[8]{0} fusion(%x), metadata={op_name="step/transpose(jvp())/conv"}, c={"estimated_cycles":"50"}
-  %also = bf16[8]{0} fusion(%x), metadata={op_name="step/jvp()/b/conv"}, c={"estimated_cycles":"4"}
+  %conv = f32[8] fusion(%x), metadata={op_name="step/jvp()/conv"}, c={"estimated_cycles":"30"}
+  %back = f32[8] fusion(%x), metadata={op_name="step/transpose(jvp())/conv"}, c={"estimated_cycles":"50"}
+  %also = f32[8] fusion(%x), metadata={op_name="step/jvp()/b/conv"}, c={"estimated_cycles":"4"}
 }
 """
 

@@ -333,7 +333,7 @@ def test_max_pool_keeps_bfloat16():
 # ---------------------------------------------------------------------------- batch norm
 
 
-# A mean 20 deviations from the guess multiplies what a sum of 500 is off, 1e-6, by 20^2; a near one does not.
+# A mean 20 deviations from the guess multiplies what a sum of 500 is off, 1e-6, by 20^2.
 @pytest.mark.parametrize(("guess", "tolerance"), [(0.0, 1e-3), (9.7, 3e-6)])
 def test_the_moments_in_one_pass_and_in_two_are_those_of_float64(guess, tolerance):
     x = 10 + 0.5 * normal(4, 9, 14, 3)
