@@ -46,11 +46,10 @@ class Result:
 def measure(cases: Iterable[Case], *, rounds: int) -> Iterator[Result]:
     """The results, one at a time, as a case's models are large."""
     for case in cases:
-        for run in case.runs.values():
-            run()  # first runs allocate, and some libraries tune themselves
         seconds: dict[str, list[float]] = {name: [] for name in case.runs}
         for _ in range(rounds):
             for name, run in case.runs.items():
+                run()  # the memory that the last one gave back has to be fetched again
                 start = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - start)

@@ -244,10 +244,8 @@ def _taps(
 
 def _views(size: int, out: int, taps: int, before: int, spec: Spec) -> Iterator[_View]:
     for tap in range(taps):
-        offset, stride = (
-            tap * spec.dilation - before,
-            spec.stride,
-        )  # pixel y sees y * stride + offset
+        # Pixel y sees y * stride + offset.
+        offset, stride = tap * spec.dilation - before, spec.stride
         first, last = max(0, -(offset // stride)), min(out - 1, (size - 1 - offset) // stride)
         if first > last:
             yield _View(slice(0, 0), slice(0, 0), (0, out), 0)
