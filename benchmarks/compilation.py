@@ -26,7 +26,7 @@ def compilation(
     Args:
       presets: Which models.
       size: Rows and columns of the image.
-      rounds: How often each is compiled.
+      rounds: How often each is timed.
       out: Folder of the JSON and the picture.
     """
     jax.config.update("jax_enable_compilation_cache", False)

@@ -55,7 +55,7 @@ def convolutions(rounds: int = 9, out: Path = Path("benchmarks/results")) -> int
     """Time the convolutions that DeepLab is made of against plain XLA and PyTorch.
 
     Args:
-      rounds: How often each contestant runs.
+      rounds: How often each contestant is timed.
       out: Folder of the JSON and the picture.
     """
     peers.threads()

@@ -43,7 +43,7 @@ def inference(
       models: Which ones.
       size: Rows and columns; segmentation_models_pytorch wants multiples of 16.
       batch: Images at a time.
-      rounds: How often each contestant runs.
+      rounds: How often each contestant is timed.
       compile: Include torch.compile, which needs a C++ compiler.
       out: Folder of the JSON and the picture.
     """

@@ -31,7 +31,7 @@ def input(
     Args:
       crop: Rows and columns of the crops.
       pictures: Of 480 x 360 pixels, PNG, in the epoch.
-      rounds: How often each contestant runs.
+      rounds: How often each contestant is timed.
       out: Folder of the JSON and the picture.
     """
     with TemporaryDirectory() as folder:

@@ -136,6 +136,7 @@ def compile_step(
 def cost(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
     """What the compiler says of a program, for each chip, and the time that it cannot be below."""
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    program = compiled.as_text()
     flops, moved = analysis["flops"], analysis["bytes accessed"]
     seconds = max(flops / chip.flops, moved / chip.bandwidth)
     return {
@@ -147,8 +148,8 @@ def cost(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
         "state_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "memory_bytes": chip.memory,
-        "collectives": collectives(compiled.as_text()),
-        "estimated_cycles": estimated_cycles(compiled.as_text()),
+        "collectives": collectives(program),
+        "estimated_cycles": estimated_cycles(program),
     }
 
 
@@ -202,9 +203,8 @@ def _table(numbers: dict[str, Any], title: str) -> Table:
     for kind, total in numbers["collectives"].items():
         table.add_row(kind, f"{total['count']}, {total['bytes'] / 1e6:.1f} MB")
     cycles = numbers["estimated_cycles"]
-    table.add_row(
-        "compiler's estimate", f"{sum(cycles.values()) / 1e6:.0f} million cycles, of them"
-    )
+    every = sum(cycles.values())
+    table.add_row("compiler's estimate", f"{every / 1e6:.0f} million cycles, of them")
     for kind, count in list(cycles.items())[:_KINDS]:
-        table.add_row("", f"{100 * count / sum(cycles.values()):.0f} % {kind}")
+        table.add_row("", f"{100 * count / every:.0f} % {kind}")
     return table

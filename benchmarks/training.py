@@ -54,7 +54,7 @@ def training(
 
     Args:
       setups: Which ones.
-      rounds: How often each contestant runs.
+      rounds: How often each contestant is timed.
       out: Folder of the JSON and the picture.
     """
     peers.threads()

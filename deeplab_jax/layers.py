@@ -185,7 +185,7 @@ class BatchNorm(nnx.Module):
         if self.groups > 1:  # [B, ...] -> [groups, B / groups, ...]: no shard of the batch is moved
             x = x.reshape(self.groups, -1, *shape[1:])
         axes = tuple(range(self.groups > 1, x.ndim - 1))
-        moments = ops.moments(jax.lax.stop_gradient(x), axes, jax.lax.stop_gradient(self.mean[...]))
+        moments = ops.moments(jax.lax.stop_gradient(x), axes, self.mean[...])
         mean, var = checkpoint_name(moments, "statistics")
         self._update(mean, var * (count / (count - 1)))
         y = ops.batch_norm(x, self.scale[...], self.bias[...], mean, var, axes, self.epsilon)

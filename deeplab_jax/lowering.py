@@ -1,7 +1,7 @@
-"""How convolutions, poolings and the like run: as XLA's own on TPU and GPU, in other forms on CPU.
+"""What runs on which platform: convolutions, max pooling, batch norm's statistics, resize.
 
-On CPU XLA's own convolution is many times slower than it need be for those that DeepLab is made of, and
-its gradients more so:
+A TPU and a GPU have XLA's own convolution and pooling. On CPU they are many times slower than they need be
+for what DeepLab is made of, and their gradients more so:
 
 * depthwise: a sum of shifted images times a weight each, which XLA fuses into one loop
   (144 channels, 129 x 129: 43 ms -> 2 ms);
@@ -9,11 +9,10 @@ its gradients more so:
   sees. At large rates most taps look at padding only, and that work disappears
   (2048 -> 256, rate 18 on 33 x 33: 165 ms -> 60 ms);
 * 1x1: one matrix product, for the sake of its gradients;
-* max pooling: its gradient;
-* batch norm: the mean before the variance;
-* resize: products with fewer, longer rows.
+* max pooling: its gradient.
 
-All are measured by `python -m benchmarks ops`.
+`python -m benchmarks ops` measures the convolutions. Statistics and resize have a form for each too, for
+what memory they read and what layout they ask for.
 """
 
 import functools
@@ -59,10 +58,11 @@ class Spec(NamedTuple):
 
 
 def gradient_of(form):
-    """The gradients of x and kernel by differentiating `form`."""
+    """The gradients of the arrays that `form(*arrays, static)` takes, by differentiating it."""
 
-    def gradient(x, kernel, cotangent, spec):
-        _, transpose = jax.vjp(functools.partial(form, spec=spec), x, kernel)
+    def gradient(*arguments):
+        *arrays, cotangent, static = arguments
+        _, transpose = jax.vjp(lambda *arrays: form(*arrays, static), *arrays)
         return transpose(cotangent)
 
     return gradient
@@ -311,10 +311,11 @@ def _taps_of(x: jax.Array, window: Window) -> Iterator[jax.Array]:
         yield x[:, rows, columns]
 
 
-def max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> jax.Array:
-    """To the first of equals in a window. XLA's own carries a position along with every value.
+def max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> tuple[jax.Array]:
+    """The gradient of x: a window's goes to the first of equals.
 
-    (4 x 129 x 129 x 64: 93 ms of processor time -> 25 ms.)
+    XLA's own carries a position along with every value (4 x 129 x 129 x 64: 93 ms of processor time ->
+    25 ms).
     """
     kernel_size, stride, padding = window
     best = max_of_taps(x, window)
@@ -339,7 +340,7 @@ def max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> 
         )
         won = winner[:, rows, columns] == place
         total += jnp.where(won, cotangent[:, rows, columns].astype(jnp.float32), 0)
-    return total.astype(x.dtype)
+    return (total.astype(x.dtype),)
 
 
 # ---------------------------------------------------------------------------- batch norm

@@ -1,8 +1,8 @@
 """Numeric primitives: convolutions, batch norm, pooling and bilinear resize, as PyTorch defines them.
 
-Arrays are `[B, H, W, C]`, kernels `[kh, kw, C_in / groups, C_out]`. How a convolution or a pooling runs
-depends on the platform, see `lowering`. Which one it is, is decided when the program is lowered, so that
-a program compiled on a laptop for a TPU is the TPU's.
+Arrays are `[B, H, W, C]`, kernels `[kh, kw, C_in / groups, C_out]`. What depends on the platform
+is in `lowering`. Which one it is, is decided when the program is lowered, so that a program compiled on
+a laptop for a TPU is the TPU's.
 """
 
 import functools
@@ -223,11 +223,8 @@ def _max_pool_forward(x, window):
 
 
 def _max_pool_backward(window, x, cotangent):
-    def native(x, cotangent, window):
-        _, transpose = jax.vjp(functools.partial(lowering.reduce_window, window=window), x)
-        return transpose(cotangent)[0]
-
-    return (lowering.by_platform(lowering.max_of_taps_gradient, native, window, x, cotangent),)
+    native = lowering.gradient_of(lowering.reduce_window)
+    return lowering.by_platform(lowering.max_of_taps_gradient, native, window, x, cotangent)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -256,6 +253,7 @@ def resize_bilinear(
     for axis, out in ((2, size[1]), (1, size[0])):  # columns first, while the image is small
         if x.shape[axis] != out:
             matrix = _resize_matrix(x.shape[axis], out, align_corners)
+            # Differentiated as it stands: nothing of a product is kept but its matrix.
             x = lowering.by_platform(lowering.product_of_rows, lowering.product, axis, x, matrix)
     return x
 

@@ -406,3 +406,10 @@ def test_look_prints_tables_and_writes_pictures_beside_their_labels(tmp_path, ca
     example = data.train[int(picked[0])]
     first, _ = augment(example["image"], example["label"], config, rng)
     np.testing.assert_array_equal(pixels[:48, :64], first)
+
+
+def test_the_sheet_leaves_out_the_padding_of_a_crop_larger_than_all_pictures(tmp_path):
+    sheet = tmp_path / "sheet.png"
+    assert look("shapes", data_dir=tmp_path / "data", sheet=sheet, examples=4) == 0
+    with Image.open(sheet) as image:  # two columns of picture, overlay and labels, 128 x 96 each
+        assert image.size == (2 * 3 * 128 + 6, 2 * 96 + 6)
