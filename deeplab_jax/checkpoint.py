@@ -88,7 +88,7 @@ def load(path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32) 
     """
     path = Path(path)
     if not path.exists():
-        raise ModelError(f"{path} does not exist; a model folder is what `deeplab-port` makes")
+        raise ModelError(f"{path} does not exist; `deeplab-port` and trainings make model folders")
     if path.is_file():
         config, read_weights = _read_file(path)
     elif _is_model(path):
@@ -188,12 +188,22 @@ def _read_folder(path: Path):
                     found = {name: array.shape for name, array in metadata.tree.items()}
                     _check_shapes(wanted, found, path)
                 return checkpointer.restore(weights, target)
-            except ModelError:
-                raise
-            except (ValueError, KeyError, OSError) as error:
-                raise ModelError(f"the weights of {path} cannot be read: {error}") from error
+            except Exception as error:
+                reason = why_unreadable(error)
+                if reason is None or isinstance(error, ModelError):
+                    raise
+                raise ModelError(f"the weights of {path} cannot be read: {reason}") from error
 
     return read
+
+
+def why_unreadable(error: Exception) -> Exception | None:
+    """What is wrong with the files, where that is why Orbax could not read them; None elsewhere.
+
+    What tensorstore says of a damaged file, Orbax wraps in an `Exception` of no kind of its own.
+    """
+    reason = error.__cause__ if type(error) is Exception else error
+    return reason if isinstance(reason, ValueError | KeyError | OSError) else None
 
 
 # ---------------------------------------------------------------------------- safetensors

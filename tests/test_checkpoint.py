@@ -305,6 +305,18 @@ def test_a_folder_that_lost_its_weights_is_an_error(tmp_path):
         load(path)
 
 
+def test_only_what_is_wrong_with_files_makes_weights_unreadable():
+    # Reads that Orbax leaves behind disturb the tests after this one: see test_train_checkpoint for a
+    # file that is really cut short.
+    wrapped = Exception("while reading")
+    wrapped.__cause__ = ValueError("OUT_OF_RANGE")
+    assert checkpoint.why_unreadable(wrapped) is wrapped.__cause__
+    missing = OSError("no file")
+    assert checkpoint.why_unreadable(missing) is missing
+    assert checkpoint.why_unreadable(RuntimeError("out of memory")) is None
+    assert checkpoint.why_unreadable(Exception("no cause")) is None
+
+
 OTHERS = {
     "another shape": dataclasses.replace(CONFIG, num_classes=4, class_names=None),
     "more of them": CONFIG.override(rates=(1, 3, 5), channels=4),

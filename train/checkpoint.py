@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from deeplab_jax.checkpoint import why_unreadable
 from train.config import CheckpointConfig
 
 BEST = "miou"
 
 
 class CheckpointError(OSError):
-    """A checkpoint that cannot be written; those that are there already are whole."""
+    """A checkpoint that cannot be written, while those that are there are whole, or cannot be read."""
 
 
 class Checkpoints:
@@ -71,8 +72,21 @@ class Checkpoints:
             )
 
     def restore(self, step: int, shapes: Any) -> Any:
-        """The state of a step, laid out as the shardings of `shapes` say, on whatever devices."""
-        return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        """The state of a step, laid out as the shardings of `shapes` say, on whatever devices.
+
+        Raises CheckpointError if its files are damaged, or those of another model.
+        """
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        except Exception as error:
+            if (reason := why_unreadable(error)) is None:
+                raise
+            folder = self._manager.directory / str(step)
+            before = max((s for s in self._manager.all_steps() if s != step), default=0)
+            raise CheckpointError(
+                f"{folder} cannot be read: {reason}. It is damaged, or of another model: choose another "
+                f"--run, or remove it to go on from step {before}"
+            ) from error
 
     def preempted(self, step: int) -> bool:
         """Whether this run has been told to end (SIGTERM on any of its hosts): then, at the same step
