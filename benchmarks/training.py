@@ -73,9 +73,10 @@ def _case(setup: Setup) -> Case:
     for part in module.modules():
         if isinstance(part, nn.Dropout):  # it draws differently on either side
             part.p = 0.0
-        if hasattr(part, "drop_prob"):  # timm's stochastic depth, which we have not
+        if hasattr(part, "drop_prob"):  # timm's stochastic depth
             part.drop_prob = 0.0
-    model = load_torch(peers.state_of(module), dropout=0.0)
+    still = {"drop_path": 0.0} if "efficientnet" in setup.encoder else {}
+    model = load_torch(peers.state_of(module), dropout=0.0, **still)
     model.train()
     runs = {OURS: _run(model, batch, setup, compiler_options())}
     with peers.plain_xla():

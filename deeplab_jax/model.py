@@ -37,8 +37,8 @@ from deeplab_jax.layers import BatchNorm, Normal
 class SegmentationModel(nnx.Module):
     """A backbone, a head and perhaps an auxiliary head: images -> logits at their size.
 
-    The backbone is any module that turns images into a dict of features and says in `channels` how
-    many channels each has; the head reads those that it names.
+    The backbone is any module `(images, *, rngs)` that turns images into a dict of features and says in
+    `channels` how many channels each has; the head reads those that it names.
 
     Args:
       backbone: for example `ResNet(ResNetConfig(), rngs=rngs)`, or a module of your own.
@@ -82,22 +82,22 @@ class SegmentationModel(nnx.Module):
 
         Args:
           images: see `preprocessing.normalize`.
-          rngs: for dropout, in training only: `nnx.Rngs(dropout=key)`.
+          rngs: for dropout and stochastic depth, in training only: `nnx.Rngs(dropout=key)`.
         """
-        logits = self._head(self.head, self.features(images), rngs)
+        logits = self._head(self.head, self.features(images, rngs=rngs), rngs)
         return self.resize(logits, images.shape[1:3])
 
     def with_aux(
         self, images: jax.Array, *, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
         """Logits of the head and of the auxiliary head (None without one), each at its own size."""
-        features = self.features(images)
+        features = self.features(images, rngs=rngs)
         aux = None if self.aux_head is None else self._head(self.aux_head, features, rngs)
         return self._head(self.head, features, rngs), aux
 
-    def features(self, images: jax.Array) -> dict[str, jax.Array]:
+    def features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         """The backbone's features, without gradient where the backbone is frozen."""
-        features = self.backbone(jnp.asarray(images).astype(self.dtype))
+        features = self.backbone(jnp.asarray(images).astype(self.dtype), rngs=rngs)
         return jax.lax.stop_gradient(features) if self.backbone_frozen else features
 
     def resize(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -286,9 +286,12 @@ def group_batch_norm(module: nnx.Module, groups: int) -> None:
 
 
 def freeze_backbone(model: SegmentationModel) -> None:
-    """Trains the heads alone: no gradient reaches the backbone, and its statistics stay.
+    """Trains the heads alone: no gradient reaches the backbone, its statistics stay, it drops nothing.
 
     The gradients of its parameters are zero; keep them from an optimiser that decays weights.
     """
     model.backbone_frozen = True
     freeze_batch_norm(model.backbone)
+    for _, part in nnx.iter_modules(model.backbone):
+        if isinstance(part, nnx.Dropout):
+            part.rate = 0.0

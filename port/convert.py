@@ -34,6 +34,8 @@ TRAINING_ONLY = (
     "decoder_dropout",
     "classifier_dropout",
     "drop_channels",
+    "hidden_dropout",
+    "drop_path",
     "norm_momentum",
 )
 """Fields of which outputs do not depend; they are no obstacle to going back to PyTorch."""

@@ -23,10 +23,16 @@ from deeplab_jax.backbones import (
     dilation,
     resnet,
 )
-from deeplab_jax.backbones.inverted_residual import Block, last_at_stride
+from deeplab_jax.backbones.inverted_residual import (
+    Block,
+    InvertedResidual,
+    inverted_residuals,
+    last_at_stride,
+)
 from deeplab_jax.config import Config
 from deeplab_jax.heads import FCNConfig
-from deeplab_jax.model import build, fill
+from deeplab_jax.layers import Norm
+from deeplab_jax.model import build, fill, freeze_backbone
 
 SMALL = [
     ResNetConfig(18),
@@ -291,6 +297,54 @@ def test_a_block_that_lost_its_stride_gets_no_shortcut():
 def test_the_last_block_at_a_stride():
     blocks = [Block(3, 8, 8, stride) for stride in (1, 2, 1, 2, 1, 1, 2)]
     assert [last_at_stride(blocks, stride) for stride in (2, 4, 8, 16)] == [0, 2, 5, 6]
+
+
+# ---------------------------------------------------------------------------- stochastic depth
+
+
+def test_stochastic_depth_takes_the_branch_from_whole_images_and_scales_the_rest():
+    block = InvertedResidual(
+        4, Block(3, 8, 4, 1), stride=1, dilation=1, drop_path=0.25, norm=Norm(), rngs=nnx.Rngs(0)
+    )
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((400, 3, 3, 4), np.float32))
+
+    def added():
+        run = nnx.jit(lambda block, x: block(x, rngs=nnx.Rngs(dropout=0)) - x)
+        return np.asarray(run(block, x))
+
+    some = added()
+    gone = (some == 0).all(axis=(1, 2, 3))
+    assert abs(gone.mean() - 0.25) < 0.09  # four deviations of the share among 400
+    block.drop_path.rate = 0.0
+    # A difference of a sum: a few float32 roundings of numbers up to 10.
+    np.testing.assert_allclose(some[~gone], added()[~gone] / 0.75, rtol=0, atol=1e-5)
+
+
+def test_stochastic_depth_grows_linearly_to_the_last_block():
+    blocks = inverted_residuals(
+        4,
+        [Block(3, 8, 4, 1)] * 4,
+        output_stride=32,
+        first_block_dilation="previous",
+        drop_path=0.2,
+        norm=Norm(),
+        rngs=nnx.Rngs(0),
+    )
+    assert [block.drop_path.rate for block in blocks] == pytest.approx([0, 0.05, 0.1, 0.15])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [EfficientNetLiteConfig(drop_path=0.2), MobileViTConfig("xxs", hidden_dropout=0.1)],
+    ids=name_of,
+)
+def test_what_is_random_in_training_asks_for_rngs_unless_frozen(config):
+    model = build(Config(config, FCNConfig(dropout=0.0)))
+    shape = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    with pytest.raises(ValueError, match="no `rngs` argument was provided to Dropout"):
+        nnx.eval_shape(lambda model, x: model(x), model, shape)
+    freeze_backbone(model)
+    nnx.eval_shape(lambda model, x: model(x), model, shape)
 
 
 # Compiling is nearly all that these tests do, and they need no fast code.

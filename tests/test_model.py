@@ -293,7 +293,7 @@ class Backbone(nnx.Module):
         self.low = ConvNormAct(3, 8, 3, stride=4, rngs=rngs)
         self.high = ConvNormAct(8, 12, 3, stride=4, rngs=rngs)
 
-    def __call__(self, images):
+    def __call__(self, images, *, rngs=None):
         low = self.low(images)
         return {"low": low, "high": self.high(low)}
 

@@ -189,7 +189,7 @@ def _smp(
 
 
 def _lite(variant: int, stride: int = 16) -> EfficientNetLiteConfig:
-    return EfficientNetLiteConfig(variant, stride, last_conv="unused")
+    return EfficientNetLiteConfig(variant, stride, last_conv="unused", drop_path=0.2)
 
 
 _v2_smp = MobileNetV2Config(last_conv=True)
@@ -357,6 +357,7 @@ def _elp(variant: int, image_size: int) -> Case:
         same_size=image_size,
         norm_momentum=0.01,
         norm_epsilon=1e-3,
+        drop_path=0.2,
     )
     return _classifier(make, backbone, "efficientnet-lite-pytorch")
 

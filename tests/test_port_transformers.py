@@ -257,7 +257,7 @@ def test_presets_have_the_shapes_of_the_real_sizes(size):
 
 
 def test_every_parameter_of_a_transformer_gets_a_gradient():
-    layer = TransformerLayer(16, epsilon=1e-5, rngs=nnx.Rngs(0))
+    layer = TransformerLayer(16, epsilon=1e-5, dropout=0.0, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(layer)
 
     @jax.jit
@@ -328,8 +328,14 @@ TOLD = {
             "aspp_out_channels": 32,
             "aspp_dropout_prob": 0.2,
             "classifier_dropout_prob": 0.3,
+            "hidden_dropout_prob": 0.15,
         },
-        {"output_stride": 8, "layer_norm_epsilon": 2e-3, "size": "xxs"},
+        {
+            "output_stride": 8,
+            "layer_norm_epsilon": 2e-3,
+            "hidden_dropout": 0.15,
+            "size": "xxs",
+        },
         {"dropout": 0.2, "classifier_dropout": 0.3, "rates": (2, 3, 5), "channels": 32},
     ),
 }

@@ -2,6 +2,7 @@
 
 Each turns images `[B, H, W, C]` into a dict of features: `low`, `mid` and `aux` at strides 4, 8 and
 16 and `high` at the output stride (those with a larger stride than the output stride keep its size).
+What is random in training draws from the `rngs` of the call, as in the heads.
 """
 
 from deeplab_jax.backbones.drn import DRN, DRNConfig

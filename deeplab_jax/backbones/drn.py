@@ -99,7 +99,8 @@ class DRN(nnx.Module):
         widths = {"low": WIDTHS[2], "mid": WIDTHS[3], "aux": WIDTHS[4]}
         return {name: w * expansion for name, w in widths.items()} | {"high": WIDTHS[7]}
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        del rngs  # nothing is random
         x = sequence(self.layer2, sequence(self.layer1, self.layer0(images)))
         low = sequence(self.layer3, x)
         mid = sequence(self.layer4, low)

@@ -106,7 +106,8 @@ class HRNet(nnx.Module):
         widths = stream_channels(self.config.width)
         return {"low": LOW, "mid": widths[1], "aux": widths[2], "high": sum(widths)}
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        del rngs  # nothing is random
         low = sequence(self.layer1, sequence(self.stem, images))
         _, mid, aux = streams = self.stage3(self.stage2((low,)))
         finest, *coarser = self.stage4(streams)

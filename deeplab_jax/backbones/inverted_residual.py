@@ -54,6 +54,7 @@ class InvertedResidual(nnx.Module):
     Args:
       pad_input: pad the *input* of the block instead of the depthwise convolution's, so that the ring
         around the image is what the expansion makes of zeros. VainF's and jfzhang's MobileNetV2 do it.
+      drop_path: rate at which, in training, an image goes through the shortcut alone.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class InvertedResidual(nnx.Module):
         dilation: int,
         padding: ops.Padding | None = None,
         pad_input: bool = False,
+        drop_path: float = 0.0,
         norm: Norm,
         rngs: nnx.Rngs,
     ):
@@ -91,15 +93,16 @@ class InvertedResidual(nnx.Module):
         self.project = ConvNormAct(width, block.channels, activation="none", norm=norm, rngs=rngs)
         # The classification network's stride decides, even where dilation has replaced it.
         self.shortcut = block.stride == 1 and in_channels == block.channels
+        self.drop_path = nnx.Dropout(drop_path, broadcast_dims=(1, 2, 3))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         ring = (self.ring, self.ring)
         y = jnp.pad(x, ((0, 0), ring, ring, (0, 0))) if self.ring else x
         y = y if self.expand is None else self.expand(y)
         y = self.depthwise(y)
         y = y if self.se is None else self.se(y)
         y = self.project(y)
-        return x + y if self.shortcut else y
+        return x + self.drop_path(y, rngs=rngs) if self.shortcut else y
 
 
 def inverted_residuals(
@@ -112,6 +115,7 @@ def inverted_residuals(
     rate_of: Sequence[int] | None = None,
     paddings: Sequence[ops.Padding | None] | None = None,
     pad_input: bool = False,
+    drop_path: float = 0.0,
     norm: Norm,
     rngs: nnx.Rngs,
 ) -> nnx.List:
@@ -120,6 +124,7 @@ def inverted_residuals(
     Args:
       dilated: whether a block has its stage's atrous rate, or none; all have by default.
       rate_of: index of the block whose atrous rate each block takes; its own by default.
+      drop_path: of a block after the last; it grows linearly from 0 at the first.
     """
     plan = dilate(
         [block.stride for block in blocks], output_stride, start=2, first_block=first_block_dilation
@@ -136,6 +141,7 @@ def inverted_residuals(
                 dilation=dilation if dilated is None or dilated[i] else 1,
                 padding=paddings[i] if paddings else None,
                 pad_input=pad_input,
+                drop_path=drop_path * i / len(blocks),
                 norm=norm,
                 rngs=rngs,
             )
@@ -159,12 +165,12 @@ def taps(blocks: Sequence[Block]) -> dict[str, int]:
 
 
 def run(
-    blocks: nnx.List, x: jax.Array, taps: dict[str, int]
+    blocks: nnx.List, x: jax.Array, taps: dict[str, int], *, rngs: nnx.Rngs | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The last block's output, and those of the blocks that `taps` names by their index."""
     outputs = []
     for block in blocks:
-        x = block(x)
+        x = block(x, rngs=rngs)
         outputs.append(x)
     return x, {name: outputs[index] for name, index in taps.items()}
 

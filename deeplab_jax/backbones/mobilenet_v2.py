@@ -129,7 +129,8 @@ class MobileNetV2(nnx.Module):
         channels = {name: blocks[i].channels for name, i in self.taps.items()}
         return channels | {"high": self.high_channels}
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        del rngs  # nothing is random
         high, features = run(self.blocks, self.stem(images), self.taps)
         return features | {"high": self.last(high) if self.config.last_conv is True else high}
 

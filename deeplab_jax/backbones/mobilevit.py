@@ -53,6 +53,7 @@ class MobileViTConfig:
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
       layer_norm_epsilon: of every layer norm.
+      hidden_dropout: rate inside the transformers; the heads have dropout of their own.
     """
 
     kind: ClassVar[str] = "mobilevit"
@@ -62,6 +63,7 @@ class MobileViTConfig:
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
     layer_norm_epsilon: float = 1e-5
+    hidden_dropout: float = 0.1
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -73,10 +75,7 @@ class MobileViTConfig:
 
 
 class MobileViT(nnx.Module):
-    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
-
-    The paper's dropout inside the transformers is left out: the heads have theirs.
-    """
+    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
 
     def __init__(self, config: MobileViTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -115,6 +114,7 @@ class MobileViT(nnx.Module):
                         LAYERS[i - first_transformer],
                         norm=norm,
                         epsilon=config.layer_norm_epsilon,
+                        dropout=config.hidden_dropout,
                         rngs=rngs,
                     )
                 )
@@ -126,8 +126,8 @@ class MobileViT(nnx.Module):
         _, low, mid, aux, high = WIDTHS[self.config.size].stages
         return {"low": low, "mid": mid, "aux": aux, "high": high}
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        high, features = run(self.blocks, self.stem(images), TAPS)
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        high, features = run(self.blocks, self.stem(images), TAPS, rngs=rngs)
         return features | {"high": high}
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
@@ -167,6 +167,7 @@ class MobileViTBlock(nnx.Module):
       layers: of the transformer.
       norm: makes the batch norms.
       epsilon: of the layer norms.
+      dropout: rate on what each half of a transformer's layer adds to its shortcut.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class MobileViTBlock(nnx.Module):
         *,
         norm: Norm,
         epsilon: float,
+        dropout: float,
         rngs: nnx.Rngs,
     ):
         silu = {"activation": "silu", "norm": norm, "rngs": rngs}
@@ -185,20 +187,21 @@ class MobileViTBlock(nnx.Module):
         self.local = ConvNormAct(channels, channels, 3, **silu)
         self.embed = Conv(channels, width, rngs=rngs)
         self.transformer = nnx.List(
-            TransformerLayer(width, epsilon=epsilon, rngs=rngs) for _ in range(layers)
+            TransformerLayer(width, epsilon=epsilon, dropout=dropout, rngs=rngs)
+            for _ in range(layers)
         )
         self.norm = LayerNorm(width, epsilon=epsilon)
         self.project = ConvNormAct(width, channels, **silu)
         self.fuse = ConvNormAct(2 * channels, channels, 3, **silu)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.down(x)
         y = self.embed(self.local(x))
         size = y.shape[1:3]
         whole = tuple(-(-n // PATCH) * PATCH for n in size)  # patches want an even number of pixels
         tokens = unfold(ops.resize_bilinear(y, whole))
         for layer in self.transformer:
-            tokens = layer(tokens)
+            tokens = layer(tokens, rngs=rngs)
         y = ops.resize_bilinear(fold(self.norm(tokens), whole), size)
         return self.fuse(jnp.concatenate([x, self.project(y)], axis=-1))
 
@@ -210,7 +213,7 @@ class TransformerLayer(nnx.Module):
     linear layer is a 1x1 convolution of such an array.
     """
 
-    def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, epsilon: float, dropout: float, rngs: nnx.Rngs):
         linear = {"bias": True, "std": LINEAR_STD, "rngs": rngs}
         self.norm1 = LayerNorm(width, epsilon=epsilon)
         self.query = Conv(width, width, **linear)
@@ -220,12 +223,14 @@ class TransformerLayer(nnx.Module):
         self.norm2 = LayerNorm(width, epsilon=epsilon)
         self.fc1 = Conv(width, 2 * width, **linear)
         self.fc2 = Conv(2 * width, width, **linear)
+        self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.norm1(x)
         y = attend(self.query(y), self.key(y), self.value(y))
-        x = x + self.out(y)
-        return x + self.fc2(jax.nn.silu(self.fc1(self.norm2(x))))
+        x = x + self.dropout(self.out(y), rngs=rngs)
+        y = self.fc2(jax.nn.silu(self.fc1(self.norm2(x))))
+        return x + self.dropout(y, rngs=rngs)
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

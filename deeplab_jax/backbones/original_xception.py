@@ -113,7 +113,8 @@ class OriginalXception(nnx.Module):
         taps = {"low": BLOCKS[0], "mid": BLOCKS[1], "aux": BLOCKS[-2], "high": EXIT}
         return {name: widths[-1] for name, widths in taps.items()}
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        del rngs  # nothing is random
         x = sequence(self.stem, images)
         outputs = []
         for block in self.blocks:

@@ -110,7 +110,8 @@ class ResNet(nnx.Module):
         widths = {"low": 64, "mid": 128, "aux": 256, "high": 512}
         return {name: width * expansion for name, width in widths.items()}
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        del rngs  # nothing is random
         if self.config.stem == "plain":
             x = jax.nn.relu(self.bn1(self.conv1(images)))
         else:

@@ -259,7 +259,8 @@ class Xception(nnx.Module):
         low = BLOCKS[1] if self.config.low == "block2" else BLOCKS[0]
         return {"low": low[1], "mid": BLOCKS[1][-1], "aux": BLOCKS[-2][-1], "high": EXIT[-1]}
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        del rngs  # nothing is random
         block1, block2, *middle, block20 = self.blocks
         x = block1(sequence(self.stem, images))
         inner = block2.begin(x)

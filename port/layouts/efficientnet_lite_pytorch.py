@@ -33,6 +33,7 @@ class EfficientNetLitePytorch(Layout):
             padding="same",
             norm_momentum=0.01,
             norm_epsilon=1e-3,
+            drop_path=0.2,
         )
         config = Config(
             backbone,

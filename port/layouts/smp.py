@@ -137,7 +137,11 @@ def _backbone(shapes: Shapes, output_stride: int) -> BackboneConfig:
         )
     if "conv_stem.weight" in shapes:
         return efficientnet_lite_config(
-            timm_projections(shapes), shapes["conv_stem.weight"][1], last_conv="unused", **fields
+            timm_projections(shapes),
+            shapes["conv_stem.weight"][1],
+            last_conv="unused",
+            drop_path=0.2,
+            **fields,
         )
     raise ValueError(
         "the encoder is not one that we know: resnet18 to resnet152, mobilenet_v2 and "

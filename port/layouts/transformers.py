@@ -205,7 +205,14 @@ class TransformersMobileViT(_Transformers):
     name = "transformers-mobilevit"
     code = "transformers' MobileViTForSemanticSegmentation"
     models = "DeepLabv3 on MobileViT small, x-small and xx-small; options from config.json"
-    choices = ("output_stride", "rates", "layer_norm_epsilon", "dropout", "classifier_dropout")
+    choices = (
+        "output_stride",
+        "rates",
+        "layer_norm_epsilon",
+        "hidden_dropout",
+        "dropout",
+        "classifier_dropout",
+    )
     linear = tuple(
         f"backbone.blocks.{FIRST + i}.transformer.{layer}.{part}"
         for i, layers in enumerate(mobilevit.LAYERS)
@@ -217,6 +224,7 @@ class TransformersMobileViT(_Transformers):
         "output_stride": "output_stride",
         "layer_norm_eps": "layer_norm_epsilon",
         "atrous_rates": "rates",
+        "hidden_dropout_prob": "hidden_dropout",
         "aspp_dropout_prob": "dropout",
         "classifier_dropout_prob": "classifier_dropout",
     }
@@ -279,6 +287,7 @@ class TransformersMobileViT(_Transformers):
                 expand_ratio=float(widths.expansion),
                 output_stride=backbone.output_stride,
                 layer_norm_eps=backbone.layer_norm_epsilon,
+                hidden_dropout_prob=backbone.hidden_dropout,
                 aspp_out_channels=head.channels,
                 atrous_rates=list(head.rates or rates_for(backbone.output_stride)),
                 aspp_dropout_prob=head.dropout,
