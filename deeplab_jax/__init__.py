@@ -37,6 +37,7 @@ from deeplab_jax.heads import (
     LRASPPHead,
     rates_for,
 )
+from deeplab_jax.memory import keep_memory
 from deeplab_jax.model import (
     PRESETS,
     DeepLabV3,
@@ -98,6 +99,7 @@ __all__ = [
     "freeze_backbone",
     "freeze_batch_norm",
     "group_batch_norm",
+    "keep_memory",
     "load",
     "normalize",
     "output_size",

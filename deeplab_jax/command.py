@@ -9,6 +9,8 @@ import platformdirs
 from rich.console import Console
 from rich.markup import escape
 
+from deeplab_jax.memory import keep_memory
+
 BAD_USE = 2
 
 
@@ -18,6 +20,7 @@ def run(command: Callable[[], int]) -> NoReturn:
     All errors that a user can cause are ValueErrors and OSErrors with the way out in their message.
     """
     keep_compiled_programs()
+    keep_memory()
     try:
         status = command()
     except (ValueError, OSError) as error:
