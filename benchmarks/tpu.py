@@ -6,6 +6,7 @@ JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks tpu --topology v5e:4
 
 import collections
 import dataclasses
+import datetime
 import functools
 import json
 import math
@@ -36,17 +37,19 @@ class Chip:
       flops: bfloat16 operations a second at most.
       bandwidth: bytes of its memory a second at most.
       memory: bytes.
+      cores: "megacore" where two of them are one device.
     """
 
     flops: float
     bandwidth: float
     memory: float
+    cores: Literal["default", "megacore"] = "default"
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32e9),
+    "v4": Chip(275e12, 1228e9, 32e9, "megacore"),
     "v5e": Chip(197e12, 819e9, 16e9),
-    "v5p": Chip(459e12, 2765e9, 95e9),
+    "v5p": Chip(459e12, 2765e9, 95e9, "megacore"),
     "v6e": Chip(918e12, 1640e9, 32e9),
 }
 """From Google's pages on its TPUs' system architecture."""
@@ -91,7 +94,9 @@ def tpu(
         raise ValueError(
             f"the topology must begin with one of {', '.join(CHIPS)}, got {topology!r}"
         )
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    devices = topologies.get_topology_desc(
+        topology, platform="tpu", chip_config_name=CHIPS[kind].cores
+    ).devices
     config = TrainConfig(
         model=ModelConfig(preset, dtype="bfloat16", batch_norm=batch_norm, remat=remat),
         optim=OptimConfig("sgd", learning_rate=0.01),
@@ -106,6 +111,7 @@ def tpu(
         asked = {"topology": topology, "chips": len(devices), "preset": preset, "crop": crop}
         asked |= {"batch_per_chip": batch_per_chip, "space": space, "batch_norm": batch_norm}
         asked |= {"fsdp": fsdp, "remat": remat, "jax": jax.__version__}
+        asked |= {"date": datetime.date.today().isoformat()}
         write_text(out, json.dumps(asked | numbers, indent=2) + "\n")
     return 0
 

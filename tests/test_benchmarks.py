@@ -1,7 +1,11 @@
 """Benchmarks: fair turns, honest checks, and a record without names of machines."""
 
+import importlib.util
 import json
+import os
 import platform
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -96,3 +100,26 @@ def test_collectives_are_counted_with_those_that_were_merged():
 
 def test_the_compilers_estimates_are_added_up_by_operation():
     assert estimated_cycles(PROGRAM) == {"conv, backward": 50, "conv": 34}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="without libtpu (pip install 'jax[tpu]') nothing compiles for TPU",
+)
+@pytest.mark.parametrize(("topology", "chips", "space"), [("v5e:4x4", 16, 2), ("v4:4x4x4", 64, 1)])
+def test_the_training_step_compiles_for_a_tpu_slice(topology, chips, space, tmp_path):
+    flags = {"topology": topology, "space": space, "preset": "fcn_resnet18", "crop": 64}
+    flags |= {"batch-per-chip": 2, "out": tmp_path / "tpu.json"}
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks", "tpu"]
+        + [word for name, value in flags.items() for word in (f"--{name}", str(value))],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
+        check=True,
+        capture_output=True,
+    )
+    numbers = json.loads((tmp_path / "tpu.json").read_text())
+    assert numbers["chips"] == chips
+    assert numbers["flops"] > 0
+    kinds = set(numbers["collectives"])
+    assert "all-reduce" in kinds  # of gradients and of the global batch's statistics
+    assert ("collective-permute" in kinds) == (space > 1)  # rows of the neighbours
