@@ -129,7 +129,8 @@ def compile_step(
     state = sharding.with_shardings(
         shapes, sharding.state_shardings(shapes, mesh, fsdp=config.mesh.fsdp)
     )
-    rows = crop + -crop % config.mesh.space
+    stride = start.model.config.backbone.output_stride
+    rows = crop + -crop % sharding.row_multiple(config.mesh, stride)
     pixels = {"image": (config.batch_size, rows, crop, 3), "label": (config.batch_size, rows, crop)}
     batch = sharding.with_shardings(
         {name: jax.ShapeDtypeStruct(shape, np.uint8) for name, shape in pixels.items()},

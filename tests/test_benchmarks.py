@@ -108,7 +108,7 @@ def test_the_compilers_estimates_are_added_up_by_operation():
 )
 @pytest.mark.parametrize(("topology", "chips", "space"), [("v5e:4x4", 16, 2), ("v4:4x4x4", 64, 1)])
 def test_the_training_step_compiles_for_a_tpu_slice(topology, chips, space, tmp_path):
-    flags = {"topology": topology, "space": space, "preset": "fcn_resnet18", "crop": 64}
+    flags = {"topology": topology, "space": space, "preset": "fcn_resnet18", "crop": 65}
     flags |= {"batch-per-chip": 2, "out": tmp_path / "tpu.json"}
     subprocess.run(
         [sys.executable, "-m", "benchmarks", "tpu"]

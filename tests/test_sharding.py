@@ -86,6 +86,11 @@ def test_the_mesh_does_not_change_what_is_learnt(alone, mesh):
         assert off <= 0.1 * np.linalg.norm(expected - first) + 1e-6, name
 
 
+def test_rows_are_padded_so_that_features_at_every_stride_are_cut_evenly():
+    assert 513 + -513 % sharding.row_multiple(MeshConfig(space=2), 16) == 544
+    assert sharding.row_multiple(MeshConfig(), 16) == 1
+
+
 def test_fsdp_shards_what_is_large_and_its_momentum_alike():
     mesh = sharding.make_mesh(MeshConfig())
     shapes = {

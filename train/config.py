@@ -69,7 +69,8 @@ class MeshConfig:
 
     Attributes:
       data: shards of the batch; -1 is all devices that `space` leaves.
-      space: shards of an image's rows, for crops too large for one device.
+      space: shards of an image's rows, for crops too large for one device. Crops are padded to a
+        multiple of this times the output stride, with rows that are ignored.
       fsdp: shard large parameters and their optimiser state over `data` too, instead of keeping a
         copy of them on every device.
     """

@@ -88,7 +88,9 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
         process_count=jax.process_count(),
         threads=config.data.threads,
         workers=config.data.workers,
-        height_multiple=config.mesh.space,
+        height_multiple=sharding.row_multiple(
+            config.mesh, start.model.config.backbone.output_stride
+        ),
         unreadable=config.data.unreadable,
     )
     total = config.steps or math.ceil(config.epochs * len(dataset.train) / config.batch_size)

@@ -75,6 +75,15 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
+def row_multiple(config: MeshConfig, output_stride: int) -> int:
+    """What the rows of crops are padded to a multiple of.
+
+    Features at every stride of the model have to be cut evenly over `space`: where a division leaves a
+    rest, XLA gathers the rows, and all devices of `space` do the whole work.
+    """
+    return config.space * output_stride if config.space > 1 else 1
+
+
 def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
     """Examples over `data`, the rows of images and labels over `space`."""
     pixels = NamedSharding(mesh, P("data", "space"))
