@@ -8,6 +8,7 @@ in eval mode none are needed.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -24,9 +25,6 @@ from deeplab_jax.layers import (
     SeparableConvNormAct,
     global_mean,
 )
-
-CLASSIFIER_STD = 0.01  # of the initial kernels that make logits: all classes start equally likely
-
 
 # ---------------------------------------------------------------------------- configs
 
@@ -255,7 +253,7 @@ class Decoder(nnx.Module):
                 else ConvNormAct(width, channels, 3, bias=bias, rngs=rngs)
             )
         self.dropouts = nnx.List(_dropout(rate, drop_channels) for rate in dropout)
-        self.classifier = Conv(channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+        self.classifier = _classifier(channels, num_classes, rngs)
 
     def __call__(
         self, x: jax.Array, low_level: jax.Array, *, rngs: nnx.Rngs | None = None
@@ -292,7 +290,7 @@ class DeepLabV3Head(nnx.Module):
             ConvNormAct(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
         )
         self.dropout = _dropout(config.classifier_dropout, drop_channels=True)
-        self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+        self.classifier = _classifier(width, num_classes, rngs)
 
     def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.aspp(high, rngs=rngs)
@@ -354,7 +352,7 @@ class FCNHead(nnx.Module):
         width = config.channels or in_channels // 4
         self.conv = ConvNormAct(in_channels, width, 3, rngs=rngs)
         self.dropout = _dropout(config.dropout, config.drop_channels)
-        self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+        self.classifier = _classifier(width, num_classes, rngs)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         return self.classifier(self.dropout(self.conv(x), rngs=rngs))
@@ -378,12 +376,8 @@ class LRASPPHead(nnx.Module):
         self.align_corners = align_corners
         self.cbr = ConvNormAct(in_channels, config.channels, rngs=rngs)
         self.scale = Conv(in_channels, config.channels, rngs=rngs)
-        self.mid_classifier = Conv(
-            mid_channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs
-        )
-        self.high_classifier = Conv(
-            config.channels, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs
-        )
+        self.mid_classifier = _classifier(mid_channels, num_classes, rngs)
+        self.high_classifier = _classifier(config.channels, num_classes, rngs)
 
     def __call__(
         self, high: jax.Array, mid: jax.Array, *, rngs: nnx.Rngs | None = None
@@ -406,7 +400,7 @@ class ClassifierHead(nnx.Module):
         width = config.hidden or in_channels
         self.hidden = Conv(in_channels, width, bias=True, rngs=rngs) if config.hidden else None
         self.dropout = nnx.Dropout(config.dropout)
-        self.classifier = Conv(width, num_classes, bias=True, std=CLASSIFIER_STD, rngs=rngs)
+        self.classifier = _classifier(width, num_classes, rngs)
 
     def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = high if self.hidden is None else ACTIVATIONS[self.activation](self.hidden(high))
@@ -431,6 +425,12 @@ def _aspp(
         drop_channels=config.drop_channels,
         rngs=rngs,
     )
+
+
+def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs) -> Conv:
+    """The 1x1 that makes logits; its first weights are by Glorot's rule, as no ReLU follows."""
+    std = math.sqrt(2 / (channels + num_classes))
+    return Conv(channels, num_classes, bias=True, std=std, rngs=rngs)
 
 
 def _dropout(rate: float, drop_channels: bool) -> nnx.Dropout:

@@ -73,8 +73,7 @@ class Conv(nnx.Module):
       dilation: the atrous rate.
       padding: zeros on each side, see `ops.Padding`; None keeps the size at stride 1, as
         `dilation * (kernel_size - 1) // 2` does in PyTorch.
-      std: of the initial kernel; None is He's rule for the fan out (He et al. 2015), which
-        torchvision's ResNets use; a depthwise kernel's fan out is that of one group.
+      std: of the initial kernel; None is He's rule for the fan in (He et al. 2015).
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class Conv(nnx.Module):
             groups,
         )
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
-        normal = Normal(std or math.sqrt(2 / (kernel_size**2 * out_channels / groups)))
+        normal = Normal(std or math.sqrt(2 / math.prod(shape[:3])))
         self.kernel = nnx.Param(normal(rngs.params(), shape), init=normal)
         zero = Constant(0.0)
         self.bias = nnx.Param(zero((out_channels,)), init=zero) if bias else None
