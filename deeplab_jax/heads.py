@@ -7,8 +7,8 @@ in eval mode none are needed.
 """
 
 import dataclasses
+import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -25,6 +25,8 @@ from deeplab_jax.layers import (
     SeparableConvNormAct,
     global_mean,
 )
+
+_conv = functools.partial(ConvNormAct, fan="in")
 
 # ---------------------------------------------------------------------------- configs
 
@@ -182,17 +184,17 @@ class ASPP(nnx.Module):
         drop_channels: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.branches = nnx.List([ConvNormAct(in_channels, channels, bias=bias, rngs=rngs)])
+        self.branches = nnx.List([_conv(in_channels, channels, bias=bias, rngs=rngs)])
         for rate in rates:
             self.branches.append(
                 SeparableConvNormAct(
                     in_channels, channels, dilation=rate, norm_between=norm_between, rngs=rngs
                 )
                 if separable
-                else ConvNormAct(in_channels, channels, 3, dilation=rate, bias=bias, rngs=rngs)
+                else _conv(in_channels, channels, 3, dilation=rate, bias=bias, rngs=rngs)
             )
-        self.pool = ConvNormAct(in_channels, channels, bias=bias, rngs=rngs)
-        self.project = ConvNormAct(
+        self.pool = _conv(in_channels, channels, bias=bias, rngs=rngs)
+        self.project = _conv(
             (len(rates) + 2) * channels, channels, project_kernel, bias=bias, rngs=rngs
         )
         self.dropout = _dropout(dropout, drop_channels)
@@ -243,14 +245,14 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.align_corners = align_corners
-        self.low = ConvNormAct(low_level_channels, low_channels, bias=bias, rngs=rngs)
+        self.low = _conv(low_level_channels, low_channels, bias=bias, rngs=rngs)
         self.convs = nnx.List()
         for i in range(convs):
             width = low_channels + in_channels if i == 0 else channels
             self.convs.append(
                 SeparableConvNormAct(width, channels, norm_between=norm_between, rngs=rngs)
                 if separable
-                else ConvNormAct(width, channels, 3, bias=bias, rngs=rngs)
+                else _conv(width, channels, 3, bias=bias, rngs=rngs)
             )
         self.dropouts = nnx.List(_dropout(rate, drop_channels) for rate in dropout)
         self.classifier = _classifier(channels, num_classes, rngs)
@@ -287,7 +289,7 @@ class DeepLabV3Head(nnx.Module):
         width = config.channels
         self.aspp = _aspp(in_channels, config, output_stride, rngs)
         self.convs = nnx.List(
-            ConvNormAct(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
+            _conv(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
         )
         self.dropout = _dropout(config.classifier_dropout, drop_channels=True)
         self.classifier = _classifier(width, num_classes, rngs)
@@ -350,7 +352,7 @@ class FCNHead(nnx.Module):
     ):
         self.taps = (config.tap,)
         width = config.channels or in_channels // 4
-        self.conv = ConvNormAct(in_channels, width, 3, rngs=rngs)
+        self.conv = _conv(in_channels, width, 3, rngs=rngs)
         self.dropout = _dropout(config.dropout, config.drop_channels)
         self.classifier = _classifier(width, num_classes, rngs)
 
@@ -374,8 +376,8 @@ class LRASPPHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.align_corners = align_corners
-        self.cbr = ConvNormAct(in_channels, config.channels, rngs=rngs)
-        self.scale = Conv(in_channels, config.channels, rngs=rngs)
+        self.cbr = _conv(in_channels, config.channels, rngs=rngs)
+        self.scale = Conv(in_channels, config.channels, fan="in", rngs=rngs)
         self.mid_classifier = _classifier(mid_channels, num_classes, rngs)
         self.high_classifier = _classifier(config.channels, num_classes, rngs)
 
@@ -398,7 +400,9 @@ class ClassifierHead(nnx.Module):
     ):
         self.activation = config.activation
         width = config.hidden or in_channels
-        self.hidden = Conv(in_channels, width, bias=True, rngs=rngs) if config.hidden else None
+        self.hidden = (
+            Conv(in_channels, width, bias=True, fan="in", rngs=rngs) if config.hidden else None
+        )
         self.dropout = nnx.Dropout(config.dropout)
         self.classifier = _classifier(width, num_classes, rngs)
 
@@ -428,9 +432,8 @@ def _aspp(
 
 
 def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs) -> Conv:
-    """The 1x1 that makes logits; its first weights are by Glorot's rule, as no ReLU follows."""
-    std = math.sqrt(2 / (channels + num_classes))
-    return Conv(channels, num_classes, bias=True, std=std, rngs=rngs)
+    """The 1x1 that makes logits; its first weights are so small that all classes are equally likely."""
+    return Conv(channels, num_classes, bias=True, std=0.01, rngs=rngs)
 
 
 def _dropout(rate: float, drop_channels: bool) -> nnx.Dropout:

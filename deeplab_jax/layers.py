@@ -73,7 +73,9 @@ class Conv(nnx.Module):
       dilation: the atrous rate.
       padding: zeros on each side, see `ops.Padding`; None keeps the size at stride 1, as
         `dilation * (kernel_size - 1) // 2` does in PyTorch.
-      std: of the initial kernel; None is He's rule for the fan in (He et al. 2015).
+      std: of the initial kernel; None is He's rule (He et al. 2015).
+      fan: which of its two: "out" keeps the size of gradients, as torchvision's backbones do; "in" that
+        of features, as DeepLab's heads do in PyTorch. A depthwise kernel's is that of one group.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Conv(nnx.Module):
         groups: int = 1,
         bias: bool = False,
         std: float | None = None,
+        fan: Literal["in", "out"] = "out",
         rngs: nnx.Rngs,
     ):
         if padding is None:
@@ -99,7 +102,8 @@ class Conv(nnx.Module):
             groups,
         )
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
-        normal = Normal(std or math.sqrt(2 / math.prod(shape[:3])))
+        inputs = in_channels if fan == "in" else out_channels
+        normal = Normal(std or math.sqrt(2 / (kernel_size**2 * inputs / groups)))
         self.kernel = nnx.Param(normal(rngs.params(), shape), init=normal)
         zero = Constant(0.0)
         self.bias = nnx.Param(zero((out_channels,)), init=zero) if bias else None
@@ -284,7 +288,7 @@ class SeparableConvNormAct(nnx.Module):
             rngs=rngs,
         )
         self.depthwise_bn = BatchNorm(in_channels) if norm_between else None
-        self.pointwise = Conv(in_channels, out_channels, rngs=rngs)
+        self.pointwise = Conv(in_channels, out_channels, fan="in", rngs=rngs)
         self.bn = BatchNorm(out_channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -208,14 +208,15 @@ def test_over_a_mesh_the_statistics_are_of_the_global_batch():
 # ---------------------------------------------------------------------------- convolutions
 
 
-@pytest.mark.parametrize(("groups", "fan_in"), [(1, 9 * 64), (64, 9)])
-def test_the_initial_kernel_is_hes_for_the_fan_in(groups, fan_in):
-    kernel = Conv(64, 256, 3, groups=groups, rngs=nnx.Rngs(0)).kernel[...]
+@pytest.mark.parametrize(
+    ("groups", "fan", "size"),
+    [(1, "out", 9 * 256), (64, "out", 9 * 4), (1, "in", 9 * 64), (64, "in", 9)],
+)
+def test_the_initial_kernel_is_hes_for_the_fan(groups, fan, size):
+    kernel = Conv(64, 256, 3, groups=groups, fan=fan, rngs=nnx.Rngs(0)).kernel[...]
     assert kernel.shape == (3, 3, 64 // groups, 256)
     # The deviation of n samples is known to 1 / sqrt(2 n); n is 2304 or more, and this is 5 of those.
-    np.testing.assert_allclose(
-        kernel.std(), np.sqrt(2 / fan_in), rtol=5 / np.sqrt(2 * kernel.size)
-    )
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / size), rtol=5 / np.sqrt(2 * kernel.size))
 
 
 def test_the_initial_kernel_can_be_given_a_deviation():
