@@ -367,9 +367,9 @@ def test_dropout_in_the_decoder_is_after_the_convolutions_it_is_given_for():
     assert {tuple(d.broadcast_dims) for d in head.dropouts} == {(1, 2)}
 
 
-def test_classifiers_start_with_all_classes_equally_likely():
+def test_classifiers_start_by_glorots_rule():
     head = fill(build(Config(FeaturesConfig(64, 64), DeepLabV3PlusConfig())), nnx.Rngs(0))
     kernel = head.decoder.classifier.kernel[...]
     # 5376 samples: five times 1 / sqrt(2 * 5376).
-    np.testing.assert_allclose(kernel.std(), 0.01, rtol=0.05)
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (256 + 21)), rtol=0.05)
     np.testing.assert_array_equal(head.decoder.classifier.bias[...], 0)
