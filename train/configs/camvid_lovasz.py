@@ -4,7 +4,8 @@
     python -m train camvid_lovasz
 
 Cross-entropy alone gives up the small and rare classes: the Lovász loss beside it, 16 epochs, 25 minutes on
-two cores. Measured: mIoU .678, 92.7 % of pixels right; bicyclists .037 -> .713.
+two cores. Measured: mIoU .678, 92.7 % of pixels right, from an older start of .559 whose bicyclists went
+from .037 to .713.
 """
 
 import dataclasses
