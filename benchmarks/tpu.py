@@ -94,9 +94,15 @@ def tpu(
         raise ValueError(
             f"the topology must begin with one of {', '.join(CHIPS)}, got {topology!r}"
         )
-    devices = topologies.get_topology_desc(
-        topology, platform="tpu", chip_config_name=CHIPS[kind].cores
-    ).devices
+    try:
+        devices = topologies.get_topology_desc(
+            topology, platform="tpu", chip_config_name=CHIPS[kind].cores
+        ).devices
+    except RuntimeError as error:
+        raise ValueError(
+            f"nothing compiles for {topology!r}: {error}. A slice is written as v5e:4x4 or v4:4x4x4; libtpu "
+            "comes with pip install 'jax[tpu]'"
+        ) from error
     config = TrainConfig(
         model=ModelConfig(preset, dtype="bfloat16", batch_norm=batch_norm, remat=remat),
         optim=OptimConfig("sgd", learning_rate=0.01),

@@ -102,8 +102,8 @@ class Conv(nnx.Module):
             groups,
         )
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
-        inputs = in_channels if fan == "in" else out_channels
-        normal = Normal(std or math.sqrt(2 / (kernel_size**2 * inputs / groups)))
+        channels = in_channels if fan == "in" else out_channels
+        normal = Normal(std or math.sqrt(2 / (kernel_size**2 * channels / groups)))
         self.kernel = nnx.Param(normal(rngs.params(), shape), init=normal)
         zero = Constant(0.0)
         self.bias = nnx.Param(zero((out_channels,)), init=zero) if bias else None

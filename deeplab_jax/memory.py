@@ -20,8 +20,8 @@ def keep_memory() -> bool:
     clears it, page by page, when the next run asks for it again: a quarter of a training step's CPU
     time, a fifth of a MobileNetV2's prediction. The process stays as large as it once was, in turn.
 
-    To be called before JAX is first used, as `deeplab` and `deeplab-train` do. It does nothing without
-    glibc, where JAX has an accelerator, and where the environment says how malloc is to be
+    To be called before JAX is first used, as all our commands do. It does nothing without glibc,
+    where JAX has an accelerator, and where the environment says how malloc is to be
     (MALLOC_ARENA_MAX, MALLOC_MMAP_MAX_, GLIBC_TUNABLES).
 
     Returns:

@@ -16,7 +16,7 @@ from jax import lax
 from benchmarks import peers
 from benchmarks.measure import OURS, Case, Result, check, difference, measure
 from benchmarks.report import report, table
-from benchmarks.tpu import collectives, estimated_cycles
+from benchmarks.tpu import collectives, estimated_cycles, tpu
 from deeplab_jax import lowering, ops
 
 
@@ -100,6 +100,12 @@ def test_collectives_are_counted_with_those_that_were_merged():
 
 def test_the_compilers_estimates_are_added_up_by_operation():
     assert estimated_cycles(PROGRAM) == {"conv, backward": 50, "conv": 34}
+
+
+def test_a_slice_that_is_none_is_an_error_with_a_way_out(monkeypatch):
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    with pytest.raises(ValueError, match="nothing compiles for 'v5e:3x7'.*as v5e:4x4.*libtpu"):
+        tpu("v5e:3x7")
 
 
 @pytest.mark.skipif(

@@ -16,8 +16,8 @@ from deeplab_jax import keep_memory
 print(sys.argv[1] == "keep" and keep_memory())
 import jax, jax.numpy as jnp
 
-run = jax.jit(lambda x: jnp.cumsum(jnp.sort(x * 2)[::-1]))
-x = jnp.ones(4 << 20)
+run = jax.jit(lambda x: jnp.cumsum(x * 2)[::-1])
+x = jnp.ones(16 << 20)
 
 def faults(runs):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -28,7 +28,7 @@ def faults(runs):
 faults(15)  # until there is room for two runs at a time
 print(faults(5))
 """
-ARRAY = (16 << 20) // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+ARRAY = (64 << 20) // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 """Pages of `x`."""
 
 

@@ -47,8 +47,8 @@ class EfficientNetLiteConfig:
         None computes it from the real image. efficientnet-lite-pytorch does the former (224 for lite0).
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm; .01 and 1e-3 in TensorFlow's own.
-      drop_path: stochastic depth in training (Huang et al. 2016, arXiv 1603.09382): how often what the
-        last block adds to its shortcut is left out, the others in proportion to their depth.
+      drop_path: stochastic depth in training (Huang et al. 2016, arXiv 1603.09382): how often an image
+        goes through a block's shortcut alone, from 0 at the first block growing to this after the last.
         EfficientNet's own is 0.2.
     """
 

@@ -139,8 +139,7 @@ class MobileNetV3(nnx.Module):
         return channels | {"high": self.high_channels}
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        del rngs  # nothing is random
-        high, features = run(self.blocks, self.stem(images), self.taps)
+        high, features = run(self.blocks, self.stem(images), self.taps, rngs=rngs)
         return features | {"high": self.last(high)}
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
