@@ -100,8 +100,8 @@ def tpu(
         ).devices
     except RuntimeError as error:
         raise ValueError(
-            f"nothing compiles for {topology!r}: {error}. A slice is written as v5e:4x4 or v4:4x4x4; libtpu "
-            "comes with pip install 'jax[tpu]'"
+            f"nothing compiles for {topology!r}: {error}. A slice is written as v5e:4x4 or v4:4x4x4; "
+            "libtpu comes with pip install 'jax[tpu]'"
         ) from error
     config = TrainConfig(
         model=ModelConfig(preset, dtype="bfloat16", batch_norm=batch_norm, remat=remat),
