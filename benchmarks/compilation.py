@@ -48,4 +48,4 @@ def _case(preset: str, size: int) -> Case:
             compile(None)
 
     ours: Callable[[], None] = lambda: compile(compiler_options())  # noqa: E731
-    return Case(f"{preset}, {size} x {size}", {OURS: ours, PLAIN: plain})
+    return Case(f"{preset}, {size} x {size}", {OURS: ours, PLAIN: plain}, warm=False)

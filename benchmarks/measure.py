@@ -20,11 +20,13 @@ class Case:
       runs: how each contestant does it, once and to the end; `OURS` is one of them.
       difference: the largest between its numbers and ours, relative to the largest; None where the
         numbers are not comparable, as weights cannot be carried over.
+      warm: whether a run that does not count goes before each that does.
     """
 
     name: str
     runs: Mapping[str, Callable[[], object]]
     difference: float | None = None
+    warm: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,8 @@ def measure(cases: Iterable[Case], *, rounds: int) -> Iterator[Result]:
         seconds: dict[str, list[float]] = {name: [] for name in case.runs}
         for _ in range(rounds):
             for name, run in case.runs.items():
-                run()  # the memory that the last one gave back has to be fetched again
+                if case.warm:  # the memory that the last one gave back has to be fetched again
+                    run()
                 start = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - start)

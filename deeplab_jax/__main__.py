@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab_jax.checkpoint import ModelError, load
-from deeplab_jax.command import BAD_USE, run
+from deeplab_jax.command import BAD_USE, keep_compiled_programs, run
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import PRESETS, build
@@ -50,6 +50,7 @@ def predict(
     """
     if not images:
         raise ValueError("name at least one picture or folder of pictures")
+    keep_compiled_programs(unless_slower=True)
     console = Console(stderr=True)
     network = load(model)
     paths = find_images([p for image in images for p in (_demo() if image == "demo" else [image])])

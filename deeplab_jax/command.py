@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab_jax.memory import keep_memory
+from deeplab_jax.ops import has_onednn
 
 BAD_USE = 2
 
@@ -19,7 +20,6 @@ def run(command: Callable[[], int]) -> NoReturn:
 
     All errors that a user can cause are ValueErrors and OSErrors with the way out in their message.
     """
-    keep_compiled_programs()
     keep_memory()
     try:
         status = command()
@@ -30,11 +30,17 @@ def run(command: Callable[[], int]) -> NoReturn:
     sys.exit(status)
 
 
-def keep_compiled_programs() -> None:
+def keep_compiled_programs(*, unless_slower: bool = False) -> None:
     """Keeps what XLA compiles in the user's cache folder, so that a second start takes seconds.
 
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+
+    Args:
+      unless_slower: not where programs that are not kept run faster, see `ops.compiler_options`. For
+        those that run often and compile in a second or two.
     """
+    if unless_slower and has_onednn():
+        return
     if jax.config.jax_compilation_cache_dir is None:
         folder = platformdirs.user_cache_path("deeplab_jax") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))

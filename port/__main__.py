@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from deeplab_jax.checkpoint import check_parent, check_place, save
-from deeplab_jax.command import run
+from deeplab_jax.command import keep_compiled_programs, run
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.images import ImageError, find_images, read_image
@@ -84,6 +84,7 @@ def port(
         verified: --no-verified saves without comparing.
         overwrite: Replace a model that is there.
     """
+    keep_compiled_programs()
     console = Console(soft_wrap=True)
     fields = _fields(set, multi_grid, align_corners)
     if not verified and (against or images or report):

@@ -11,5 +11,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Commands that run within the tests leave the user's folder of compiled programs alone.
+jax.config.update("jax_enable_compilation_cache", False)
+
+
+@pytest.fixture
+def cache_settings():
+    """JAX's settings of its compilation cache as they are outside the tests; the test may change them."""
+    least = "jax_persistent_cache_min_compile_time_secs"
+    outside = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": None, least: 1.0}
+    found = {name: getattr(jax.config, name) for name in outside}
+    for name, value in outside.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in found.items():
+        jax.config.update(name, value)

@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ from PIL import Image
 
 from deeplab_jax import __main__ as deeplab
 from deeplab_jax import load
+from deeplab_jax.command import keep_compiled_programs
+from deeplab_jax.ops import has_onednn
 from port import __main__ as deeplab_port
 
 
@@ -192,3 +195,13 @@ def test_summary_reads_a_model_folder(ported, monkeypatch, capsys):
 def test_list_names_the_presets(monkeypatch, capsys):
     assert run(deeplab.main, monkeypatch, "list") == 0
     assert "deeplabv3plus_resnet50" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("cache_settings")
+@pytest.mark.parametrize("unless_slower", [False, True])
+def test_compiled_programs_are_kept_in_the_users_cache_folder(unless_slower, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_compiled_programs(unless_slower=unless_slower)
+    folder = str(tmp_path / "deeplab_jax" / "compiled")
+    expected = None if unless_slower and has_onednn() else folder
+    assert jax.config.jax_compilation_cache_dir == expected

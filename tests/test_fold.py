@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deeplab_jax import create, fold_batch_norm, predict
+from deeplab_jax import compiler_options, create, fold_batch_norm, predict
 from deeplab_jax.fold import Shift
 from deeplab_jax.layers import BatchNorm, Conv
 
-# Compiling is nearly all that these tests do, and they need no fast code.
+# Compiling is nearly all that these tests do, and the model as it is needs no fast code.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -51,8 +51,8 @@ def test_folding_leaves_no_batch_norm_and_the_same_logits(preset):
     assert len(parts(folded, Shift)) == norms
     assert len(parts(model, BatchNorm)) == norms  # the model itself stays
     images = np.random.default_rng(1).standard_normal((1, 33, 40, 3), np.float32)
-    run = jit(lambda model, images: model(images))
-    ours, exact = run(folded, images), run(model, images)
+    fast = jax.jit(lambda model, images: model(images), compiler_options=compiler_options())
+    ours, exact = fast(folded, images), jit(lambda model, images: model(images))(model, images)
     # Every kernel is rounded anew, by 2^-24, and up to 141 layers pass that on.
     np.testing.assert_allclose(ours, exact, rtol=0, atol=3e-5 * np.abs(exact).max())
 

@@ -79,7 +79,15 @@ def conv_arguments(case):
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def value_and_gradients(f, cotangent, *arguments):
+# As the commands compile: libraries of convolutions and sums do the work.
+COMPILED = pytest.mark.parametrize(
+    "jit",
+    [jit, functools.partial(jax.jit, compiler_options=ops.compiler_options())],
+    ids=["plain", "fast"],
+)
+
+
+def value_and_gradients(f, cotangent, *arguments, jit=jit):
     """f(*arguments) and the gradients of sum(f * cotangent)."""
 
     @jit
@@ -90,8 +98,9 @@ def value_and_gradients(f, cotangent, *arguments):
     return run(cotangent, *arguments)
 
 
+@COMPILED
 @pytest.mark.parametrize("case", CONVS)
-def test_conv_and_its_gradients_equal_torch(case):
+def test_conv_and_its_gradients_equal_torch(case, jit):
     x, kernel, options = conv_arguments(case)
     torch_x = nchw(x).requires_grad_()
     torch_kernel = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).requires_grad_()
@@ -101,7 +110,7 @@ def test_conv_and_its_gradients_equal_torch(case):
 
     conv = functools.partial(ops.conv, **options)
     ours, x_gradient, kernel_gradient = value_and_gradients(
-        conv, jnp.asarray(cotangent), jnp.asarray(x), jnp.asarray(kernel)
+        conv, jnp.asarray(cotangent), jnp.asarray(x), jnp.asarray(kernel), jit=jit
     )
     assert_near(ours, nhwc(theirs))
     assert_near(x_gradient, nhwc(torch_x.grad))
@@ -168,6 +177,7 @@ def test_padding_may_differ_on_every_side():
     assert_near(ours, ops.conv(jnp.asarray(padded), jnp.asarray(kernel)))
 
 
+@COMPILED
 @pytest.mark.parametrize(
     "case",
     [
@@ -176,7 +186,7 @@ def test_padding_may_differ_on_every_side():
         pytest.param((9, 14, 3, 1, 1, 1, True), id="depthwise"),
     ],
 )
-def test_bfloat16_rounds_the_result_only(case):
+def test_bfloat16_rounds_the_result_only(case, jit):
     x, kernel, options = conv_arguments(case)
     x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
     conv = jit(functools.partial(ops.conv, **options))
@@ -187,6 +197,7 @@ def test_bfloat16_rounds_the_result_only(case):
     np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
 
 
+@COMPILED
 @pytest.mark.parametrize(
     "case",
     [
@@ -194,12 +205,12 @@ def test_bfloat16_rounds_the_result_only(case):
         pytest.param((9, 14, 3, 1, 1, 1, True), id="depthwise"),
     ],
 )
-def test_bfloat16_gradients_are_near_float32_ones(case):
+def test_bfloat16_gradients_are_near_float32_ones(case, jit):
     x, kernel, options = conv_arguments(case)
     x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
     conv = functools.partial(ops.conv, **options)
     cotangent = jnp.asarray(normal(*jax.eval_shape(conv, x, kernel).shape, seed=3), jnp.bfloat16)
-    ours = value_and_gradients(conv, cotangent, x, kernel)
+    ours = value_and_gradients(conv, cotangent, x, kernel, jit=jit)
     exact = value_and_gradients(conv, *(a.astype(jnp.float32) for a in (cotangent, x, kernel)))
     for a, b in zip(ours, exact, strict=True):
         # The gradient of x sums up to 9 taps, each rounded to bfloat16 (2^-9): 9 * 2^-9 < 0.02.
@@ -426,6 +437,22 @@ def test_resize_computes_in_float32_and_returns_the_dtype_it_got():
 # ---------------------------------------------------------------------------- the compiler
 
 
-def test_the_compilers_options_are_ones_that_it_knows():
-    double = jax.jit(lambda x: 2 * x, compiler_options=ops.compiler_options())
-    assert double(jnp.float32(1)) == 2
+@pytest.mark.skipif(not ops.has_onednn(), reason="XLA here has no oneDNN")
+def test_onednn_takes_a_convolution_and_what_follows_it():
+    @functools.partial(jax.jit, compiler_options=ops.compiler_options())
+    def layer(x, kernel, bias):
+        return jax.nn.relu(ops.conv(x, kernel, padding=1) + bias)
+
+    shapes = ((1, 33, 33, 64), (3, 3, 64, 64), (64,))
+    program = layer.lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+    text = program.as_text()
+    assert "__onednn$convolution" in text
+    assert "RELU" in text
+
+
+@pytest.mark.usefixtures("cache_settings")
+def test_programs_that_are_kept_are_ones_that_can_be_saved(tmp_path):
+    options = ops.compiler_options()
+    assert ("xla_cpu_experimental_onednn_custom_call" in options) == ops.has_onednn()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    assert list(ops.compiler_options()) == ["xla_cpu_experimental_ynn_fusion_type"]

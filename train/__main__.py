@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from deeplab_jax.command import run
+from deeplab_jax.command import keep_compiled_programs, run
 from train.config import TrainConfig
 from train.configs import RECIPES
 from train.data.look import look, prepare
@@ -18,6 +18,7 @@ def _recipe(module: ModuleType) -> Callable[[TrainConfig], int]:
     """The subcommand of a recipe: its config, every field of which is a flag."""
 
     def command(config: Annotated[TrainConfig, tyro.conf.arg(name="")] = module.CONFIG) -> int:
+        keep_compiled_programs()
         return train(config)
 
     command.__doc__ = "Train: " + module.__doc__.partition("\n\n")[0]

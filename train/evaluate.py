@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deeplab_jax import Config, build, compiler_options, load
+from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.layers import Conv
 from deeplab_jax.model import named_variables, with_values
 from deeplab_jax.predict import check_options, in_windows, looks_of, segment
@@ -305,6 +306,7 @@ def evaluate_command(
       out: A folder to write to: scores.json, confusion.png, the best and the worst images.
       examples: How many of the best and of the worst.
     """
+    keep_compiled_programs(unless_slower=True)
     network = load(model)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
