@@ -89,7 +89,9 @@ def _case(layer: Layer, gradient: bool) -> Case:
     return Case(name, runs, check(name, worst, SAME))
 
 
-def _compiled(function: Callable, arguments: tuple, options: dict[str, str] | None) -> Callable:
+def _compiled(
+    function: Callable, arguments: tuple, options: dict[str, str | bool] | None
+) -> Callable:
     call = jax.jit(function, compiler_options=options).lower(*arguments).compile()
     return lambda: jax.block_until_ready(call(*arguments))
 

@@ -73,7 +73,7 @@ def _case(name: str, make: Callable, shape: tuple[int, ...], compile: bool) -> C
     return Case(f"{name}, {' x '.join(map(str, shape))}", runs | theirs, found)
 
 
-def _run(model: nnx.Module, images: np.ndarray, options: dict[str, str] | None) -> Callable:
+def _run(model: nnx.Module, images: np.ndarray, options: dict[str, str | bool] | None) -> Callable:
     x = jnp.asarray(images)
     call = jax.jit(lambda model, x: model(x), compiler_options=options).lower(model, x).compile()
     return lambda: call(model, x).block_until_ready()

@@ -89,25 +89,28 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
-def layouts(module: nn.Module, x: torch.Tensor) -> dict[str, tuple[nn.Module, torch.Tensor]]:
-    """A copy of a model and its input for both memory layouts that PyTorch has."""
+def modes(
+    module: nn.Module, x: torch.Tensor, *, compile: bool
+) -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """A copy of a model and its input for each way in which PyTorch runs it."""
     last = torch.channels_last
-    return {
+    found = {
         "PyTorch": (copy.deepcopy(module).to(device()), x.to(device())),
         "PyTorch channels_last": (
             copy.deepcopy(module).to(device(), memory_format=last),
             x.to(device(), memory_format=last),
         ),
     }
+    if compile:
+        model, images = found["PyTorch channels_last"]
+        found["torch.compile"] = torch.compile(copy.deepcopy(model)), images
+    return found
 
 
 def inference_runs(module: nn.Module, images: np.ndarray, *, compile: bool) -> dict[str, Run]:
     """PyTorch's ways to evaluate a model on NHWC images, and those of OpenVINO and ONNX Runtime."""
     x = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
-    pairs = layouts(module.eval(), x)
-    if compile:
-        model, last = pairs["PyTorch channels_last"]
-        pairs["torch.compile"] = torch.compile(copy.deepcopy(model)), last
+    pairs = modes(module.eval(), x, compile=compile)
 
     def run(model: nn.Module, x: torch.Tensor) -> Run:
         def infer() -> torch.Tensor:

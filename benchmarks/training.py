@@ -15,6 +15,7 @@ from benchmarks import peers
 from benchmarks.measure import OURS, PLAIN, Case, check, measure
 from benchmarks.report import report
 from deeplab_jax import compiler_options
+from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.model import named_variables
 from deeplab_jax.preprocessing import normalize
 from port import load_torch
@@ -40,14 +41,16 @@ SETUPS = {
     "MobileNetV2": Setup("mobilenet_v2", 4, 256, "sgd"),
 }
 
-SAME = 1e-3
+SAME = 3e-3
 """Loss and gradient norm of one step. Batch norm divides by the deviations of small numbers, which takes
-the rounding of float32 sums in another order up to 2e-4; a missing term shows at 1e-2 and above."""
+the rounding of float32 sums in another order up to 1e-3 with some first weights (PyTorch's own two layouts
+differ by 2e-4); a missing term shows at 1e-2 and above."""
 
 
 def training(
     setups: tuple[str, ...] = tuple(SETUPS),
     rounds: int = 7,
+    compile: bool = False,
     out: Path = Path("benchmarks/results"),
 ) -> int:
     """Time training steps of DeepLabv3+ against PyTorch, from the same weights on the same batch.
@@ -55,14 +58,16 @@ def training(
     Args:
       setups: Which ones.
       rounds: How often each contestant is timed.
+      compile: Include torch.compile, which needs a C++ compiler.
       out: Folder of the JSON and the picture.
     """
+    keep_compiled_programs()  # as `deeplab-train` does: what is kept is compiled otherwise
     peers.threads()
-    cases = (_case(SETUPS[name]) for name in setups)
+    cases = (_case(SETUPS[name], compile) for name in setups)
     return report("training", measure(cases, rounds=rounds), out)
 
 
-def _case(setup: Setup) -> Case:
+def _case(setup: Setup, compile: bool) -> Case:
     rng = np.random.default_rng(0)
     shape = (setup.batch, setup.crop, setup.crop)
     batch = {
@@ -83,7 +88,7 @@ def _case(setup: Setup) -> Case:
         runs[PLAIN] = _run(model, batch, setup, None)
     images = np.asarray(normalize(batch["image"], model.config.preprocessing))
     x = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
-    for name, pair in peers.layouts(module, x).items():
+    for name, pair in peers.modes(module, x, compile=compile).items():
         runs[name] = _torch_run(*pair, batch["label"], setup)
     ours, theirs = runs[OURS](), runs["PyTorch"]()
     name = f"v3+ {setup.encoder}, {' x '.join(map(str, shape))}, {setup.optimizer}"
@@ -92,7 +97,10 @@ def _case(setup: Setup) -> Case:
 
 
 def _run(
-    model: nnx.Module, batch: dict[str, np.ndarray], setup: Setup, options: dict[str, str] | None
+    model: nnx.Module,
+    batch: dict[str, np.ndarray],
+    setup: Setup,
+    options: dict[str, str | bool] | None,
 ) -> Callable[[], tuple[float, float]]:
     """One step from state to state, giving its loss and the norm of its gradient."""
     config = TrainConfig(optim=_optim(setup), batch_size=setup.batch)
