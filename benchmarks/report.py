@@ -69,6 +69,7 @@ def plot(results: list[Result]) -> Figure:
         high = [1e3 * max(result.seconds[n]) - m for n, m in zip(names, medians, strict=True)]
         colors = ["C1" if name == OURS else "C0" for name in names]
         axes.barh(names, medians, xerr=(low, high), color=colors)
+        axes.set_xlim(0, 1.2 * max(medians))  # one slow round does not squeeze the others
         axes.set_title(f"{result.name}, ms", loc="left", fontsize=9)
         axes.tick_params(labelsize=8)
     return figure
