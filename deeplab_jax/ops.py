@@ -26,6 +26,7 @@ __all__ = [
     "batch_norm",
     "compiler_options",
     "conv",
+    "has_onednn",
     "max_pool",
     "moments",
     "output_size",

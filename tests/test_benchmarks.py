@@ -28,6 +28,13 @@ def test_contestants_take_turns_of_one_run_that_does_not_count_and_one_that_does
     assert [len(seconds) for seconds in result.seconds.values()] == [3, 3, 3]
 
 
+def test_what_is_not_to_be_warm_runs_once_a_round():
+    runs = []
+    case = Case("x", {OURS: lambda: runs.append(1)}, warm=False)
+    list(measure([case], rounds=3))
+    assert len(runs) == 3
+
+
 def test_times_are_those_of_the_runs():
     case = Case("x", {OURS: lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.05)})
     (result,) = measure([case], rounds=3)

@@ -5,6 +5,7 @@ import zipfile
 
 import jax
 import numpy as np
+import platformdirs
 import pytest
 import torch
 import torchvision
@@ -199,9 +200,8 @@ def test_list_names_the_presets(monkeypatch, capsys):
 
 @pytest.mark.usefixtures("cache_settings")
 @pytest.mark.parametrize("unless_slower", [False, True])
-def test_compiled_programs_are_kept_in_the_users_cache_folder(unless_slower, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_compiled_programs_are_kept_in_the_users_cache_folder(unless_slower):
     keep_compiled_programs(unless_slower=unless_slower)
-    folder = str(tmp_path / "deeplab_jax" / "compiled")
+    folder = str(platformdirs.user_cache_path("deeplab_jax") / "compiled")
     expected = None if unless_slower and has_onednn() else folder
     assert jax.config.jax_compilation_cache_dir == expected
