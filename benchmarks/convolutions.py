@@ -79,7 +79,7 @@ def _case(layer: Layer, gradient: bool) -> Case:
         return (value, *transpose(cotangent)) if gradient else (value,)
 
     arguments = tuple(map(jnp.asarray, (cotangent, x, kernel)))
-    runs = {OURS: _compiled(function, arguments, compiler_options())}
+    runs = {OURS: _compiled(function, arguments, compiler_options(gradients=gradient))}
     with peers.plain_xla():
         runs[PLAIN] = _compiled(lambda *a: function(*a), arguments, None)
     runs["PyTorch channels_last"] = theirs = _torch_run(x, kernel, cotangent, options, gradient)

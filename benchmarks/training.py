@@ -15,7 +15,6 @@ from benchmarks import peers
 from benchmarks.measure import OURS, PLAIN, Case, check, measure
 from benchmarks.report import report
 from deeplab_jax import compiler_options
-from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.model import named_variables
 from deeplab_jax.preprocessing import normalize
 from port import load_torch
@@ -61,7 +60,6 @@ def training(
       compile: Include torch.compile, which needs a C++ compiler.
       out: Folder of the JSON and the picture.
     """
-    keep_compiled_programs()  # as `deeplab-train` does: what is kept is compiled otherwise
     peers.threads()
     cases = (_case(SETUPS[name], compile) for name in setups)
     return report("training", measure(cases, rounds=rounds), out)
@@ -83,7 +81,7 @@ def _case(setup: Setup, compile: bool) -> Case:
     still = {"drop_path": 0.0} if "efficientnet" in setup.encoder else {}
     model = load_torch(peers.state_of(module), dropout=0.0, **still)
     model.train()
-    runs = {OURS: _run(model, batch, setup, compiler_options())}
+    runs = {OURS: _run(model, batch, setup, compiler_options(gradients=True))}
     with peers.plain_xla():
         runs[PLAIN] = _run(model, batch, setup, None)
     images = np.asarray(normalize(batch["image"], model.config.preprocessing))

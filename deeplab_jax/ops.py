@@ -45,7 +45,7 @@ gives ceil(size / stride), the odd pixel at the bottom and right), or ((top, bot
 # ---------------------------------------------------------------------------- the compiler
 
 
-def compiler_options() -> dict[str, str | bool] | None:
+def compiler_options(*, gradients: bool = False) -> dict[str, str | bool] | None:
     """What to give `jax.jit(..., compiler_options=)` around a model on the default backend.
 
     On CPU: convolutions and matrix products by XLA itself and sums over an image by the library that
@@ -55,13 +55,17 @@ def compiler_options() -> dict[str, str | bool] | None:
     Where `has_onednn`, convolutions and matrix products by oneDNN with the bias, sum and activation that
     follow (DeepLabv3+ on ResNet-50, one image: 300 -> 245 ms), but only while JAX's compilation cache is
     off: XLA cannot save such a program, and fails with a warning when it tries.
+
+    Args:
+      gradients: the program has gradients too, and runs without oneDNN, to which XLA gives a kernel's
+        gradient in a form that takes it twice as long (a step of ResNet-50: 1.6 -> 1.9 s).
     """
     if jax.default_backend() != "cpu":
         return None
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     config = jax.config
     kept = config.jax_enable_compilation_cache and config.jax_compilation_cache_dir is not None
-    if has_onednn() and not kept:
+    if has_onednn() and not kept and not gradients:
         options |= {"xla_cpu_experimental_onednn_custom_call": True}
     return options
 

@@ -79,7 +79,7 @@ def conv_arguments(case):
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-# As the commands compile: libraries of convolutions and sums do the work.
+# As `predict` compiles: libraries of convolutions and sums do the work.
 COMPILED = pytest.mark.parametrize(
     "jit",
     [jit, functools.partial(jax.jit, compiler_options=ops.compiler_options())],
@@ -452,7 +452,7 @@ def test_onednn_takes_a_convolution_and_what_follows_it():
 
 @pytest.mark.usefixtures("cache_settings")
 def test_programs_that_are_kept_are_ones_that_can_be_saved(tmp_path):
-    options = ops.compiler_options()
-    assert ("xla_cpu_experimental_onednn_custom_call" in options) == ops.has_onednn()
+    without = ops.compiler_options(gradients=True)
+    assert (ops.compiler_options() != without) == ops.has_onednn()
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    assert list(ops.compiler_options()) == ["xla_cpu_experimental_ynn_fusion_type"]
+    assert ops.compiler_options() == without

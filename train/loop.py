@@ -107,7 +107,7 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
         in_shardings=(shardings, pixels),
         out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
-        compiler_options=deeplab_jax.compiler_options(),
+        compiler_options=deeplab_jax.compiler_options(gradients=True),
     )
     evaluator = Evaluator(
         start.model,
