@@ -75,8 +75,9 @@ def has_onednn() -> bool:
 
     Earlier ones know the option and ignore it.
     """
-    here = sys.platform == "linux" and platform.machine() == "x86_64"
-    return here and jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 11)
+    wheel = sys.platform == "linux" and platform.machine() == "x86_64"
+    # The backend last: to ask for it is to start it.
+    return wheel and jax.__version_info__ >= (0, 11) and jax.default_backend() == "cpu"
 
 
 # ---------------------------------------------------------------------------- sizes
