@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from deeplab_jax.backbones import (
     BackboneConfig,
@@ -54,8 +54,12 @@ class Config:
       num_classes: channels of the logits.
       aux_head: a second head for training, on features at stride 16 as a rule; None for none.
       align_corners: corner rule of every resize, see `ops.resize_bilinear`.
-      class_names: what the channels mean, in order.
-      preprocessing: what images go through before the model.
+      class_names: what the ids in a mask mean, in order. With one channel these are two, background
+        and foreground, and the foreground's name alone will do.
+      preprocessing: what images go through before the model. ImageNet's statistics are of RGB: for
+        another number of channels the default only scales to [0, 1].
+      activation: what makes probabilities of logits. "softmax" over the classes, or, for one channel,
+        "sigmoid": each pixel's probability of being foreground. None takes the one that fits.
     """
 
     backbone: BackboneConfig | FeaturesConfig
@@ -65,15 +69,53 @@ class Config:
     align_corners: bool = False
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing = Preprocessing()
+    activation: Literal["softmax", "sigmoid"] | None = None
 
     def __post_init__(self):
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise ValueError(
-                f"class_names must have a name for each of the {self.num_classes} classes, got "
-                f"{len(self.class_names)} names"
+        self._settle("activation", self._fitting_activation())
+        self._settle("class_names", self._fitting_names())
+        self._settle("preprocessing", self._fitting_preprocessing())
+
+    def _settle(self, field: str, value: Any) -> None:
+        object.__setattr__(self, field, value)  # a frozen dataclass has no other way
+
+    def _fitting_activation(self) -> str:
+        fitting = "sigmoid" if self.num_classes == 1 else "softmax"
+        if self.activation not in (None, fitting):
+            why = (
+                "the softmax of one channel is 1 everywhere"
+                if self.num_classes == 1
+                else "a mask has one class per pixel, not several"
             )
+            raise ValueError(
+                f"activation must be {fitting!r} for num_classes={self.num_classes}, got "
+                f"{self.activation!r}: {why}. Leave it out, and the fitting one is taken"
+            )
+        return fitting
+
+    def _fitting_names(self) -> tuple[str, ...] | None:
+        names = self.class_names
+        if self.num_classes == 1 and names is not None and len(names) == 1:
+            return ("background", *names)
+        classes = mask_classes(self.num_classes)
+        if names is not None and len(names) != classes:
+            raise ValueError(
+                f"class_names must have a name for each of the {classes} classes, got {len(names)} names"
+            )
+        return names
+
+    def _fitting_preprocessing(self) -> Preprocessing:
+        given, channels = self.preprocessing, getattr(self.backbone, "in_channels", None)
+        if channels is None or channels == len(given.mean):
+            return given
+        if (given.mean, given.std) != (Preprocessing.mean, Preprocessing.std):
+            raise ValueError(
+                f"preprocessing.mean and std must have a value for each of the backbone's {channels} "
+                f"channels, got {given.mean} and {given.std}"
+            )
+        return dataclasses.replace(given, mean=(0.0,) * channels, std=(1.0,) * channels)
 
     def override(self, **fields: Any) -> "Config":
         """A copy with the named fields changed, here or in the backbone or the head.
@@ -82,6 +124,8 @@ class Config:
         names that none of them has.
         """
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
+        if fields.get("num_classes", self.num_classes) != self.num_classes:
+            fields = {"activation": None} | fields  # the fitting one
         places = {"": self} | {p: fields.get(p, getattr(self, p)) for p in ("backbone", "head")}
         names = {p: [f.name for f in dataclasses.fields(part)] for p, part in places.items()}
         unknown = [f for f in fields if not any(f in known for known in names.values())]
@@ -96,6 +140,11 @@ class Config:
         for place, change in changes.items():
             own[place] = dataclasses.replace(places[place], **change)
         return dataclasses.replace(self, **own)
+
+
+def mask_classes(num_classes: int) -> int:
+    """How many ids a mask has: one for each channel of the logits, but 0 and 1 for a single one."""
+    return max(2, num_classes)
 
 
 # ---------------------------------------------------------------------------- JSON

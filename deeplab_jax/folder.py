@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from deeplab_jax import visualize
+from deeplab_jax.config import mask_classes
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.images import ImageError, image_size, read_image, write_image
 from deeplab_jax.predict import Plan, check_options, class_ids, config_of, evaluator, make_plan
@@ -85,7 +86,7 @@ def predict_folder(
     paths = list({os.path.abspath(path): Path(path) for path in images}.values())
     targets = _targets(paths, Path(out))
     run = evaluator(fold_batch_norm(model), scales, flip)
-    colors = visualize.palette(config.num_classes, config.class_names)
+    colors = visualize.palette(mask_classes(config.num_classes), config.class_names)
 
     def save(path: Path, picture: np.ndarray, labels: np.ndarray) -> None:
         target = targets[path]

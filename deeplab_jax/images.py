@@ -19,6 +19,10 @@ SUFFIXES = (
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels. Their own colour is arbitrary, often black."""
 
+MOST_TRANSLUCENT = 0.1
+"""Share of a TIFF's pixels that may be neither opaque nor wholly transparent. Cut-outs have some at
+their edges; where there are more, the last band is infrared or the like, which GDAL marks as
+transparency unless told otherwise."""
 
 T = TypeVar("T")
 
@@ -58,8 +62,11 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     0..65535 to 0..255; transparent pixels show `BACKGROUND`; palettes and CMYK become RGB.
 
     Raises:
-      ImageError: grey pixels that are floating-point numbers or do not fit 16 bits.
+      ImageError: grey pixels that are floating-point numbers or do not fit 16 bits; a TIFF whose last band
+        is marked as transparency and is something else.
     """
+    if image.format == "TIFF" and image.mode in ("LA", "RGBA"):
+        _check_transparency(image)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
@@ -78,6 +85,19 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return np.array(image.convert("RGB"))
+
+
+def _check_transparency(image: Image.Image) -> None:
+    bands = image.getbands()
+    alpha = np.asarray(image.getchannel("A"))
+    share = ((alpha > 0) & (alpha < 255)).mean()
+    if share > MOST_TRANSLUCENT:
+        raise ImageError(
+            f"a TIFF of {len(bands)} bands whose last one is marked as transparency, but {share:.0%} of "
+            "its pixels are neither opaque nor transparent: it is infrared or another measurement. Save "
+            f"the first {len(bands) - 1} alone (`gdal_translate -b 1 -b 2 -b 3`), or, for a model of "
+            f"{len(bands)} channels, call `predict` with the array"
+        )
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -136,12 +136,28 @@ def segment(model: nnx.Module, pixels: jax.Array, looks: Sequence[Look]) -> jax.
       pixels: see `normalize`.
       looks: see `looks_of`; of several, the probabilities are averaged.
     """
+    logits = [_logits(model, pixels, *look) for look in looks]
     if len(looks) == 1:
-        scores = _logits(model, pixels, *looks[0])
+        ids = most_likely(logits[0])
     else:
-        scores = sum(jax.nn.softmax(_logits(model, pixels, *look), axis=-1) for look in looks)
-    dtype = jnp.uint8 if scores.shape[-1] <= 256 else jnp.uint16
-    return jnp.argmax(scores, axis=-1).astype(dtype)
+        ids = most_likely(sum(map(_probabilities, logits)), threshold=0.5 * len(looks))
+    return ids.astype(jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16)
+
+
+def most_likely(scores: Array, *, threshold: float = 0.0) -> Array:
+    """The most likely class of each pixel: `[..., classes]` -> ids `[...]`.
+
+    Args:
+      scores: logits or probabilities, of NumPy or of JAX. A single channel is the foreground's, see
+        `Config.activation`: the ids are 0, background, and 1, foreground.
+      threshold: what the foreground's score has to exceed; a probability of .5 is a logit of 0.
+    """
+    return scores[..., 0] > threshold if scores.shape[-1] == 1 else scores.argmax(-1)
+
+
+def _probabilities(logits: jax.Array) -> jax.Array:
+    single = logits.shape[-1] == 1
+    return jax.nn.sigmoid(logits) if single else jax.nn.softmax(logits, axis=-1)
 
 
 def evaluator(

@@ -117,6 +117,46 @@ def test_more_than_256_classes_are_uint16():
     assert (ids == 299).all()
 
 
+class Foreground(nnx.Module):
+    """One channel of logits: how much redder than 150 a pixel is."""
+
+    config = FakeConfig(num_classes=1)
+
+    def __call__(self, x):
+        return 255 * x[..., :1] - 150
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (1.0, 1.0)}, {"tile": 20}])
+def test_one_channel_is_foreground_where_its_probability_is_above_a_half(options):
+    pixels = picture(30, 40)
+    ids = predict(Foreground(), pixels, **options)
+    assert ids.dtype == np.uint8
+    np.testing.assert_array_equal(ids, pixels[..., 0] > 150)
+
+
+def test_several_looks_at_one_channel_average_probabilities_and_not_logits():
+    class Lopsided(nnx.Module):
+        config = FakeConfig(num_classes=1)
+
+        def __call__(self, x):
+            left = jnp.arange(x.shape[2]) < x.shape[2] // 2
+            return jnp.broadcast_to(jnp.where(left, 9.0, -9.5)[:, None], (*x.shape[:3], 1))
+
+    ids = predict(Lopsided(), picture(3, 4), flip=True)
+    assert not ids.any()  # (.9999 + .00007) / 2 is just below a half
+
+
+def test_a_folder_of_one_channel_has_masks_of_0_and_1_with_their_names(tmp_path):
+    Image.fromarray(picture(8, 9)).save(tmp_path / "a.png")
+    model = Foreground()
+    model.config = FakeConfig(num_classes=1, class_names=("background", "leaf"))
+    run_folder(model, [tmp_path / "a.png"], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), picture(8, 9)[..., 0] > 150)
+        assert image.getpalette()[:3] == [0, 0, 0]  # the background is clear
+        assert any(image.getpalette()[3:6])
+
+
 def test_the_model_stays_as_it_is_and_runs_in_evaluation_mode():
     model = Brightest()
     model.train()
@@ -286,6 +326,21 @@ def test_every_kind_of_picture_becomes_rgb(image, color):
     pixels = images.to_rgb(image)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.broadcast_to(color, (2, 3, 3)))
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_a_band_of_a_tiff_that_is_no_transparency_is_refused_and_a_cut_out_is_not(bands, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, bands), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "infrared.tif")
+    with pytest.raises(
+        ImageError, match=rf"infrared.tif: a TIFF of {bands} bands whose last .*infrared"
+    ):
+        read_image(tmp_path / "infrared.tif")
+    pixels[..., -1] = 255
+    pixels[:5, :, -1], pixels[5, :, -1] = 0, 100  # transparent, and a soft edge
+    Image.fromarray(pixels).save(tmp_path / "cut_out.tif")
+    assert (read_image(tmp_path / "cut_out.tif")[:5] == 255).all()
+    np.testing.assert_array_equal(read_image(tmp_path / "cut_out.tif")[6:, :, 0], pixels[6:, :, 0])
 
 
 def test_palette_with_a_transparent_entry(tmp_path):

@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from deeplab_jax import Config, build, compiler_options, load
 from deeplab_jax.command import keep_compiled_programs
+from deeplab_jax.config import mask_classes
 from deeplab_jax.layers import Conv
 from deeplab_jax.model import named_variables, with_values
 from deeplab_jax.predict import check_options, in_windows, looks_of, segment
@@ -71,7 +72,7 @@ class Evaluator:
         unreadable: Literal["stop", "skip"] = "stop",
     ):
         check_options(scales=scales, tile=tile, batch_size=batch_size)
-        self._classes = model.config.num_classes
+        self._classes = mask_classes(model.config.num_classes)
         self._source, self._unreadable = source, unreadable
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._bucket = bucket
@@ -148,7 +149,7 @@ def make_evaluation_step(
     Sums are small: `confusion` and the boundaries' are those of the whole batch; `index`, `miou`,
     `accuracy` and `highest` (the highest label) have an entry `[B]` for each image.
     """
-    looks, classes = looks_of(scales, flip), model.config.num_classes
+    looks, classes = looks_of(scales, flip), mask_classes(model.config.num_classes)
 
     def step(values: Values, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
         module = with_values(model, values)
@@ -387,9 +388,10 @@ def check_classes(config: Config, dataset: Dataset) -> None:
     Names may differ; what is refused is another number of them, and the same names in another order.
     """
     ours, theirs = config.class_names or (), dataset.class_names
-    if config.num_classes != len(theirs):
+    classes = mask_classes(config.num_classes)
+    if classes != len(theirs):
         raise DataError(
-            f"the model must have the classes of the data set: it has {config.num_classes} "
+            f"the model must have the classes of the data set: it has {classes} "
             f"({', '.join(ours) or 'without names'}), {dataset.name} has {len(theirs)} "
             f"({', '.join(theirs)})"
         )
