@@ -2,12 +2,15 @@
 
 A model folder is `config.json` (what the model is, its class names and preprocessing) and `weights/`
 (Orbax). A safetensors file has the same config in its header. Both are written beside their place and
-renamed into it, so that there is never half a model.
+renamed into it, so that there is never half a model. Both keep a digest of the weights, which `load`
+checks: neither format notices a flipped bit by itself.
 """
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from deeplab_jax.model import build, named_variables, with_values
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
 HEADER = "deeplab_jax"  # key of the config in the header of a safetensors file
+DIGEST = "sha256"  # key of the weights' digest, in config.json and in that header
 
 
 class ModelError(ValueError):
@@ -36,11 +40,12 @@ def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False)
       overwrite: replace a model that is there; anything else that is there is never replaced.
 
     Raises:
-      ModelError: when something is there that may not be replaced.
+      ModelError: when something is there that may not be replaced, or `load` could not read the model.
     """
     path = Path(path)
     if getattr(model, "config", None) is None:
         raise ModelError("the model has no config; make it with create, load or load_torch")
+    _check_loadable(model)
     check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
@@ -60,6 +65,28 @@ def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False)
                     old.rename(path)
                 raise
     return path
+
+
+def _check_loadable(model: nnx.Module) -> None:
+    """Raises ModelError where `load` would refuse what `save` writes."""
+    config = model.config
+    try:
+        again = from_dict(json.loads(json.dumps(to_dict(config))))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"the model cannot be saved, as `load` could not read its config: {error}"
+        ) from error
+    if again != config:
+        raise ModelError(
+            f"the model cannot be saved: `load` would read its config as {again}, not as {config}"
+        )
+    wanted = {name: tuple(v.shape) for name, v in named_variables(build(config)).items()}
+    found = {name: tuple(v.shape) for name, v in named_variables(model).items()}
+    if odd := _unlike(wanted, found):
+        raise ModelError(
+            "the model cannot be saved, as its variables are not those of its config (was it folded, or "
+            f"changed by hand?): {', '.join(odd)}"
+        )
 
 
 def check_place(path: Path, *, overwrite: bool) -> None:
@@ -92,7 +119,8 @@ def load(path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32) 
     if path.is_file():
         config, read_weights = _read_file(path)
     elif _is_model(path):
-        config, read_weights = _read_config((path / CONFIG).read_bytes(), path), _read_folder(path)
+        text = (path / CONFIG).read_bytes()
+        config, read_weights = _read_config(text, path), _read_folder(path, json.loads(text))
     else:
         raise ModelError(
             f"{path} is not a model folder: it must hold {CONFIG} and {WEIGHTS}/. A PyTorch checkpoint "
@@ -121,6 +149,25 @@ def _weights(model: nnx.Module) -> dict[str, jax.Array]:
     return {name: variable[...] for name, variable in named_variables(model).items()}
 
 
+def _digest(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str:
+    """SHA-256 of arrays, with their names, types and shapes, and of what else stands beside them."""
+    digest = hashlib.sha256("".join(texts).encode())
+    for name, array in sorted(weights.items()):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def _check_digest(path: Path, kept: str | None, found: str) -> None:
+    """Raises ModelError for damage; a model that was saved without a digest has nothing to check."""
+    if kept not in (None, found):
+        raise ModelError(
+            f"{path} is damaged: its weights are not those that were saved (the {DIGEST} kept with them "
+            f"is {kept[:12]}..., theirs is {found[:12]}...). Copy or port it again"
+        )
+
+
 # ---------------------------------------------------------------------------- config
 
 
@@ -147,9 +194,13 @@ def _check_shapes(
     wanted: dict[str, nnx.Variable], found: dict[str, tuple[int, ...]], path: Path
 ) -> None:
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
-    found = {name: tuple(shape) for name, shape in found.items()}
-    if odd := sorted(n for n in shapes | found if shapes.get(n) != found.get(n)):
-        raise ModelError(f"the weights of {path} are not those of its config: {odd[:10]}")
+    if odd := _unlike(shapes, {name: tuple(shape) for name, shape in found.items()}):
+        raise ModelError(f"the weights of {path} are not those of its config: {odd}")
+
+
+def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The first names that only one of two has, or that have another shape in the other."""
+    return sorted(name for name in {**a, **b} if a.get(name) != b.get(name))[:10]
 
 
 # ---------------------------------------------------------------------------- Orbax
@@ -157,9 +208,11 @@ def _check_shapes(
 
 def _write_folder(model: nnx.Module, folder: Path) -> None:
     folder.mkdir()
-    (folder / CONFIG).write_text(json.dumps(_header(model.config), indent=2) + "\n")
+    weights = _weights(model)
+    header = _header(model.config) | {DIGEST: _digest(weights)}
+    (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
     with _orbax() as checkpointer:
-        checkpointer.save((folder / WEIGHTS).absolute(), _weights(model))
+        checkpointer.save((folder / WEIGHTS).absolute(), weights)
 
 
 def _orbax():
@@ -173,7 +226,7 @@ def _orbax():
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def _read_folder(path: Path):
+def _read_folder(path: Path, header: Mapping[str, Any]):
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
@@ -187,12 +240,14 @@ def _read_folder(path: Path):
                 if metadata is not None:  # else it is no checkpoint, and to restore it says why
                     found = {name: array.shape for name, array in metadata.tree.items()}
                     _check_shapes(wanted, found, path)
-                return checkpointer.restore(weights, target)
+                found = checkpointer.restore(weights, target)
             except Exception as error:
                 reason = why_unreadable(error)
                 if reason is None or isinstance(error, ModelError):
                     raise
                 raise ModelError(f"the weights of {path} cannot be read: {reason}") from error
+        _check_digest(path, header.get(DIGEST), _digest(found))
+        return found
 
     return read
 
@@ -213,7 +268,8 @@ def _write_file(model: nnx.Module, file: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(array) for name, array in _weights(model).items()}
-    save_file(arrays, file, metadata={HEADER: json.dumps(_header(model.config))})
+    header = json.dumps(_header(model.config))
+    save_file(arrays, file, metadata={HEADER: header, DIGEST: _digest(arrays, header)})
 
 
 def _read_file(path: Path):
@@ -235,6 +291,7 @@ def _read_file(path: Path):
 
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         _check_shapes(wanted, {name: array.shape for name, array in arrays.items()}, path)
+        _check_digest(path, metadata.get(DIGEST), _digest(arrays, metadata[HEADER]))
         return jax.device_put({name: np.array(array) for name, array in arrays.items()})
 
     return _read_config(metadata[HEADER], path), read

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from deeplab_jax import checkpoint
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
+from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.heads import DeepLabV3PlusConfig
 from deeplab_jax.model import PRESETS, build, fill
 from deeplab_jax.preprocessing import Preprocessing
@@ -326,11 +328,98 @@ OTHERS = {
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_that_are_not_those_of_the_config_are_an_error(name, other, tmp_path):
+def test_weights_that_are_not_those_of_the_config_are_an_error(name, other, tmp_path, monkeypatch):
     model = make(OTHERS[other])
     model.config = CONFIG
+    with pytest.raises(
+        ModelError, match="cannot be saved, as its variables are not those of its con"
+    ):
+        save(model, tmp_path / name)
+    assert not tree(tmp_path)
+    monkeypatch.setattr(checkpoint, "_check_loadable", lambda model: None)
     path = save(model, tmp_path / name)
     with pytest.raises(ModelError, match="not those of its config: ") as error:
         load(path)
     if other == "another shape":
         assert "decoder.classifier.kernel" in str(error.value)
+
+
+# ---------------------------------------------------------------------------- damage
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("back", [1, 50, 333, 700])
+def test_a_flipped_bit_among_the_weights_of_a_file_is_an_error(back, tmp_path):
+    path = save(make(), tmp_path / "model.safetensors")
+    flip(path, path.stat().st_size - back)
+    with pytest.raises(ModelError, match=r"model.safetensors is damaged: .* Copy or port it again"):
+        load(path)
+
+
+def test_a_flipped_bit_in_the_config_of_a_file_is_an_error(tmp_path):
+    path = save(make(), tmp_path / "model.safetensors")
+    path.write_bytes(path.read_bytes().replace(b"0.485", b"0.585"))
+    with pytest.raises(ModelError, match="damaged"):
+        load(path)
+
+
+def test_a_flipped_bit_anywhere_in_the_weights_of_a_folder_is_no_other_model(tmp_path):
+    model = make()
+    path = save(model, tmp_path / "model")
+    (largest,) = sorted(
+        (p for p in (path / "weights").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )[-1:]
+    whole, caught = largest.read_bytes(), 0
+    for position in range(len(whole) // 20, len(whole), len(whole) // 10):
+        flip(largest, position)
+        try:
+            assert_same(load(path), model)  # what nothing reads may be damaged
+        except ModelError:
+            caught += 1
+        largest.write_bytes(whole)
+    assert caught > 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_swapped_weights_of_equal_shape_are_an_error(name, tmp_path, monkeypatch):
+    path = save(make(seed=1), tmp_path / name)
+    monkeypatch.setattr(checkpoint, "_digest", lambda *_: "0" * 64)
+    with pytest.raises(ModelError, match="damaged"):
+        load(path)
+
+
+def test_a_folder_from_before_digests_loads_and_class_names_may_be_edited(tmp_path):
+    path = save(make(), tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    del config["sha256"]
+    config["config"]["class_names"] = ["sky", "road", "summer"]
+    (path / "config.json").write_text(json.dumps(config))
+    assert load(path).config.class_names == ("sky", "road", "summer")
+
+
+# ---------------------------------------------------------------------------- what cannot be loaded
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnConfig:
+    kind: ClassVar[str] = "own"
+    in_channels: int = 3
+
+
+def test_a_backbone_that_load_does_not_know_is_not_saved(tmp_path):
+    model = make()
+    model.config = dataclasses.replace(CONFIG, backbone=OwnConfig())
+    with pytest.raises(ModelError, match=r"cannot be saved, as `load` .* 'own'"):
+        save(model, tmp_path / "model")
+    assert not tree(tmp_path)
+
+
+def test_a_folded_model_is_not_saved(tmp_path):
+    with pytest.raises(ModelError, match="folded"):
+        save(fold_batch_norm(fill(build(CONFIG), nnx.Rngs(0))), tmp_path / "model")
+    assert not tree(tmp_path)
