@@ -415,13 +415,21 @@ class ClassifierHead(nnx.Module):
 def _aspp(
     in_channels: int,
     config: DeepLabV3Config | DeepLabV3PlusConfig,
-    output_stride: int,
+    output_stride: int | None,
     rngs: nnx.Rngs,
 ) -> ASPP:
+    rates = config.rates
+    if rates is None:
+        if output_stride is None:
+            raise ValueError(
+                "ASPP's atrous rates follow from the backbone's output stride, and this backbone has no "
+                f"attribute output_stride: add it, or give the rates, {type(config).__name__}(rates=...)"
+            )
+        rates = rates_for(output_stride)
     return ASPP(
         in_channels,
         config.channels,
-        rates=rates_for(output_stride) if config.rates is None else config.rates,
+        rates=rates,
         separable=config.separable,
         dropout=config.dropout,
         norm_between=config.norm_between,
@@ -450,7 +458,7 @@ def build_head(
     channels: Mapping[str, int],
     num_classes: int,
     *,
-    output_stride: int,
+    output_stride: int | None,
     align_corners: bool,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
@@ -460,7 +468,8 @@ def build_head(
       config: of any kind.
       channels: of each of the backbone's features.
       num_classes: channels of the logits.
-      output_stride: of the high features; it sets ASPP's rates where the config does not.
+      output_stride: of the high features; it sets ASPP's rates where the config does not. None where it
+        is not known, and then the config has to.
       align_corners: corner rule of the heads that resize.
     """
     resize = {"align_corners": align_corners, "rngs": rngs}

@@ -38,14 +38,14 @@ class SegmentationModel(nnx.Module):
     """A backbone, a head and perhaps an auxiliary head: images -> logits at their size.
 
     The backbone is any module `(images, *, rngs)` that turns images into a dict of features and says in
-    `channels` how many channels each has; the head reads those that it names.
+    `channels` how many channels each has; the head reads those that it names. Its `output_stride` sets
+    ASPP's rates where the head's config does not.
 
     Args:
       backbone: for example `ResNet(ResNetConfig(), rngs=rngs)`, or a module of your own.
       num_classes: channels of the logits.
       head: config of the head.
       aux_head: config of a second head for training, None for none.
-      output_stride: of the backbone; it sets ASPP's rates where the head's config does not.
       align_corners: corner rule of every resize.
       dtype: what the convolutions compute in; batch norm, parameters and logits stay float32.
     """
@@ -57,7 +57,6 @@ class SegmentationModel(nnx.Module):
         *,
         head: HeadConfig,
         aux_head: FCNConfig | None = None,
-        output_stride: int = 16,
         align_corners: bool = False,
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -68,7 +67,7 @@ class SegmentationModel(nnx.Module):
         self.backbone_frozen = False
         self.backbone = backbone
         options = {
-            "output_stride": output_stride,
+            "output_stride": getattr(backbone, "output_stride", None),
             "align_corners": align_corners,
             "rngs": rngs,
         }
@@ -217,7 +216,6 @@ def build(config: Config, *, dtype: jax.typing.DTypeLike = jnp.float32) -> nnx.M
             config.num_classes,
             head=config.head,
             aux_head=config.aux_head,
-            output_stride=config.backbone.output_stride,
             dtype=dtype,
             **options,
         )

@@ -11,8 +11,15 @@ import pytest
 from flax import nnx
 
 from deeplab_jax import ops
+from deeplab_jax.backbones import ResNet, ResNetConfig
 from deeplab_jax.config import Config, FeaturesConfig
-from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig, DeepLabV3PlusHead, FCNConfig
+from deeplab_jax.heads import (
+    DeepLabV3Config,
+    DeepLabV3PlusConfig,
+    DeepLabV3PlusHead,
+    FCNConfig,
+    rates_for,
+)
 from deeplab_jax.layers import BatchNorm, ConvNormAct, Normal
 from deeplab_jax.model import (
     _BACKBONES,
@@ -319,6 +326,23 @@ def test_a_backbone_of_a_few_lines_is_enough():
     assert model.config is None
     run = nnx.jit(lambda model, x: model(x, rngs=nnx.Rngs(dropout=0)))
     assert run(model, images(2, 17, 33, 3)).shape == (2, 17, 33, CLASSES)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_heads_read_the_backbones_output_stride(stride):
+    def make():
+        rngs = nnx.Rngs(0)
+        return DeepLabV3Plus(ResNet(ResNetConfig(18, stride), rngs=rngs), CLASSES, rngs=rngs)
+
+    branches = nnx.eval_shape(make).head.aspp.branches
+    assert tuple(branch.conv.dilation for branch in branches[1:]) == rates_for(stride)
+
+
+def test_a_backbone_that_does_not_tell_its_stride_needs_rates():
+    with pytest.raises(
+        ValueError, match=r"no attribute output_stride: add it, or give the rates, Deep"
+    ):
+        nnx.eval_shape(lambda: DeepLabV3(Backbone(rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)))
 
 
 def test_a_model_is_split_and_merged_for_jit():

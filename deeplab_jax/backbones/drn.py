@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
@@ -62,7 +63,7 @@ class DRNConfig:
         return DRN(self, rngs=rngs)
 
 
-class DRN(nnx.Module):
+class DRN(Backbone):
     """Images `[B, H, W, in_channels]` -> features.
 
     The features are low (layer3, at stride 4), mid (layer4), aux (layer5) and high (layer8), these

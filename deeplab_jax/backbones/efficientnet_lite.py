@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from deeplab_jax import ops
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import FirstBlockDilation, OutputStride, check_output_stride
 from deeplab_jax.backbones.inverted_residual import (
     Block,
@@ -75,7 +76,7 @@ class EfficientNetLiteConfig:
         return EfficientNetLite(self, rngs=rngs)
 
 
-class EfficientNetLite(nnx.Module):
+class EfficientNetLite(Backbone):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
 
     def __init__(self, config: EfficientNetLiteConfig, *, rngs: nnx.Rngs):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deeplab_jax import ops
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck, sequence
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, spatial_layer
 
@@ -60,7 +61,7 @@ class HRNetConfig:
         return HRNet(self, rngs=rngs)
 
 
-class HRNet(nnx.Module):
+class HRNet(Backbone):
     """Images `[B, H, W, in_channels]` -> features, of any size.
 
     The features are low (layer1, stride 4), mid and aux (stage 3's streams at strides 8 and 16) and

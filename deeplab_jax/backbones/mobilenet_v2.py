@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import jax
 from flax import nnx
 
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import FirstBlockDilation, OutputStride, check_output_stride
 from deeplab_jax.backbones.inverted_residual import (
     Block,
@@ -74,7 +75,7 @@ class MobileNetV2Config:
         return MobileNetV2(self, rngs=rngs)
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(Backbone):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
 
     def __init__(self, config: MobileNetV2Config, *, rngs: nnx.Rngs):

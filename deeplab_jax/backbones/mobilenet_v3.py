@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from deeplab_jax import ops
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import FirstBlockDilation, OutputStride, check_output_stride
 from deeplab_jax.backbones.inverted_residual import (
     Block,
@@ -86,7 +87,7 @@ class MobileNetV3Config:
         return MobileNetV3(self, rngs=rngs)
 
 
-class MobileNetV3(nnx.Module):
+class MobileNetV3(Backbone):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux and high, at strides 4, 8, 16 and the
     output stride.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deeplab_jax import ops
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import OutputStride, check_output_stride, dilate
 from deeplab_jax.backbones.inverted_residual import Block, InvertedResidual, run
 from deeplab_jax.layers import Conv, ConvNormAct, LayerNorm, Norm, SpatialLayer, spatial_layer
@@ -74,7 +75,7 @@ class MobileViTConfig:
         return MobileViT(self, rngs=rngs)
 
 
-class MobileViT(nnx.Module):
+class MobileViT(Backbone):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
 
     def __init__(self, config: MobileViTConfig, *, rngs: nnx.Rngs):

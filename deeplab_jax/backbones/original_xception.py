@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import (
     FirstBlockDilation,
     OutputStride,
@@ -57,7 +58,7 @@ class OriginalXceptionConfig:
         return OriginalXception(self, rngs=rngs)
 
 
-class OriginalXception(nnx.Module):
+class OriginalXception(Backbone):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
 
     The first three are the blocks' outputs, before the ReLU that the next block begins with.

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from deeplab_jax import ops
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import (
     FirstBlockDilation,
     OutputStride,
@@ -69,7 +70,7 @@ class ResNetConfig:
         return ResNet(self, rngs=rngs)
 
 
-class ResNet(nnx.Module):
+class ResNet(Backbone):
     """Images `[B, H, W, in_channels]` -> features.
 
     The features are low (layer1, stride 4), mid (layer2, stride 8), aux (layer3) and high (layer4,

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from deeplab_jax import ops
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import (
     OutputStride,
     check_output_stride,
@@ -201,7 +202,7 @@ class Block(nnx.Module):
 # ---------------------------------------------------------------------------- networks
 
 
-class Xception(nnx.Module):
+class Xception(Backbone):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
 
     mid and aux are the blocks' outputs, before the ReLU that the next block begins with.
