@@ -21,7 +21,9 @@ import numpy as np
 
 EMA_WRAPPERS = ("ema", "ema_state", "ema_model", "model_ema", "state_dict_ema", "ema_state_dict")
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "network", "module")
-WRAPPERS += ("weights", "params", *EMA_WRAPPERS)
+WRAPPERS += ("weights", "params", "current_model_state", *EMA_WRAPPERS)
+# mmengine's EMAHook and Lightning's WeightAveraging swap the two on saving: `state_dict` is the average.
+SWAPPED = {"ema_state_dict": ("message_hub", "steps"), "current_model_state": ("averaging_state",)}
 EMA_PREFIXES = ("ema.", "model_ema.", "ema_model.")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 WORN = re.compile(r"^((module|_orig_mod|model)\.)+")
@@ -89,15 +91,15 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     else:
         file = _file(Path(source))
         tree, settings = _open(file), _settings(file)
-    path, found, dropped = _unwrap(tree, ema)
+    found, decided, dropped = _unwrap(tree, ema)
     state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}
     dropped += [f"{k}: not a tensor ({type(found[k]).__name__})" for k in found if k not in state]
     if odd := [name for name in state if not isinstance(name, str)]:
         raise CheckpointError(f"tensor names must be strings, got {odd[:10]}. Pass a state_dict.")
-    if not set(path) & set(EMA_WRAPPERS):
+    if not decided:
         state, lines = _split_ema(state, ema)
         dropped += lines
-    for counter in ("num_batches_tracked", "n_averaged"):
+    for counter in ("num_batches_tracked", "n_averaged", "steps"):
         names = {name for name in state if name.rpartition(".")[2] == counter}
         dropped += [f"{counter}: {len(names)} counters"] if names else []
         state = {name: leaf for name, leaf in state.items() if name not in names}
@@ -245,10 +247,13 @@ def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tu
         yield from inner or [(path, node)]
 
 
-def _unwrap(tree: Any, ema: bool) -> tuple[tuple[str, ...], Mapping, list[str]]:
-    """The path to the one state dict to read, that state dict, and lines on what is passed by."""
+def _unwrap(tree: Any, ema: bool) -> tuple[Mapping, bool, list[str]]:
+    """The one state dict to read, whether plain and EMA weights are told apart, what is passed by."""
     found = dict(_walk(tree, (), set()))
+    swapped = {key for key in SWAPPED if _is_swapped(tree, key)}
     averaged = [path for path in found if set(path) & set(EMA_WRAPPERS)]
+    if swapped:
+        averaged = [path for path in found if not set(path) & swapped]
     plain = [path for path in found if path not in averaged]
     chosen, other = (averaged, plain) if averaged and (ema or not plain) else (plain, averaged)
     if not chosen:
@@ -267,7 +272,14 @@ def _unwrap(tree: Any, ema: bool) -> tuple[tuple[str, ...], Mapping, list[str]]:
     for key in chosen[0]:
         lines += [str(name) for name in node if name not in told]
         node = node[key]
-    return chosen[0], node, lines
+    return node, bool(averaged), lines
+
+
+def _is_swapped(tree: Any, key: str) -> bool:
+    """Whether the plain weights are under `key`, and the average is where plain weights usually are."""
+    if not isinstance(tree, Mapping) or not isinstance(inner := tree.get(key), Mapping):
+        return False
+    return any(mark in tree or mark in inner for mark in SWAPPED[key])
 
 
 def _split_ema(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], list[str]]:

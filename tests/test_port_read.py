@@ -382,6 +382,22 @@ def test_ema_under_a_prefix_is_kept_apart_from_plain_weights(prefix):
     assert "2 plain weights" in averaged.dropped
 
 
+SWAPPED_ON_SAVING = {  # where `state_dict` is the moving average
+    "mmengine": {"meta": {"epoch": 3}, "message_hub": {}, "ema_state_dict": weights("module.", 1)},
+    "mmengine, cleaned": {"ema_state_dict": weights("module.", 1) | {"steps": torch.tensor(7)}},
+    "lightning": {"current_model_state": weights(shift=1), "averaging_state": {"n_averaged": 4}},
+}
+
+
+@pytest.mark.parametrize("code", SWAPPED_ON_SAVING)
+def test_where_plain_weights_and_average_are_swapped_on_saving_ema_means_the_average(code):
+    tree = {"state_dict": weights()} | SWAPPED_ON_SAVING[code]
+    check(read(tree, ema=True))
+    plain = read(tree)
+    check(plain, shift=1)
+    assert "EMA weights 'state_dict': read(..., ema=True) takes them" in plain.dropped
+
+
 def test_ema_weights_are_taken_where_there_are_no_others():
     check(read(weights("ema.module.")))
     check(read(weights("ema.module."), ema=True))
