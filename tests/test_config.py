@@ -176,3 +176,47 @@ def test_fields_of_the_part_that_is_replaced_are_unknown():
 def test_override_checks_values():
     with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
         PRESETS["deeplabv3_resnet50"].override(output_stride=4)
+
+
+# ---------------------------------------------------------------------------- one channel
+
+
+def test_one_channel_is_a_sigmoids_and_more_are_a_softmaxs():
+    config = Config(ResNetConfig(), DeepLabV3Config(), 1)
+    assert config.activation == "sigmoid"
+    assert through_json(config) == config
+    assert config.override(num_classes=3).activation == "softmax"
+    assert config.override(num_classes=3).override(num_classes=1) == config
+
+
+@pytest.mark.parametrize(("classes", "activation"), [(1, "softmax"), (2, "sigmoid"), (3, "tanh")])
+def test_an_activation_that_does_not_fit_the_channels_is_refused(classes, activation):
+    with pytest.raises(ValueError, match=rf"activation must be .* for num_classes={classes}, got"):
+        Config(ResNetConfig(), DeepLabV3Config(), classes, activation=activation)
+
+
+def test_one_channel_names_background_and_foreground_or_the_foreground_alone():
+    config = Config(ResNetConfig(), DeepLabV3Config(), 1, class_names=("leaf",))
+    assert config.class_names == ("background", "leaf")
+    assert through_json(config) == config
+    with pytest.raises(ValueError, match="each of the 2 classes, got 3 names"):
+        config.override(class_names=("a", "b", "c"))
+
+
+# ---------------------------------------------------------------------------- other than three channels
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7])
+def test_images_of_other_than_three_channels_are_scaled_by_default(channels):
+    config = Config(ResNetConfig(in_channels=channels), DeepLabV3Config())
+    assert config.preprocessing == Preprocessing((0.0,) * channels, (1.0,) * channels)
+    assert PRESETS["deeplabv3_resnet50"].override(in_channels=channels) == config
+
+
+def test_statistics_of_another_number_of_channels_are_refused():
+    with pytest.raises(ValueError, match="a value for each of the backbone's 4 channels, got "):
+        Config(
+            ResNetConfig(in_channels=4),
+            DeepLabV3Config(),
+            preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3),
+        )
