@@ -102,8 +102,7 @@ def port(
         ema=ema,
         **fields,
     )
-    config = _described(conversion.model.config, class_names, mean, std)
-    conversion.model.config = config
+    conversion = _described(conversion, class_names, mean, std)
     _tell(console, conversion)
     if verified:
         agrees = _verify(console, conversion, against, images, report)
@@ -139,12 +138,13 @@ def _fields(
 
 
 def _described(
-    config: Config,
+    conversion: Conversion,
     class_names: Path | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-) -> Config:
-    """The config with what only the user knows of it: class names and the images' statistics."""
+) -> Conversion:
+    """With what only the user knows of the model: class names and the images' statistics."""
+    config = conversion.model.config
     statistics = {name: v for name, v in (("mean", mean), ("std", std)) if v is not None}
     channels = getattr(config.backbone, "in_channels", None)
     for name, values in statistics.items():
@@ -158,7 +158,13 @@ def _described(
         names = _lines(class_names)
     elif names is None and isinstance(config.head, ClassifierConfig) and config.num_classes == 1000:
         names = _imagenet_names()
-    return config.override(class_names=names, preprocessing=preprocessing)
+    conversion.model.config = config.override(class_names=names, preprocessing=preprocessing)
+    chosen, assumed = dict(conversion.chosen), conversion.assumed
+    if "preprocessing" in chosen:
+        chosen["preprocessing"] = preprocessing
+    if len(statistics) == 2:
+        assumed = tuple(name for name in assumed if name != "preprocessing")
+    return dataclasses.replace(conversion, chosen=chosen, assumed=assumed)
 
 
 def _lines(path: Path) -> tuple[str, ...]:
@@ -192,12 +198,15 @@ def _demo() -> Path:
 
 def _tell(console: Console, conversion: Conversion) -> None:
     config, layout = conversion.model.config, conversion.layout
+    single = config.activation == "sigmoid"
+    classes = "one channel (sigmoid)" if single else f"{config.num_classes} classes"
     console.print(
         f"[bold]{layout.name}[/] ({layout.code}): {config.head.kind} on {config.backbone.kind}, "
-        f"{config.num_classes} classes, {len(conversion.tensors)} tensors"
+        f"{classes}, {len(conversion.tensors)} tensors"
     )
     for name, value in conversion.chosen.items():
-        console.print(f"  {name} = {value} (weights cannot tell; an option changes it)")
+        assumed = " (assumed: weights cannot tell; an option changes it)"
+        console.print(f"  {name} = {value}{assumed if name in conversion.assumed else ''}")
     for line in conversion.dropped:
         console.print(f"  dropped {escape(line)}")
     if conversion.initialised:
@@ -256,6 +265,7 @@ def _verify(
             layout=conversion.layout.name,
             progress=lambda done: bar.update(task, completed=done),
         )
+    result = dataclasses.replace(result, assumed=_unproven(conversion, against))
     console.print(_table(result))
     if result.agreement is not None:
         console.print(
@@ -264,9 +274,24 @@ def _verify(
         )
     if (row := result.first_difference) is not None:
         console.print(f"The first layer that differs is {row.path}: look there.")
+    if result.assumed:
+        values = ", ".join(f"{name} = {value}" for name, value in result.assumed.items())
+        console.print(
+            f"[yellow]Assumed on both sides, and so not verified[/]: {values}. If the original was built "
+            "with other values, name them (--output-stride, --mean, --std, --set name=value)."
+        )
     if report_file is not None:
         _write(report_file, result.to_json() + "\n")
     return result.ok
+
+
+def _unproven(conversion: Conversion, against: str | None) -> dict[str, Any]:
+    """The assumed options that a comparison cannot prove, as the reference is built with them too.
+
+    A module of the user's own was built by somebody who knows them; but images come to it normalised.
+    """
+    names = (n for n in conversion.assumed if against is None or n == "preprocessing")
+    return {name: conversion.chosen[name] for name in names}
 
 
 def _write(path: Path, text: str) -> None:

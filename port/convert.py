@@ -53,6 +53,8 @@ class Conversion:
       dropped: what was left out of the checkpoint, for people.
       chosen: fields of the config that weights cannot tell, with the values that were taken, and those
         that the user named.
+      assumed: those of them that neither the user nor a config.json told, so that the layout's default
+        was taken.
       initialised: the tensors that were drawn at random for a new number of classes.
     """
 
@@ -62,6 +64,7 @@ class Conversion:
     tensors: Mapping[str, np.ndarray]
     dropped: tuple[str, ...]
     chosen: Mapping[str, Any]
+    assumed: tuple[str, ...]
     initialised: tuple[str, ...]
 
 
@@ -166,8 +169,10 @@ def convert(
     family = find_layout(checkpoint.tensors) if layout is None else named_layout(layout)
     tensors = _canonical(family, checkpoint.tensors)
     told = _settings(family, checkpoint.settings)
-    told_stride = told.pop("output_stride", None)
-    config = _config(family, tensors, output_stride or told_stride)
+    if output_stride is not None:
+        told["output_stride"] = output_stride
+    known = {*told, *fields}
+    config = _config(family, tensors, told.pop("output_stride", None))
     checkpoint_classes = config.num_classes
     if num_classes is not None:
         fields["num_classes"] = num_classes
@@ -182,18 +187,34 @@ def convert(
         headless = not any(e.name in tensors for e in listed if _within(e, _classifiers(model)))
         if headless or num_classes != checkpoint_classes:
             renewed = _classifiers(model)
+    dropped = list(checkpoint.dropped)
+    if checkpoint.settings and type(family).settings is Layout.settings:
+        dropped.append(
+            f"{SETTINGS_FILE} beside the weights: {family.code} writes none that we know"
+        )
+    if not renewed and (other := _auxiliary_classes(listed, tensors, config)):
+        # The usual fine-tuning recipe replaces the main classifier alone.
+        dropped.append(
+            f"the auxiliary head: it has {other} classes and the main classifier {config.num_classes}"
+        )
+        tensors = _without_auxiliary_head(tensors, listed)
+        config = config.override(aux_head=None)
+        model = build(config)
+        listed = entries(model, family, config)
     _check(family, tensors, listed, renewed, checkpoint_classes)
     if renewed:
         model = fill(model, nnx.Rngs(seed))
     _assign(model, {e.path: (e, tensors[e.names[-1]]) for e in listed if not _within(e, renewed)})
     model.eval()
+    chosen = _chosen(family, config)
     return Conversion(
         model=model,
         layout=family,
         source=checkpoint.tensors,
         tensors=tensors,
-        dropped=(*checkpoint.dropped, *_overruled(listed, tensors)),
-        chosen=_chosen(family, config) | {n: v for n, v in fields.items() if n != "num_classes"},
+        dropped=(*dropped, *_overruled(listed, tensors)),
+        chosen=chosen | {n: v for n, v in fields.items() if n != "num_classes"},
+        assumed=tuple(name for name in chosen if name not in known),
         initialised=tuple(e.path for e in listed if _within(e, renewed)),
     )
 
@@ -458,6 +479,26 @@ def _classifiers(model: nnx.Module) -> tuple[str, ...]:
     return tuple(path for path in weighted_modules(model) if path.endswith("classifier"))
 
 
+def _auxiliary_classes(
+    listed: list[Entry], tensors: Mapping[str, np.ndarray], config: Config
+) -> int | None:
+    """The auxiliary classifier's classes where they are others than the main one's; None elsewhere."""
+    for entry in listed:
+        tensor = tensors.get(entry.name)
+        if entry.path == "aux_head.classifier.kernel" and tensor is not None:
+            classes, *rest = tensor.shape
+            if classes != config.num_classes and rest == list(entry.torch_shape[1:]):
+                return classes
+    return None
+
+
+def _without_auxiliary_head(
+    tensors: Mapping[str, np.ndarray], listed: list[Entry]
+) -> dict[str, np.ndarray]:
+    auxiliary = {n for e in listed if e.path.startswith("aux_head.") for n in e.names}
+    return {name: tensor for name, tensor in tensors.items() if name not in auxiliary}
+
+
 def _within(entry: Entry, modules: tuple[str, ...]) -> bool:
     return entry.path.rpartition(".")[0] in modules
 
@@ -468,12 +509,15 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
     """The fields that weights cannot tell, as far as this model has them."""
+    choices = layout.choices
+    if getattr(config.backbone, "in_channels", 3) != 3 and "preprocessing" not in choices:
+        choices += ("preprocessing",)  # every code base's habit is about RGB
     chosen: dict[str, Any] = {}
     for place in (config, config.backbone, config.head):
         for field in dataclasses.fields(place):  # some backbones' output stride is no field: fixed
-            if field.name in layout.choices:
+            if field.name in choices:
                 chosen.setdefault(field.name, getattr(place, field.name))
-    return {name: chosen[name] for name in layout.choices if name in chosen}
+    return {name: chosen[name] for name in choices if name in chosen}
 
 
 def model_config(model: nnx.Module) -> Config:

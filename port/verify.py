@@ -10,8 +10,8 @@ relative error of 1e-4 in PyTorch too. A mistake is orders of magnitude above th
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from flax import nnx
 
 from deeplab_jax.heads import ClassifierHead
 from deeplab_jax.layers import BatchNorm
+from deeplab_jax.predict import most_likely
 from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.summary import stage_of
 from port.convert import find_layout, model_config, named_layout, weighted_modules
@@ -72,11 +73,14 @@ class Report:
       layers: every compared layer in the order in which PyTorch runs them; "logits" is the last.
       agreement: share of pixels with the same most likely class; None for an image classifier.
       images: how many were compared.
+      assumed: options of the original code that weights cannot tell and nobody told, with the values
+        that both sides were built with. The comparison says nothing about them.
     """
 
     layers: tuple[Row, ...]
     agreement: float | None
     images: int
+    assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -108,7 +112,8 @@ class Report:
             for row in self.layers
         ]
         report = {"ok": self.ok, "images": self.images, "argmax_agreement": self.agreement}
-        return json.dumps(report | {"layers": rows}, indent=2)
+        report |= {"assumed": dict(self.assumed), "layers": rows}
+        return json.dumps(report, indent=2, default=dataclasses.asdict)
 
 
 def verify(
@@ -171,7 +176,7 @@ def verify(
             if row.path not in worst or row.badness > worst[row.path].badness:
                 worst[row.path] = row
         if "logits" in exact:
-            same = ours["logits"].argmax(-1) == exact["logits"].argmax(-1)
+            same = most_likely(ours["logits"]) == most_likely(exact["logits"])
             same = same[:, : size[0], : size[1]] if size else same
             agreeing, pixels = agreeing + int(same.sum()), pixels + same.size
         count += len(arguments[0])
@@ -221,7 +226,12 @@ def _runner(model: nnx.Module, paths: tuple[str, ...]) -> Callable[..., dict[str
         }
         return {path: found[path] for path in paths if path in found} | {"logits": logits}
 
-    return lambda *arguments: jax.tree.map(np.asarray, run(state, *map(jnp.asarray, arguments)))
+    def exactly(*arguments: np.ndarray) -> dict[str, np.ndarray]:
+        # A GPU would multiply in TF32 and a TPU in bfloat16, a thousand times coarser than float32.
+        with jax.default_matmul_precision("highest"):
+            return jax.tree.map(np.asarray, run(state, *map(jnp.asarray, arguments)))
+
+    return exactly
 
 
 def _forward(model: nnx.Module, *arguments: jax.Array) -> jax.Array:

@@ -266,6 +266,29 @@ def test_other_classes_start_the_classifiers_anew_and_keep_all_else(layout):
             np.testing.assert_allclose(array.std(), np.sqrt(2 / sum(array.shape[2:])), rtol=0.2)
 
 
+def test_an_auxiliary_head_of_other_classes_is_left_out_and_the_trained_classifier_kept():
+    # What fine-tuning leaves where it replaces the main classifier alone.
+    state = checkpoint()
+    rng = np.random.default_rng(0)
+    state["classifier.4.weight"] = rng.standard_normal((3, 256, 1, 1), np.float32)
+    state["classifier.4.bias"] = rng.standard_normal(3, np.float32)
+    conversion = convert(state)
+    assert conversion.model.config.num_classes == 3
+    assert conversion.model.aux_head is None
+    assert conversion.initialised == ()
+    told = "the auxiliary head: it has 7 classes and the main classifier 3"
+    assert told in conversion.dropped
+    kernel = _tensors(conversion.model)["head.classifier.kernel"]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), state["classifier.4.weight"])
+    assert not [name for name in conversion.tensors if name.startswith("aux_classifier.")]
+
+
+def test_an_auxiliary_head_of_other_shapes_than_its_classes_is_an_error():
+    state = checkpoint()
+    state["aux_classifier.4.weight"] = np.zeros((5, 9, 1, 1), np.float32)
+    assert "1 of another shape: aux_classifier.4.weight is [5, 9, 1, 1]" in refusal(state)
+
+
 def test_both_classifiers_of_lraspp_start_anew():
     module = randomise(
         without_weights(

@@ -178,10 +178,11 @@ def _smp(
 ) -> Case:
     stride = backbone.output_stride
     model |= {"encoder_weights": None, "classes": 7, "encoder_output_stride": stride}
+    rule = "previous" if encoder.startswith("tu-") else "same"  # timm's own, or smp's
     return Case(
         "smp",
         lambda: getattr(smp, name)(encoder, **model),
-        dataclasses.replace(backbone, first_block_dilation="same"),
+        dataclasses.replace(backbone, first_block_dilation=rule),
         V3PLUS if "Plus" in name else V3,
         options={"output_stride": stride} | (options or {}),
         shapes=((2, 48, 80, backbone.in_channels),),
@@ -216,6 +217,8 @@ COMPARED |= {
     ),
     "smp-v3plus-mbv2-os16": _smp("DeepLabV3Plus", "mobilenet_v2", _v2_smp),
     "smp-v3plus-lite0-os16": _smp("DeepLabV3Plus", "timm-tf_efficientnet_lite0", _lite(0)),
+    "smp-v3plus-tu-r34-os16": _smp("DeepLabV3Plus", "tu-resnet34", ResNetConfig(34, 16)),
+    "smp-v3-tu-r50-os8": _smp("DeepLabV3", "tu-resnet50", ResNetConfig(50, 8)),
     "smp-v3-lite0-os8": _smp("DeepLabV3", "timm-tf_efficientnet_lite0", _lite(0, 8)),
 }
 DEEPER |= {

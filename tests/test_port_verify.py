@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
@@ -193,6 +194,35 @@ def test_the_torch_module_is_left_as_it_was():
     for name, tensor in module.state_dict().items():
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name]), name
+
+
+def test_a_mask_of_one_channel_is_compared_where_its_probability_passes_a_half():
+    make = without_weights(lambda: smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=1))
+    module = randomise(make, (2, 3, 48, 80))
+    x, bias = images(*SIZE), module.segmentation_head[0].bias
+    with torch.no_grad():
+        bias -= module(torch.from_numpy(x.transpose(0, 3, 1, 2))).median()  # half is foreground
+    report = verify(load_torch(module.state_dict()), module, x)
+    assert report.ok
+    shifted = module.state_dict() | {"segmentation_head.0.bias": bias.detach() + 0.3}
+    report = verify(load_torch(shifted), module, x)
+    assert not report.ok
+    assert report.agreement < 0.99  # an argmax over one channel would say 1
+
+
+def test_ours_is_computed_in_float32_where_a_gpu_would_not(monkeypatch):
+    asked = []
+    conv = jax.lax.conv_general_dilated
+
+    def spy(*arguments, **options):
+        asked.append(jax.config.jax_default_matmul_precision)
+        return conv(*arguments, **options)
+
+    monkeypatch.setattr(jax.lax, "conv_general_dilated", spy)
+    assert verify(port(), original(), images(2, 48, 64, 3)).ok
+    assert asked
+    assert set(asked) == {"highest"}
+    assert jax.config.jax_default_matmul_precision is None
 
 
 def test_an_unknown_layout_lists_the_known_ones():

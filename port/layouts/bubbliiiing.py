@@ -23,12 +23,15 @@ class Bubbliiiing(Layout):
         return "aspp.branch1.0.weight" in shapes and "cat_conv.0.weight" in shapes
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
+        backbone = _backbone(within(shapes, "backbone."), output_stride or 16)
         return Config(
-            _backbone(within(shapes, "backbone."), output_stride or 16),
+            backbone,
             DeepLabV3PlusConfig(bias=True, dropout=0.0, decoder_dropout=(0.5, 0.1)),
             shapes.get("cls_conv.weight", (21,))[0],
             align_corners=True,
-            preprocessing=Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3),
+            preprocessing=Preprocessing(
+                mean=(0.0,) * backbone.in_channels, std=(1.0,) * backbone.in_channels
+            ),
         )
 
     def names(self, config: Config) -> Names:

@@ -39,7 +39,9 @@ class EfficientNetLitePytorch(Layout):
             backbone,
             ClassifierConfig(),
             shapes.get("_fc.weight", (1000,))[0],
-            preprocessing=Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+            preprocessing=Preprocessing(
+                mean=(127 / 255,) * backbone.in_channels, std=(128 / 255,) * backbone.in_channels
+            ),
         )
         return config.override(same_size=IMAGE_SIZES[backbone.variant])
 

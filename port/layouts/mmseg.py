@@ -1,7 +1,8 @@
 """mmsegmentation: DeepLabv3 and v3+ on its ResNets (v1c, and v1b, the plain one) and MobileNetV2.
 
 What its model zoo calls d8 is output stride 8, the default; "d16-mg124" is output stride 16 with
-multi_grid 1 2 4, and the models trained on crops of 769 x 769 or 513 x 513 have align_corners.
+multi_grid 1 2 4, and the models trained on crops of 769 x 769 or 513 x 513 have align_corners. All of
+them have contract_dilation, which is first_block_dilation "previous" here; without it it is "same".
 """
 
 from deeplab_jax.backbones import MobileNetV2Config, ResNetConfig, mobilenet_v2
@@ -19,7 +20,7 @@ class MMSeg(Layout):
     name = "mmseg"
     code = "mmsegmentation"
     models = "DeepLabV3 and V3Plus on ResNet (v1b, v1c) and MobileNetV2; d8 and d16-mg124; auxiliary head"
-    choices = ("output_stride", "multi_grid", "align_corners", "rates")
+    choices = ("output_stride", "first_block_dilation", "multi_grid", "align_corners", "rates")
 
     def recognises(self, shapes: Shapes) -> bool:
         return "decode_head.aspp_modules.0.conv.weight" in shapes

@@ -1,4 +1,12 @@
-"""segmentation_models_pytorch: DeepLabV3 and V3Plus on ResNet, MobileNetV2 and EfficientNet-Lite."""
+"""segmentation_models_pytorch: DeepLabV3 and V3Plus on ResNet, MobileNetV2 and EfficientNet-Lite.
+
+Its own encoders are dilated by its own rule: every block of a dilated stage has the stage's rate. Those
+of timm (`tu-resnet50`, whose names begin `encoder.model.`) are dilated by timm, whose first block has the
+rate of the stage before. What the weights cannot tell is in the config.json that `save_pretrained` writes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from deeplab_jax.backbones import (
     BackboneConfig,
@@ -39,7 +47,10 @@ OLD_NAMES = {
 class SMP(Layout):
     name = "smp"
     code = "segmentation_models_pytorch"
-    models = "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, mobilenet_v2, timm-tf_efficientnet_lite0 to 4"
+    models = (
+        "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, tu-resnet18 to 152, mobilenet_v2, "
+        "timm-tf_efficientnet_lite0 to 4; options from config.json"
+    )
     choices = ("output_stride", "rates", "preprocessing")
 
     def canonical(self, name: str) -> str:
@@ -71,7 +82,8 @@ class SMP(Layout):
             head = DeepLabV3Config(**common)
         backbone = _backbone(within(shapes, "encoder."), stride)
         lite = isinstance(backbone, EfficientNetLiteConfig)
-        mean_std = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if lite else {}
+        half = (0.5,) * backbone.in_channels
+        mean_std = {"mean": half, "std": half} if lite else {}
         return Config(
             backbone,
             head,
@@ -80,10 +92,37 @@ class SMP(Layout):
             preprocessing=Preprocessing(**mean_std, size_multiple=stride),
         )
 
+    def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        if not {"encoder_name", "encoder_output_stride"} <= settings.keys():
+            raise ValueError(
+                "it has no encoder_name and encoder_output_stride, so it is not "
+                "segmentation_models_pytorch's. Take it away, or pass the folder of save_pretrained"
+            )
+        stride = settings["encoder_output_stride"]
+        # What brings the logits back to the image's size, and what is not built otherwise.
+        sizes = {"DeepLabV3": stride, "DeepLabV3Plus": 4}
+        fixed = {"encoder_depth": (5,)}
+        if (size := sizes.get(settings.get("_model_class"))) is not None:
+            fixed["upsampling"] = (size, None)
+        other = [
+            f"{name} is {settings[name]!r}, and we can only do {values[0]!r}"
+            for name, values in fixed.items()
+            if settings.get(name, values[0]) not in values
+        ]
+        if other:
+            raise ValueError("; ".join(other))
+        told = {"output_stride": stride}
+        if rates := settings.get("decoder_atrous_rates"):
+            told["rates"] = tuple(rates)
+        if (dropout := settings.get("decoder_aspp_dropout")) is not None:
+            told["dropout"] = dropout
+        return told
+
     def names(self, config: Config) -> Names:
         match config.backbone:
             case ResNetConfig():
-                names = under("backbone", "encoder", resnet_names(config.backbone))
+                encoder = "encoder.model" if _is_timms(config.backbone) else "encoder"
+                names = under("backbone", encoder, resnet_names(config.backbone))
             case MobileNetV2Config():
                 names = under("backbone", "encoder", mobilenet_v2_names(config.backbone))
             case _:
@@ -129,6 +168,10 @@ def _backbone(shapes: Shapes, output_stride: int) -> BackboneConfig:
     fields = {"output_stride": output_stride, "first_block_dilation": "same"}
     if "layer1.0.conv1.weight" in shapes:
         return resnet_config(shapes, **fields)
+    if "model.layer1.0.conv1.weight" in shapes:
+        return resnet_config(
+            within(shapes, "model."), **fields | {"first_block_dilation": "previous"}
+        )
     if "features.0.0.weight" in shapes:
         last = shapes["features.18.0.weight"][0]
         projections = torchvision_v2_projections(shapes)
@@ -144,15 +187,19 @@ def _backbone(shapes: Shapes, output_stride: int) -> BackboneConfig:
             **fields,
         )
     raise ValueError(
-        "the encoder is not one that we know: resnet18 to resnet152, mobilenet_v2 and "
+        "the encoder is not one that we know: resnet18 to 152, tu-resnet18 to 152, mobilenet_v2 and "
         "timm-tf_efficientnet_lite0 to 4 are"
     )
+
+
+def _is_timms(backbone: ResNetConfig) -> bool:
+    return backbone.first_block_dilation == "previous"
 
 
 def _encoder_name(backbone: BackboneConfig) -> str:
     match backbone:
         case ResNetConfig():
-            return f"resnet{backbone.depth}"
+            return f"{'tu-' if _is_timms(backbone) else ''}resnet{backbone.depth}"
         case MobileNetV2Config():
             return "mobilenet_v2"
         case _:

@@ -1,12 +1,16 @@
 """timm: MobileNetV2, MobileNetV3 and EfficientNet-Lite classifiers.
 
 Weights born in TensorFlow (`tf_*`) have the names of those that were not: `padding="same"` and
-`norm_epsilon=1e-3` tell.
+`norm_epsilon=1e-3` tell. So does the architecture in the config.json that timm saves beside them.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from deeplab_jax.backbones import EfficientNetLiteConfig, MobileNetV2Config, MobileNetV3Config
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
+from deeplab_jax.preprocessing import Preprocessing
 from port.layouts.base import Layout, Names, Shapes
 from port.layouts.names import conv_bn, timm_names, under
 from port.layouts.shapes import (
@@ -17,6 +21,7 @@ from port.layouts.shapes import (
 )
 
 DEFAULTS = {"norm_momentum": 0.1, "norm_epsilon": 1e-5}  # of everything but tf_*
+TENSORFLOWS = {"padding": "same", "norm_epsilon": 1e-3}
 
 
 class Timm(Layout):
@@ -46,6 +51,12 @@ class Timm(Layout):
             backbone = mobilenet_v2_config(projections, in_channels, last=last, **fields)
         classes = shapes.get("classifier.weight", (1000,))[0]
         return Config(backbone, ClassifierConfig(hidden), classes)
+
+    def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        told = preprocessing_told(settings)
+        if str(settings["architecture"]).startswith("tf_"):
+            return told | TENSORFLOWS
+        return told | {"padding": "symmetric", "norm_epsilon": DEFAULTS["norm_epsilon"]}
 
     def names(self, config: Config) -> Names:
         names = timm_names(config.backbone)
@@ -81,3 +92,19 @@ class Timm(Layout):
             in_chans=config.backbone.in_channels,
             **({"output_stride": stride} if stride < 32 else {}),
         )
+
+
+def preprocessing_told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The images' mean and standard deviation in timm's config.json.
+
+    Raises:
+      ValueError: it is another code's.
+    """
+    if "architecture" not in settings:
+        raise ValueError(
+            "it has no architecture, so it is not timm's. Take it away, or pass the folder that timm saved"
+        )
+    statistics = settings.get("pretrained_cfg") or {}
+    if not statistics.get("mean") or not statistics.get("std"):
+        return {}
+    return {"preprocessing": Preprocessing(tuple(statistics["mean"]), tuple(statistics["std"]))}

@@ -1,5 +1,8 @@
 """torchvision.models, and timm's ResNets: ImageNet classifiers, read as dilated networks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from deeplab_jax.backbones import MobileNetV2Config, MobileNetV3Config, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
@@ -18,6 +21,7 @@ from port.layouts.shapes import (
     torchvision_v3_projections,
     within,
 )
+from port.layouts.timm import preprocessing_told
 
 
 class TorchvisionClassification(Layout):
@@ -57,6 +61,11 @@ class TorchvisionClassification(Layout):
         dropout = 0.0 if isinstance(backbone, ResNetConfig) else 0.2
         head = ClassifierConfig(hidden, dropout=dropout)
         return Config(backbone, head, shapes.get(classifier, (1000,))[0])
+
+    def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return (
+            preprocessing_told(settings) if "architecture" in settings else {}
+        )  # torchvision has none
 
     def names(self, config: Config) -> Names:
         match config.backbone:

@@ -34,12 +34,13 @@ class Yassouali(Layout):
         return "ASSP.aspp1.0.weight" in shapes and "decoder.output.0.weight" in shapes
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
+        backbone = _backbone(within(shapes, "backbone."), output_stride or 16)
         return Config(
-            _backbone(within(shapes, "backbone."), output_stride or 16),
+            backbone,
             DeepLabV3PlusConfig(decoder_dropout=(0.0, 0.1)),
             shapes.get("decoder.output.7.weight", (21,))[0],
             align_corners=True,
-            preprocessing=MEAN_STD["voc"],
+            preprocessing=MEAN_STD["voc"] if backbone.in_channels == 3 else Preprocessing(),
         )
 
     def names(self, config: Config) -> Names:
