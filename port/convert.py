@@ -509,7 +509,7 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
     """The fields that weights cannot tell, as far as this model has them."""
-    choices = layout.choices
+    choices = layout.options(config)
     if getattr(config.backbone, "in_channels", 3) != 3 and "preprocessing" not in choices:
         choices += ("preprocessing",)  # every code base's habit is about RGB
     chosen: dict[str, Any] = {}

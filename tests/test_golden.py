@@ -18,7 +18,9 @@ import port
 
 FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = 2e-5  # of the largest value: some hundred roundings, which a shallow network may have
-ROUNDINGS = 10  # times what PyTorch in float32 is away from the file: deep random networks amplify it
+ROUNDINGS = (
+    10  # times what PyTorch in float32 is away from the file: deep random networks amplify it
+)
 
 
 def tensor(name, shape):

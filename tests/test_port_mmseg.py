@@ -386,6 +386,18 @@ def test_another_backbone_is_refused_by_name():
 
 
 def test_a_model_of_other_rules_is_not_exported():
-    model = load_torch(skeleton(v3plus_r18), first_block_dilation="same")
-    with pytest.raises(ValueError, match="first_block_dilation is 'same' here"):
+    model = load_torch(skeleton(v3plus_r18), basic_block_dilation="both")
+    with pytest.raises(ValueError, match="basic_block_dilation is 'both' here"):
         to_torch(model, "mmseg")
+    model = load_torch(skeleton(v3plus_mobilenet), first_block_dilation="previous")
+    with pytest.raises(ValueError, match="first_block_dilation is 'previous' here"):
+        to_torch(model, "mmseg")
+
+
+def test_contract_dilation_is_an_option_of_resnets_that_weights_do_not_tell():
+    conversion = convert(skeleton(v3plus_r18))
+    assert conversion.chosen["first_block_dilation"] == "previous"
+    assert "first_block_dilation" in conversion.assumed
+    told = convert(skeleton(v3plus_r18), first_block_dilation="same")
+    assert "first_block_dilation" not in told.assumed
+    assert to_torch(told.model, "mmseg").keys() == to_torch(conversion.model, "mmseg").keys()

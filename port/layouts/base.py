@@ -73,6 +73,11 @@ class Layout(abc.ABC):
         del settings
         return {}
 
+    def options(self, config: Config) -> tuple[str, ...]:
+        """Those of `choices` that the original code has for this model."""
+        del config
+        return self.choices
+
     @abc.abstractmethod
     def names(self, config: Config) -> Names:
         """What the original code calls each module of the model."""

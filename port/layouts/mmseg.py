@@ -54,6 +54,12 @@ class MMSeg(Layout):
             aux,
         )
 
+    def options(self, config: Config) -> tuple[str, ...]:
+        """Its MobileNetV2 has one rule for the first block of a dilated stage."""
+        if isinstance(config.backbone, ResNetConfig):
+            return self.choices
+        return tuple(choice for choice in self.choices if choice != "first_block_dilation")
+
     def names(self, config: Config) -> Names:
         if isinstance(config.backbone, ResNetConfig):
             names = under("backbone", "backbone", resnet_names(config.backbone))
