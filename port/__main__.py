@@ -25,7 +25,7 @@ from deeplab_jax.command import keep_compiled_programs, run
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.images import ImageError, find_images, read_image
-from deeplab_jax.preprocessing import normalize
+from deeplab_jax.preprocessing import Preprocessing, normalize
 from port.convert import Conversion, convert
 from port.verify import AGREEMENT, Report, verify
 
@@ -206,11 +206,18 @@ def _tell(console: Console, conversion: Conversion) -> None:
     )
     for name, value in conversion.chosen.items():
         assumed = " (assumed: weights cannot tell; an option changes it)"
-        console.print(f"  {name} = {value}{assumed if name in conversion.assumed else ''}")
+        why = assumed if name in conversion.assumed else ""
+        console.print(f"  {name} = {_shown(value)}{why}")
     for line in conversion.dropped:
         console.print(f"  dropped {escape(line)}")
     if conversion.initialised:
         console.print(f"  [yellow]drawn anew[/]: {', '.join(conversion.initialised)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Preprocessing):
+        return f"mean {value.mean}, std {value.std}"
+    return str(value)
 
 
 def _table(report: Report) -> Table:
@@ -275,7 +282,7 @@ def _verify(
     if (row := result.first_difference) is not None:
         console.print(f"The first layer that differs is {row.path}: look there.")
     if result.assumed:
-        values = ", ".join(f"{name} = {value}" for name, value in result.assumed.items())
+        values = "; ".join(f"{name} = {_shown(value)}" for name, value in result.assumed.items())
         console.print(
             f"[yellow]Assumed on both sides, and so not verified[/]: {values}. If the original was built "
             "with other values, name them (--output-stride, --mean, --std, --set name=value)."

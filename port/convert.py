@@ -232,8 +232,8 @@ def find_layout(tensors: Mapping[str, np.ndarray]) -> Layout:
         raise CheckpointError(
             f"no layout knows these names: {some}, ... ({len(tensors)} tensors). "
             f"We read {', '.join(f'{x.name} ({x.code})' for x in LAYOUTS.values())}. "
-            "If it is one of these with another prefix, rename the keys; if not, a layout is one "
-            "small file, see CONTRIBUTING.md."
+            "If all of them have one prefix more than these codes give them, take it off; other names are "
+            "of another network, and a layout is one small file, see CONTRIBUTING.md."
         )
     raise CheckpointError(
         f"these names ({some}, ...) may be of {' or '.join(x.name for x in found)}: "

@@ -47,6 +47,15 @@ class Pictures:
         return SIZES[index]
 
 
+class Foreground(Pictures):
+    """The same with two classes."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        label = example["label"]
+        return example | {"label": np.where(label == 255, label, label > 0).astype(np.uint8)}
+
+
 @dataclasses.dataclass(frozen=True)
 class TinyConfig:
     num_classes: int = CLASSES
@@ -81,8 +90,8 @@ def values_of(model, mesh):
     return jax.device_put(values, NamedSharding(mesh, P()))
 
 
-def confusion_of(predictions, source):
-    expected = np.zeros((CLASSES, CLASSES), np.int64)
+def confusion_of(predictions, source, classes=CLASSES):
+    expected = np.zeros((classes, classes), np.int64)
     for index, ids in enumerate(predictions):
         label = source.label(index)
         np.add.at(expected, (label[label != 255], ids[label != 255]), 1)
@@ -103,6 +112,22 @@ def test_every_image_is_seen_as_predict_sees_it(mesh, options):
     predictions = [predict(model, source[i]["image"], **options) for i in range(len(source))]
     np.testing.assert_array_equal(evaluation.confusion, confusion_of(predictions, source))
     assert seen[-1] == len(source)
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (0.75, 1.0), "flip": True}])
+def test_one_channel_is_scored_as_background_and_foreground(mesh, options):
+    class Binary(Tiny):
+        def __call__(self, x):
+            return super().__call__(x)[..., :1]
+
+    model, source = Binary(), Foreground()
+    model.config = TinyConfig(num_classes=1)
+    evaluation = Evaluator(model, source, mesh, **options)(values_of(model, mesh))
+    predictions = [predict(model, source[i]["image"], **options) for i in range(len(source))]
+    assert {0, 1} == {*np.unique(np.concatenate([ids.ravel() for ids in predictions]))}
+    np.testing.assert_array_equal(
+        evaluation.confusion, confusion_of(predictions, source, classes=2)
+    )
 
 
 def test_values_are_those_that_are_given_and_images_come_worst_first(mesh):
@@ -239,6 +264,13 @@ def test_other_classes_than_the_data_set_s_are_refused(model, data, message):
     config = Config(ResNetConfig(18), FCNConfig(), CLASSES, class_names=model)
     with pytest.raises(DataError, match=message):
         check_classes(config, Dataset("set", data, Pictures(), Pictures()))
+
+
+def test_one_channel_has_the_two_classes_of_a_data_set():
+    config = Config(ResNetConfig(18), FCNConfig(), 1, class_names=("leaf",))
+    check_classes(config, Dataset("set", ("background", "leaf"), Pictures(), Pictures()))
+    with pytest.raises(DataError, match=r"it has 2 \(background, leaf\), set has 3"):
+        check_classes(config, Dataset("set", ("a", "b", "c"), Pictures(), Pictures()))
 
 
 def test_classes_may_be_spelt_otherwise():
