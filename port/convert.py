@@ -6,6 +6,7 @@ module: kernels OIHW <-> HWIO, a linear layer is a 1x1 kernel, batch norm's four
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,12 @@ _LEAVES: dict[type, dict[str, str]] = {  # what our variables are called over th
     LayerNorm: {"scale": "weight", "bias": "bias"},
 }
 Weighted = Conv | BatchNorm | LayerNorm
+
+DEEPEST_PREFIX = 3
+"""Parts of a name, at most, that a training framework may have put before the network's own."""
+
+MOST_BESIDE = 1e-3
+"""Share of a file's numbers that may lie beside the network under other names; any head has more."""
 
 TRAINING_ONLY = (
     "dropout",
@@ -166,8 +173,19 @@ def convert(
       seed: of a classifier that starts anew.
     """
     checkpoint = read(source, ema=ema)
-    family = find_layout(checkpoint.tensors) if layout is None else named_layout(layout)
-    tensors = _canonical(family, checkpoint.tensors)
+    if layout is None:
+        family, prefix = _find(checkpoint.tensors)
+    else:
+        family = named_layout(layout)
+        prefix = next(
+            (p for p in _prefixes(checkpoint.tensors) if _takes(family, checkpoint.tensors, p)), ""
+        )
+    network = _within_prefix(checkpoint.tensors, prefix)
+    dropped = [*checkpoint.dropped, *_outside(checkpoint.tensors, prefix)]
+    tensors = _canonical(family, network)
+    if apart := [name for name in tensors if name.startswith(family.apart)]:
+        dropped.append(f"{_some(apart)}: no part of the segmentation")
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in apart}
     told = _settings(family, checkpoint.settings)
     if output_stride is not None:
         told["output_stride"] = output_stride
@@ -187,7 +205,6 @@ def convert(
         headless = not any(e.name in tensors for e in listed if _within(e, _classifiers(model)))
         if headless or num_classes != checkpoint_classes:
             renewed = _classifiers(model)
-    dropped = list(checkpoint.dropped)
     if checkpoint.settings and type(family).settings is Layout.settings:
         dropped.append(
             f"{SETTINGS_FILE} beside the weights: {family.code} writes none that we know"
@@ -210,7 +227,7 @@ def convert(
     return Conversion(
         model=model,
         layout=family,
-        source=checkpoint.tensors,
+        source=network,
         tensors=tensors,
         dropped=(*dropped, *_overruled(listed, tensors)),
         chosen=chosen | {n: v for n, v in fields.items() if n != "num_classes"},
@@ -224,21 +241,59 @@ def find_layout(tensors: Mapping[str, np.ndarray]) -> Layout:
 
     Raises CheckpointError when none does or more than one might.
     """
-    found = [x for x in LAYOUTS.values() if x.recognises(_shapes(_canonical(x, tensors)))]
+    return _find(tensors)[0]
+
+
+def _find(tensors: Mapping[str, np.ndarray]) -> tuple[Layout, str]:
+    """The layout whose code made these names, and what stands before all names of the network."""
+    found = []
+    for prefix in _prefixes(tensors):
+        if found := [x for x in LAYOUTS.values() if _takes(x, tensors, prefix)]:
+            break
     if len(found) == 1:
-        return found[0]
+        return found[0], prefix
     some = ", ".join(list(tensors)[:5])
     if not found:
         raise CheckpointError(
             f"no layout knows these names: {some}, ... ({len(tensors)} tensors). "
             f"We read {', '.join(f'{x.name} ({x.code})' for x in LAYOUTS.values())}. "
-            "If all of them have one prefix more than these codes give them, take it off; other names are "
-            "of another network, and a layout is one small file, see CONTRIBUTING.md."
+            "Other names are of another network, and a layout is one small file, see CONTRIBUTING.md."
         )
     raise CheckpointError(
         f"these names ({some}, ...) may be of {' or '.join(x.name for x in found)}: "
         "say which with --layout (in Python, layout=...)"
     )
+
+
+def _within_prefix(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _prefixes(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """What may stand before all names of the network: nothing first, then part by part.
+
+    A training framework keeps the network as a part of its own (`model.`, `net.`), beside perhaps the
+    weights of a loss: small things. Where large ones are beside it, there is another network.
+    """
+    total = sum(tensor.size for tensor in tensors.values())
+    for depth in range(DEEPEST_PREFIX + 1):
+        sizes: Counter[str] = Counter()
+        for name, tensor in tensors.items():
+            sizes["".join(f"{part}." for part in name.split(".")[:depth])] += tensor.size
+        prefix, size = max(sizes.items(), key=lambda item: item[1], default=("", 0))
+        if size < (1 - MOST_BESIDE) * total:
+            return
+        yield prefix
+
+
+def _takes(layout: Layout, tensors: Mapping[str, np.ndarray], prefix: str) -> bool:
+    return layout.recognises(_shapes(_canonical(layout, _within_prefix(tensors, prefix))))
+
+
+def _outside(tensors: Mapping[str, np.ndarray], prefix: str) -> Iterator[str]:
+    if prefix:
+        yield f"prefix {prefix!r}"
+    yield from (f"{name}: beside the network" for name in tensors if not name.startswith(prefix))
 
 
 def named_layout(name: str) -> Layout:

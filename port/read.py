@@ -32,6 +32,8 @@ KEPT = ("float32", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits i
 SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 SAFETENSORS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_END = ".index.json"  # of the list of the files that a large model is cut into
+INDEX_FILES = tuple(name + INDEX_END for name in FOLDER_FILES)
 SETTINGS_FILE = "config.json"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format
 
@@ -114,7 +116,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
 
 def _file(path: Path) -> Path:
     if path.is_dir():
-        found = [name for name in FOLDER_FILES if (path / name).is_file()]
+        found = [name for name in (*FOLDER_FILES, *INDEX_FILES) if (path / name).is_file()]
         if len(found) != 1:
             rule = f"{path} must have exactly one of {' and '.join(FOLDER_FILES)}, this folder has"
             some = found or sorted(os.listdir(path))[:10]
@@ -128,19 +130,43 @@ def _file(path: Path) -> Path:
 def _settings(file: Path) -> dict[str, Any]:
     """The config.json beside a file that is named as those are that have one."""
     path = file.with_name(SETTINGS_FILE)
-    if file.name not in FOLDER_FILES or not path.is_file():
+    if file.name not in (*FOLDER_FILES, *INDEX_FILES) or not path.is_file():
         return {}
+    return _json_object(path, "with the options of the model beside it")
+
+
+def _json_object(path: Path, what: str) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        settings = str(error)
-    if not isinstance(settings, dict):
-        rule = f"{path} must be a JSON object with the options of the model beside it"
-        raise CheckpointError(f"{rule}, got {str(settings)[:100]!r}. Mend it or take it away.")
-    return settings
+        found = str(error)
+    if not isinstance(found, dict):
+        rule = f"{path} must be a JSON object {what}, got {str(found)[:100]!r}"
+        raise CheckpointError(f"{rule}. Mend it or take it away.")
+    return found
+
+
+def _open_shards(index: Path) -> dict[str, Any]:
+    """The tensors of several files, by the index that says which has which."""
+    places = _json_object(index, "that says in which file each tensor is").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+        raise CheckpointError(f"{index} must have a weight_map from names to files. Copy it again.")
+    files = {name: index.parent / name for name in places.values()}
+    # Names, not paths: an index must not reach out of its folder.
+    if missing := [n for n, f in files.items() if f.name != n or not f.is_file()]:
+        some = ", ".join(sorted(missing)[:10])
+        raise CheckpointError(
+            f"{index} names files that are not beside it: {some}. Copy all of them."
+        )
+    shards = {name: _open(file) for name, file in files.items()}
+    if lost := [name for name, file in places.items() if name not in shards[file]][:10]:
+        raise CheckpointError(f"{index} names tensors that its files lack: {', '.join(lost)}.")
+    return {name: shards[file][name] for name, file in places.items()}
 
 
 def _open(path: Path) -> Any:
+    if path.name.endswith(INDEX_END):
+        return _open_shards(path)
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
@@ -238,13 +264,25 @@ def _is_tensor(leaf: Any) -> bool:
 
 
 def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple, Mapping]]:
-    """The mappings with tensors that known wrapper names lead to, each once, with their paths."""
+    """The mappings with tensors that known wrapper names lead to, each once, with their paths.
+
+    A mapping of state dicts, one for each part of a network, becomes one with their names joined.
+    """
     if not isinstance(node, Mapping) or id(node) in seen:  # a file can hold a mapping inside itself
         return
     seen.add(id(node))
     inner = [found for key in WRAPPERS for found in _walk(node.get(key), (*path, key), seen)]
     if inner or any(_is_tensor(leaf) for leaf in node.values()):
         yield from inner or [(path, node)]
+    elif parts := {key: part for key, part in node.items() if _is_state_dict(part)}:
+        yield (
+            path,
+            {f"{key}.{name}": leaf for key, part in parts.items() for name, leaf in part.items()},
+        )
+
+
+def _is_state_dict(node: Any) -> bool:
+    return isinstance(node, Mapping) and len(node) > 0 and all(map(_is_tensor, node.values()))
 
 
 def _unwrap(tree: Any, ema: bool) -> tuple[Mapping, bool, list[str]]:
@@ -272,7 +310,10 @@ def _unwrap(tree: Any, ema: bool) -> tuple[Mapping, bool, list[str]]:
     for key in chosen[0]:
         lines += [str(name) for name in node if name not in told]
         node = node[key]
-    return node, bool(averaged), lines
+    state = found[chosen[0]]
+    if state is not node:  # joined from the parts
+        lines += [str(name) for name, part in node.items() if not _is_state_dict(part)]
+    return state, bool(averaged), lines
 
 
 def _is_swapped(tree: Any, key: str) -> bool:

@@ -77,6 +77,36 @@ def refusal(state: State, **options) -> str:
     return str(caught.value)
 
 
+# ---- what training frameworks put around a network ----
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.module.", "lightning.model.seg."])
+@pytest.mark.parametrize("layout", ["torchvision", "smp", "standalone"])
+def test_a_network_is_found_under_any_prefix(prefix, layout):
+    state = {prefix + name: tensor for name, tensor in checkpoint(layout).items()}
+    state |= {"loss.weight": np.ones(7, np.float32), "mean": np.zeros((1, 3, 1, 1), np.float32)}
+    conversion = convert(state)
+    assert conversion.layout.name == layout
+    assert conversion.tensors.keys() == checkpoint(layout).keys()
+    for line in ("loss.weight: beside the network", "mean: beside the network"):
+        assert line in conversion.dropped
+    assert any(line.startswith("prefix ") for line in conversion.dropped)
+    assert convert(state, layout=layout).tensors.keys() == checkpoint(layout).keys()
+
+
+def test_a_part_of_another_network_is_not_taken_for_a_network():
+    # A ResNet as the backbone of what we do not know: its head must not be passed by.
+    state = {f"body.{name}": t for name, t in checkpoint("torchvision-classification").items()}
+    state["mystery_head.weight"] = np.zeros((7, 512, 3, 3), np.float32)
+    assert "no layout knows these names" in refusal(state)
+
+
+def test_smps_classification_head_is_left_out_and_told():
+    state = checkpoint("smp") | {"classification_head.3.weight": np.zeros((2, 512), np.float32)}
+    conversion = convert(state)
+    assert "classification_head.3.weight: no part of the segmentation" in conversion.dropped
+
+
 # ---- strict: all tensors, no others, of the right shapes ----
 
 

@@ -89,6 +89,47 @@ def test_a_folder_without_a_model_file_is_refused_with_what_it_has(tmp_path):
     assert "Pass the path" in message
 
 
+def shards(folder: Path, **index) -> Path:
+    """A folder as Hugging Face's libraries cut up a large model."""
+    save_file({"conv.weight": WEIGHT}, folder / "model-00001-of-00002.safetensors")
+    save_file({"bn.bias": BIAS}, folder / "model-00002-of-00002.safetensors")
+    places = {
+        "conv.weight": "model-00001-of-00002.safetensors",
+        "bn.bias": "model-00002-of-00002.safetensors",
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places} | index))
+    return folder
+
+
+def test_a_model_in_several_files_is_read_by_its_index(tmp_path):
+    check(read(shards(tmp_path)))
+    check(read(tmp_path / "model.safetensors.index.json"))
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert read(tmp_path).settings == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": None}, "must have a weight_map"),
+        ({"weight_map": {"a": "b.safetensors"}}, "not beside it: b.safetensors"),
+        ({"weight_map": {"a": "../model.safetensors"}}, r"not beside it: \.\./model"),
+        ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, "that its files lack: a"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(index, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        read(shards(tmp_path, **index))
+
+
+@pytest.mark.parametrize("wrap", [lambda tree: tree, lambda tree: {"model": tree}])
+def test_a_state_dict_for_each_part_of_a_network_is_one(wrap):
+    tree = wrap({"conv": {"weight": WEIGHT}, "bn": {"bias": BIAS}, "epoch": 3, "name": "x"})
+    found = read(tree)
+    check(found)
+    assert {"epoch", "name"} <= {*found.dropped}
+
+
 def test_a_missing_file_is_refused_with_its_path(tmp_path):
     message = refusal(tmp_path / "gone.pth")
     assert "gone.pth" in message
@@ -290,7 +331,6 @@ def test_a_torchscript_archive_is_refused_with_the_way_to_its_weights(tmp_path):
     ("tree", "got"),
     [
         ({"epoch": 3}, "'epoch' (int)"),
-        ({"encoder": weights()}, "'encoder' (dict)"),
         ({"state_dict": {}}, "'state_dict' (dict)"),
         ([WEIGHT], "list"),
         ({}, "no tensors"),

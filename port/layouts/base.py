@@ -31,6 +31,7 @@ class Layout(abc.ABC):
       choices: fields of the config that are options of the original code and leave no trace in the
         weights, so that `--output-stride` and the like must tell.
       linear: our modules whose 1x1 kernels are linear layers over there.
+      apart: how the names of tensors begin that the logits do not depend on.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Layout(abc.ABC):
     models: str
     choices: tuple[str, ...] = ("output_stride",)
     linear: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def recognises(self, shapes: Shapes) -> bool:

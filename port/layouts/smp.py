@@ -52,6 +52,7 @@ class SMP(Layout):
         "timm-tf_efficientnet_lite0 to 4; options from config.json"
     )
     choices = ("output_stride", "rates", "preprocessing")
+    apart = ("classification_head.",)
 
     def canonical(self, name: str) -> str:
         """DeepLabV3's decoder was a Sequential before 0.4."""
