@@ -27,6 +27,10 @@ LAYOUTS = {
     "split, then kind, other words": ("{split}/imgs/{n}.png", "{split}/masks/{n}.png"),
     "kind, then split": ("img_dir/{split}/{n}.jpg", "ann_dir/{split}/{n}.png"),
     "annot beside": ("{split}/{n}.png", "{split}annot/{n}.png"),
+    "masks beside": ("{split}/{n}.jpg", "{split}_masks/{n}.png"),
+    "both beside": ("{split}-images/{n}.jpg", "{split}-labels/{n}.png"),
+    "split last": ("images_{split}/{n}.jpg", "masks_{split}/{n}.png"),
+    "capitals": ("{split}/Images/{n}.jpg", "{split}/Masks/{n}.png"),
     "mixed": ("{split}/{n}.jpg", "{split}/{n}_mask.png"),
     "Cityscapes": (
         "leftImg8bit/{split}/ulm/{n}_leftImg8bit.png",
@@ -39,6 +43,10 @@ ONE_SPLIT = {
     "mixed": ("{n}.jpg", "{n}_label.png"),
     "folders below": ("images/a/{n}.jpg", "masks/a/{n}.png"),
     "ends of both": ("images/{n}_image.jpg", "labels/{n}_seg.png"),
+    "beginnings": ("Images/img_{n}.jpg", "Masks/mask_{n}.png"),
+    "beginnings without a line": ("images/Image1{n}.jpg", "labels/Label1{n}.png"),
+    "beginnings, mixed": ("img-{n}.jpg", "mask-{n}.png"),
+    "the end of one, the beginning of the other": ("{n}_img.jpg", "gt_{n}.png"),
 }
 
 
@@ -86,6 +94,37 @@ def test_the_end_of_a_name_means_nothing_where_names_agree(tmp_path):
         label_map(tmp_path / f"labels/{name}.png")
     data = open_dataset(f"folder:{tmp_path}")
     assert len(data.train) + len(data.val) == 3
+
+
+def test_folders_that_are_hidden_hold_no_pictures(tmp_path):
+    for n in "abc":
+        picture(tmp_path / f"images/{n}.jpg")
+        label_map(tmp_path / f"masks/{n}.png")
+    picture(tmp_path / "images/.ipynb_checkpoints/a-checkpoint.jpg")
+    label_map(tmp_path / ".trash/masks/d.png")
+    data = open_dataset(f"folder:{tmp_path}")
+    assert len(data.train) + len(data.val) == 3
+    assert any("1 of 3 examples are held out" in note for note in data.notes)
+
+
+def test_two_label_maps_of_one_picture_are_refused(tmp_path):
+    for n in "ab":
+        picture(tmp_path / f"images/{n}.jpg")
+        label_map(tmp_path / f"masks/{n}.png")
+    label_map(tmp_path / "masks/b.tif", ids=(0,))
+    with pytest.raises(
+        DataError, match=r"masks/b.png and masks/b.tif are label maps of one picture"
+    ):
+        open_dataset(f"folder:{tmp_path}")
+
+
+def test_annotations_that_are_not_read_are_mentioned(tmp_path):
+    picture(tmp_path / "images/a.jpg")
+    (tmp_path / "annotations.json").write_text("{}")
+    with pytest.raises(
+        DataError, match=r"(?s)a.jpg has no label map.*annotations.json may be, are not"
+    ):
+        open_dataset(f"folder:{tmp_path}")
 
 
 def test_lists_as_voc_has_them_say_what_is_in_the_splits(tmp_path):

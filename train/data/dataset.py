@@ -19,6 +19,7 @@ Part = Literal["image", "label"]
 T = TypeVar("T")
 
 _LISTED = 20
+_FEW = 5
 _MANY = 2000  # examples; looking at fewer takes a second or two and needs no progress bar
 _ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of whole JPEG and PNG files
 
@@ -32,6 +33,12 @@ class DataError(ValueError):
         rest = len(problems) - _LISTED
         lines = [rule, *problems[:_LISTED], *([f"and {rest} more"] if rest > 0 else [])]
         return cls("\n  ".join(lines))
+
+
+def a_few(things: Sequence[object]) -> str:
+    """The first of some names or numbers, and how many more there are."""
+    rest = len(things) - _FEW
+    return ", ".join(map(str, things[:_FEW])) + (f" and {rest} more" if rest > 0 else "")
 
 
 class Source(Protocol):
@@ -68,12 +75,14 @@ class Dataset:
       class_names: of the classes 0, 1, ...
       train: what is learnt from.
       val: what the score is measured on.
+      notes: what was assumed in opening it, a sentence each, for whoever uses it to say.
     """
 
     name: str
     class_names: tuple[str, ...]
     train: Source
     val: Source
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

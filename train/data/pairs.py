@@ -1,0 +1,242 @@
+"""Pairs of pictures and label maps in a folder: which arrangements are understood, and its splits."""
+
+import dataclasses
+import functools
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from deeplab_jax.images import SUFFIXES
+from train.data.dataset import DataError, Part, a_few
+
+LISTS = "ImageSets/Segmentation"
+"""Where PASCAL VOC, and what is made like it, lists the names of each split."""
+
+HELD_OUT = 10
+"""One in so many examples is held out where a folder has one split only."""
+
+TRAIN = ("train", "training")
+VAL = ("val", "valid", "validation", "test", "testing")
+IMAGES = ("images", "image", "imgs", "img", "img_dir", "JPEGImages", "leftImg8bit")
+LABELS = (
+    *("labels", "label", "masks", "mask", "annotations", "annotation", "annot", "ann_dir"),
+    *("segmentation", "segmentations", "seg", "ground_truth", "groundtruth", "gt"),
+    *("SegmentationClass", "SegmentationClassRaw", "SegmentationClassAug", "gtFine"),
+)
+IMAGE_ENDS = ("_leftImg8bit", "_image", "_img")
+LABEL_ENDS = (
+    *("_gtFine_labelTrainIds", "_gtFine_labelIds", "_labelTrainIds", "_labelIds"),
+    *("_labels", "_label", "_masks", "_mask", "_segmentation", "_seg", "_gt", "_annotation", "_L"),
+)
+IMAGE_START = re.compile(
+    r"^(images?|imgs?|im|pictures?|photos?|frames?|inputs?|rgb)([_-]|(?=\d))", re.IGNORECASE
+)
+LABEL_START = re.compile(
+    r"^(labels?|masks?|segmentations?|seg|gt|annotations?|annot|targets?)([_-]|(?=\d))",
+    re.IGNORECASE,
+)
+LAYOUTS = """\
+  PATH/train/images/a.jpg, PATH/train/labels/a.png   (and val/...; or masks, annotations, ...)
+  PATH/images/train/a.jpg, PATH/labels/train/a.png   (or img_dir and ann_dir, leftImg8bit and gtFine)
+  PATH/train/a.jpg, PATH/train_masks/a.png           (or trainannot, ...)
+  PATH/train/a.jpg, PATH/train/a_mask.png            (or _label, ...)
+  and the same without train and val: PATH/images, PATH/labels (or JPEGImages, SegmentationClass, ...;
+  then ImageSets/Segmentation/train.txt and val.txt may list the names of the splits)
+  The files of a pair share their name, but for such ends (a_mask) or beginnings (img_a, mask_a)."""
+
+Pair = tuple[Path, Path]
+"""The files of a picture and of its label map."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Pairs of files; see `dataset.Encoded`.
+
+    Attributes:
+      root: what names are relative to.
+      pairs: the picture and the label map of each example.
+    """
+
+    root: Path
+    pairs: tuple[Pair, ...]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def open(self, index: int, *parts: Part) -> tuple[BinaryIO, ...]:
+        """The files of an example."""
+        return tuple(self._path(index, part).open("rb") for part in parts)
+
+    def name(self, index: int, part: Part = "image") -> str:
+        """The path of the picture, or of the label map."""
+        return str(self._path(index, part).relative_to(self.root))
+
+    def _path(self, index: int, part: Part) -> Path:
+        return self.pairs[index][0 if part == "image" else 1]
+
+
+def find_splits(root: Path, problems: list[str]) -> tuple[dict[str, Files], tuple[str, ...]]:
+    """The pairs of "train" and of "val" in a folder, and what was assumed; see `LAYOUTS`.
+
+    Adds to `problems` all pictures without label map and the other way round.
+
+    Raises:
+      DataError: there is no pair.
+    """
+    folders, lists = _find(root), _lists(root)
+    only = set() if "val" in folders else set().union(*lists.values())
+    missing: list[str] = []
+    splits = {split: _pairs(root, *both, only, missing) for split, both in folders.items()}
+    if not any(splits.values()):
+        raise _no_pairs(root, missing)
+    problems += missing
+    notes: tuple[str, ...] = ()
+    if only:
+        pairs = splits["train"]
+        splits = {k: tuple(p for p in pairs if p[0].stem in names) for k, names in lists.items()}
+    elif "val" not in splits:
+        splits = _hold_out(splits["train"], problems)
+        notes = (
+            f"There is no split for validation: {len(splits['val'])} of "
+            f"{sum(map(len, splits.values()))} examples are held out for it, always the same.",
+        )
+    return {split: Files(root, pairs) for split, pairs in splits.items()}, notes
+
+
+def _find(root: Path) -> dict[str, Pair]:
+    """The folder of pictures and the folder of label maps of each split, the same where they mix."""
+
+    @functools.cache
+    def folders_in(folder: Path) -> dict[str, Path]:
+        with os.scandir(folder) as entries:
+            return {e.name: Path(e.path) for e in entries if e.is_dir() and e.name[0] != "."}
+
+    def child(folder: Path | None, names: Iterable[str]) -> Path | None:
+        there = folders_in(folder) if folder else {}
+        spelt = {name.casefold(): path for name, path in there.items()} | there
+        found = (spelt.get(name) or spelt.get(name.casefold()) for name in names)
+        return next(filter(None, found), None)
+
+    images, labels = child(root, IMAGES), child(root, LABELS)
+    arrangements: tuple[Callable[[str], tuple[Path | None, Path | None]], ...] = (
+        lambda split: tuple(child(child(root, [split]), words) for words in (IMAGES, LABELS)),
+        lambda split: tuple(child(folder, [split]) for folder in (images, labels)),
+        lambda split: (
+            child(root, [split, *_joined(split, IMAGES)]),
+            child(root, _joined(split, LABELS)),
+        ),
+        lambda split: (child(root, [split]),) * 2,
+    )
+    for below in arrangements:
+        train, val = (
+            next((both for split in names if all(both := below(split))), None)
+            for names in (TRAIN, VAL)
+        )
+        if train:
+            return {"train": train} | ({"val": val} if val else {})
+    return {"train": (images, labels) if images and labels else (root, root)}
+
+
+def _joined(split: str, words: tuple[str, ...]) -> Iterator[str]:
+    """The names of a split's folder: train_masks, train-masks, trainmasks, masks_train, ..."""
+    for word in words:
+        for first, second in ((split, word), (word, split)):
+            yield from (f"{first}{between}{second}" for between in ("_", "-", ""))
+
+
+def _lists(root: Path) -> dict[str, set[str]]:
+    """The names that VOC lists for each split; none where there are no lists."""
+    files = {split: root / LISTS / f"{split}.txt" for split in ("train", "val")}
+    there = all(file.is_file() for file in files.values())
+    return {split: {*file.read_text().split()} for split, file in files.items()} if there else {}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, by name, without what is hidden."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, file) for file in sorted(files) if not file.startswith("."))
+
+
+def _pairs(
+    root: Path, images: Path, labels: Path, only: set[str], problems: list[str]
+) -> tuple[Pair, ...]:
+    """The pictures of one folder with their label maps in another; adds what is left to `problems`.
+
+    If there are names in `only`, it is about those alone.
+    """
+    maps, pictures = (
+        [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
+        for folder in (labels, images)
+    )
+    end, start = "", None
+    if images == labels or not {p.stem for p in maps}.intersection(p.stem for p in pictures):
+        # Of several kinds of map per picture, as in Cityscapes, the first kind that there is.
+        ends = (end for end in LABEL_ENDS if any(path.stem.endswith(end) for path in maps))
+        end = next(ends, "")
+        start = None if end else LABEL_START
+    if images == labels:
+        of_maps = {p for p in maps if _cut(p.stem, LABEL_ENDS if end else (), start)}
+        maps = [path for path in maps if path in of_maps]
+        pictures = [path for path in pictures if path not in of_maps]
+    maps = [path for path in maps if path.stem.endswith(end)]
+    if only:
+        maps, pictures = ([p for p in paths if p.stem in only] for paths in (maps, pictures))
+        missing = only.difference(path.stem for path in (*maps, *pictures))
+        problems += [f"{name}, in {LISTS}, has neither" for name in sorted(missing)]
+    by_key: dict[Path, Path] = {}
+    for path in maps:
+        stem = path.stem.removesuffix(end)
+        stem = start.sub("", stem) if start else stem
+        other = by_key.setdefault(path.relative_to(labels).parent / stem, path)
+        if other != path:
+            both = " and ".join(str(p.relative_to(root)) for p in (other, path))
+            problems.append(f"{both} are label maps of one picture: remove one of them")
+    pairs = []
+    for picture in pictures:
+        parent = picture.relative_to(images).parent
+        for stem in (picture.stem, *_cut(picture.stem, IMAGE_ENDS, IMAGE_START)):
+            if label := by_key.pop(parent / stem, None):
+                pairs.append((picture, label))
+                break
+        else:
+            problems.append(f"{picture.relative_to(root)} has no label map")
+    problems += [f"{path.relative_to(root)} has no picture" for path in by_key.values()]
+    return tuple(pairs)
+
+
+def _cut(stem: str, ends: tuple[str, ...], start: re.Pattern[str] | None) -> tuple[str, ...]:
+    """`stem` without the end, and without the beginning, that it has; () if it has neither."""
+    cut = (*(stem.removesuffix(end) for end in ends), start.sub("", stem) if start else stem)
+    return tuple(other for other in cut if other and other != stem)
+
+
+def _hold_out(pairs: tuple[Pair, ...], problems: list[str]) -> dict[str, tuple[Pair, ...]]:
+    """A split by names, so that it stays nearly the same when examples are added."""
+    if len(pairs) < 2:
+        problems.append(
+            f"training and validation need an example each, there are {len(pairs)} pairs"
+        )
+    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].name.encode()))
+    val = set(order[: max(1, len(pairs) // HELD_OUT)])
+    return {
+        "train": tuple(pair for pair in pairs if pair not in val),
+        "val": tuple(pair for pair in pairs if pair in val),
+    }
+
+
+def _no_pairs(root: Path, missing: list[str]) -> DataError:
+    notes = [f"{root} has no pictures with label maps. Make it one of\n{LAYOUTS}"]
+    if missing:
+        notes.append(f"Found: {a_few(missing)}.")
+    if annotations := [
+        str(p.relative_to(root)) for p in _files(root) if p.suffix.lower() == ".json"
+    ]:
+        notes.append(
+            f"Annotations in JSON, as {a_few(annotations)} may be, are not read: draw their polygons "
+            "as label maps, PNGs whose pixels are class ids."
+        )
+    return DataError("\n".join(notes))
