@@ -1,14 +1,17 @@
 """Folders of pictures and label maps: every layout opens, and all that is wrong is in one error."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from deeplab_jax.images import read_image
 from train.data import DataError, open_dataset
-from train.data.dataset import decode_image, decode_label
+from train.data.dataset import DecodedSource, decode_image, decode_label
+from train.data.pairs import Files
 
 
 def picture(path, size=(8, 6), seed=0):
@@ -241,15 +244,30 @@ def test_training_sees_the_pixels_that_prediction_sees(tmp_path, kind, mode):
     np.testing.assert_array_equal(decode_image(io.BytesIO(path.read_bytes())), read_image(path))
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_the_camera_s_orientation_is_applied(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+@pytest.mark.parametrize("tag", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG, at its end", "PNG, XMP", "TIFF", "WEBP"])
+def test_the_camera_s_orientation_is_applied(tmp_path, kind, tag):
+    exif, options = Image.Exif(), {}
+    exif[0x0112] = tag
+    if kind == "PNG, XMP":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", f'<a tiff:Orientation="{tag}"/>')
+    else:
+        options["exif"] = exif
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
-    decoded = decode_image(io.BytesIO((tmp_path / "a.jpg").read_bytes()))
-    np.testing.assert_array_equal(decoded, read_image(tmp_path / "a.jpg"))
-    assert decoded.shape[:2] == ((20, 30) if orientation < 5 else (30, 20))
+    path = tmp_path / "images/a"
+    path.parent.mkdir()
+    Image.fromarray(pixels).save(path, kind.partition(",")[0], **options)
+    if kind == "PNG, at its end":
+        head, exif_chunk, rest = re.split(
+            rb"(....eXIf.*)(?=....IDAT)", path.read_bytes(), flags=re.S
+        )
+        path.write_bytes(head + rest[:-12] + exif_chunk + rest[-12:])
+    np.testing.assert_array_equal(decode_image(io.BytesIO(path.read_bytes())), read_image(path))
+    label_map(tmp_path / "labels/a.png", size=(30, 20) if tag < 5 else (20, 30))
+    files = Files(tmp_path, ((path, tmp_path / "labels/a.png"),))
+    source = DecodedSource(files)
+    assert source.size(0) == source[0]["image"].shape[:2] == ((20, 30) if tag < 5 else (30, 20))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])

@@ -12,7 +12,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from deeplab_jax.images import ImageError, to_rgb, upright_size
+from deeplab_jax.images import ImageError, to_rgb
+from train.data.orientation import orientation, stored_size, turned, turned_size
 from train.metrics import IGNORE_LABEL
 
 Part = Literal["image", "label"]
@@ -153,7 +154,8 @@ class DecodedSource:
             try:
                 (file,) = self._encoded.open(index, "image")
                 with file, Image.open(file) as image:
-                    self._sizes[index] = upright_size(image)
+                    tag = orientation(image)
+                    self._sizes[index] = turned_size(stored_size(image, tag), tag)
             except Exception as error:
                 raise self._error(index, error) from error
         return self._sizes[index]
@@ -173,13 +175,16 @@ def decode_image(file: BinaryIO) -> np.ndarray:
     """A picture as uint8 `[H, W, 3]`, RGB, as `deeplab_jax.images.read_image` gives it."""
     with Image.open(file) as image:
         if image.mode in ("RGB", "L") and not image.has_transparency_data:
+            tag = orientation(image)
             file.seek(0)
             data = file.read()
-            # OpenCV takes half of Pillow's time for the same pixels, but fills up cut-off files.
+            # OpenCV takes half of Pillow's time for the same pixels, but fills up cut-off files. Of
+            # orientations it knows those in EXIF alone.
             if data.endswith(_ENDS):
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+                flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
                 if pixels is not None:
-                    return pixels
+                    return turned(pixels, tag)
             image = Image.open(io.BytesIO(data))
         return to_rgb(image)
 
