@@ -22,7 +22,7 @@ KILLS = 3
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder of small pictures in which bright is one class and dark the other."""
+    """A folder of small pictures in which bright is one class, 255, and dark the other, 0."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for split, count in (("train", 7), ("val", 2)):
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
             Image.fromarray((label[..., None] * 150 + noise).astype(np.uint8)).save(
                 folder / split / "images" / f"{i}.png"
             )
-            Image.fromarray(label).save(folder / split / "labels" / f"{i}.png")
+            Image.fromarray(255 * label).save(folder / split / "labels" / f"{i}.png")
     (folder / "classes.txt").write_text("dark\nbright\n")
     return folder
 
@@ -99,6 +99,7 @@ def test_a_run_leaves_all_there_is_to_know(undisturbed):
     assert {"scores.json", "confusion.png"} <= {
         p.name for p in (undisturbed / "evaluation").iterdir()
     }
+    assert "255 is taken for class 1, bright." in (undisturbed / "log.txt").read_text()
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "val/miou" in line] == [6, 12]

@@ -18,6 +18,9 @@ class DataConfig:
       name: a data set's name (`python -m train data` lists them) or `folder:PATH`.
       data_dir: where prepared data sets lie; None is TFDS's own folder.
       class_names: of a `folder:` without a classes.txt.
+      labels: the class of each id in a folder's label maps, such as
+        "0=background,100=road,200=car,7=ignored". Classes are in the order of their names; ids that share
+        a name are merged; ids that are not listed are errors, but 255, which is ignored.
       unreadable: stop at an example that cannot be read, or skip it, count it and say so.
       threads: that read and augment, in each process.
       workers: processes that do it instead; worth it where threads cannot keep the device busy.
@@ -26,6 +29,7 @@ class DataConfig:
     name: str = "shapes"
     data_dir: Path | None = None
     class_names: tuple[str, ...] | None = None
+    labels: str | None = None
     unreadable: Literal["stop", "skip"] = "stop"
     threads: int = 16
     workers: int = 0

@@ -27,7 +27,7 @@ from train import report
 from train.config import MeshConfig
 from train.data import DataError, Dataset, Source, eval_batches, open_dataset
 from train.data.descriptions import FOLDER
-from train.data.folder import CLASS_FILE
+from train.data.class_table import CLASS_FILE
 from train.metrics import IGNORE_LABEL, boundary_scores, confusion_matrix, scores
 from train.report import Evaluation, Example, ImageScore
 from train.sharding import make_mesh, to_devices

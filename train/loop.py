@@ -74,7 +74,10 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
 
     # ---------------------------------------------------------------- data and model
     dataset = open_dataset(
-        config.data.name, data_dir=config.data.data_dir, class_names=config.data.class_names
+        config.data.name,
+        data_dir=config.data.data_dir,
+        class_names=config.data.class_names,
+        labels=config.data.labels,
     )
     start = make_model(
         config.model, dataset.class_names, seed=config.seed, data_shards=mesh.shape["data"]
@@ -260,9 +263,10 @@ def _class_weights(config: TrainConfig, dataset: Dataset) -> np.ndarray | None:
 def _introduction(config: TrainConfig, dataset: Dataset, mesh: Mesh, origin: str) -> str:
     device = jax.devices()[0].device_kind
     layout = " x ".join(f"{n} {axis}" for axis, n in mesh.shape.items() if n > 1)
+    notes = "".join(f"{note}\n" for note in dataset.notes)
     return (
         f"{origin}\n{dataset.name}: {len(dataset.train)} examples to learn from, "
-        f"{len(dataset.val)} to validate on, {dataset.num_classes} classes\n"
+        f"{len(dataset.val)} to validate on, {dataset.num_classes} classes\n{notes}"
         f"{config.model.dtype} on {jax.device_count()} x {device}{layout and f' ({layout})'}"
     )
 

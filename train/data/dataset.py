@@ -1,8 +1,9 @@
 """What a data set is to the rest of training: two splits of examples, and names of its classes."""
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Literal, Protocol, TypeVar
 
@@ -103,8 +104,8 @@ class Encoded(Protocol):
         """The encoded picture, label map, or both, to be read from the start."""
         ...
 
-    def name(self, index: int) -> str:
-        """See `Source.name`."""
+    def name(self, index: int, part: Part = "image") -> str:
+        """What to call an example, see `Source.name`, or the file of a part of it."""
         ...
 
 
@@ -113,62 +114,61 @@ class DecodedSource:
 
     Args:
       encoded: where they are.
-      label_map: the class of each id that label maps hold; other ids are ignored. None: ids are classes.
+      decode_label: what makes uint8 `[H, W]` of the file of a label map: classes, and 255 where it is
+        ignored; see `train.data.masks`. Called from many threads, and pickled.
     """
 
-    def __init__(self, encoded: Encoded, label_map: Mapping[int, int] | None = None):
+    def __init__(self, encoded: Encoded, decode_label: Callable[[BinaryIO], np.ndarray]):
         self._encoded = encoded
-        self._table = None
-        if label_map is not None:
-            self._table = np.full(256, IGNORE_LABEL, np.uint8)
-            self._table[list(label_map)] = list(label_map.values())
+        self._decode_label = decode_label
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._encoded)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        try:
+        with self._naming(index, "image"):
             image_file, label_file = self._encoded.open(index, "image", "label")
-            with image_file, label_file:
-                image, label = decode_image(image_file), self._decode_label(label_file)
-        except Exception as error:
-            raise self._error(index, error) from error
+        with image_file, label_file:
+            with self._naming(index, "image"):
+                image = decode_image(image_file)
+            with self._naming(index, "label"):
+                label = self._decode_label(label_file)
         if image.shape[:2] != label.shape:
             raise DataError(f"{self.name(index)}: {sizes_differ(image.shape[:2], label.shape)}")
         return {"image": image, "label": label}
 
     def label(self, index: int) -> np.ndarray:
-        try:
+        with self._naming(index, "label"):
             (file,) = self._encoded.open(index, "label")
             with file:
                 return self._decode_label(file)
-        except Exception as error:
-            raise self._error(index, error) from error
 
     def name(self, index: int) -> str:
         return self._encoded.name(index)
 
     def size(self, index: int) -> tuple[int, int]:
         if index not in self._sizes:  # kept: every evaluation asks again
-            try:
+            with self._naming(index, "image"):
                 (file,) = self._encoded.open(index, "image")
                 with file, Image.open(file) as image:
                     tag = orientation(image)
                     self._sizes[index] = turned_size(stored_size(image, tag), tag)
-            except Exception as error:
-                raise self._error(index, error) from error
         return self._sizes[index]
 
-    def _decode_label(self, file: BinaryIO) -> np.ndarray:
-        label = decode_label(file)
-        return label if self._table is None else cv2.LUT(label, self._table)
+    @contextlib.contextmanager
+    def _naming(self, index: int, part: Part) -> Iterator[None]:
+        """Damaged files make decoders raise nearly anything; whatever it is, the file is named."""
+        try:
+            yield
+        except Exception as error:
+            raise DataError(unreadable(self._encoded.name(index, part), error)) from error
 
-    def _error(self, index: int, error: Exception) -> DataError:
-        """Damaged files make decoders raise nearly anything; whatever it was, the example is named."""
-        known = isinstance(error, DataError | ImageError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        return DataError(f"{self.name(index)} cannot be read: {reason}")
+
+def unreadable(name: str, error: Exception) -> str:
+    """What is wrong with a file that could not be decoded."""
+    known = isinstance(error, DataError | ImageError)
+    return f"{name} cannot be read: {error if known else f'{type(error).__name__}: {error}'}"
 
 
 def decode_image(file: BinaryIO) -> np.ndarray:
@@ -187,26 +187,6 @@ def decode_image(file: BinaryIO) -> np.ndarray:
                     return turned(pixels, tag)
             image = Image.open(io.BytesIO(data))
         return to_rgb(image)
-
-
-def decode_label(file: BinaryIO) -> np.ndarray:
-    """Class ids uint8 `[H, W]`: the pixels of a grey picture, the indices (not colours) of a palette one.
-
-    Raises:
-      DataError: the picture is in colour, or has ids above 255.
-    """
-    with Image.open(file) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16"):
-            raise DataError(
-                f"label maps must be grey or palette pictures whose pixels are class ids, this one is "
-                f"{image.mode}; replace its colours by ids and save it as PNG"
-            )
-        ids = np.asarray(image)
-    if ids.dtype != np.uint8:
-        if ids.size and (ids.min() < 0 or ids.max() > 255):
-            raise DataError(f"ids in label maps must be 0..255, got {ids.min()}..{ids.max()}")
-        ids = ids.astype(np.uint8)
-    return ids
 
 
 def sizes_differ(image: Sequence[int], label: Sequence[int]) -> str:

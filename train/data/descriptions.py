@@ -7,6 +7,7 @@ from pathlib import Path
 from train.data import class_names as names
 from train.data.dataset import DataError, Dataset, DecodedSource
 from train.data.folder import open_folder
+from train.data.masks import ByIds
 
 FOLDER = "folder:"
 
@@ -149,8 +150,18 @@ def description_of(name: str) -> Description:
     return DESCRIPTIONS[name]
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder that "folder:PATH" stands for; None for the name of a data set."""
+    there = name.startswith(FOLDER)
+    return Path(name.removeprefix(FOLDER)).expanduser() if there else None
+
+
 def open_dataset(
-    name: str, *, data_dir: Path | None = None, class_names: tuple[str, ...] | None = None
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    class_names: tuple[str, ...] | None = None,
+    labels: str | None = None,
 ) -> Dataset:
     """A data set by its name.
 
@@ -159,17 +170,19 @@ def open_dataset(
       data_dir: where prepared data sets are; None is TFDS's own place ($TFDS_DATA_DIR, or
         ~/tensorflow_datasets).
       class_names: of a folder.
+      labels: the class of each id in a folder's label maps, such as "0=background,100=road,200=car".
 
     Raises:
       DataError: there is no such data set; or it is not prepared, with how to get it; or a folder does
         not hold together.
     """
-    if name.startswith(FOLDER):
-        path = Path(name.removeprefix(FOLDER)).expanduser()
-        return open_folder(path, class_names=class_names, name=name)
+    if (path := folder_of(name)) is not None:
+        return open_folder(path, class_names=class_names, labels=labels, name=name)
     description = description_of(name)
-    if class_names is not None:
-        raise DataError(f"class names can be given for a {FOLDER}PATH only; {name} has its own")
+    if class_names is not None or labels is not None:
+        raise DataError(
+            f"class names and labels can be given for a {FOLDER}PATH only; {name} has its own"
+        )
     # Imported here as TFDS takes a second, which a folder does not need.
     from train.data import prepare, tfds
 
@@ -187,7 +200,8 @@ def open_dataset(
     image, label, key = description.keys
     train, val = (
         DecodedSource(
-            tfds.Records(folder, split, image=image, label=label, name=key), description.label_map
+            tfds.Records(folder, split, image=image, label=label, name=key),
+            ByIds(description.label_map, others="ignored"),
         )
         for split in (description.train, description.val)
     )

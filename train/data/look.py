@@ -31,6 +31,7 @@ def look(
     /,
     data_dir: Path | None = None,
     class_names: tuple[str, ...] | None = None,
+    labels: str | None = None,
     augment: AugmentConfig = AugmentConfig(),
     examples: int = 12,
     seed: int = 0,
@@ -42,6 +43,7 @@ def look(
       name: A data set that has a name, or folder:PATH; without it, the names are listed.
       data_dir: Where prepared data sets are; TFDS's own place by default.
       class_names: Of the labels of a folder.
+      labels: The class of each id in a folder's label maps, such as 0=background,100=road,200=car.
       augment: How training would augment; the sheet shows what comes out, without the padding of a crop
         that is larger than the largest picture.
       examples: How many there are on the sheet, picked at random.
@@ -52,7 +54,9 @@ def look(
     if name is None:
         _print_names(console, data_dir)
         return 0
-    dataset = open_dataset(name, data_dir=data_dir, class_names=class_names)
+    dataset = open_dataset(name, data_dir=data_dir, class_names=class_names, labels=labels)
+    for note in dataset.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     splits = {"train": dataset.train, "val": dataset.val}
     sizes = {split: _read_sizes(source) for split, source in splits.items()}
     for split, source in splits.items():

@@ -47,8 +47,8 @@ class Records:
         example = self._read(index)
         return tuple(io.BytesIO(example[self._keys[part]]) for part in parts)
 
-    def name(self, index: int) -> str:
-        """The name in the record."""
+    def name(self, index: int, part: Part = "image") -> str:
+        """The name in the record, of both parts."""
         return self._read(index)[self._name].decode()
 
     def _read(self, index: int) -> dict[str, bytes]:

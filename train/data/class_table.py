@@ -1,0 +1,157 @@
+"""Which id, or which colour, of a label map is which class: classes.txt, and the option `labels`."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from train.data.dataset import DataError
+from train.metrics import IGNORE_LABEL
+
+CLASS_FILE = "classes.txt"
+
+IGNORED = "ignored"
+"""The name in a table whose ids or colours are no class and are left out of training and of scores."""
+
+MOST_CLASSES = 254
+"""Of a byte, 255 is ignored, and 254 stands for a colour that is in no table."""
+
+FORMS = (
+    "`name` (the first line is id 0), `id=name` (100=road), or `name r g b` for label maps in colour "
+    "(road 128 64 128)"
+)
+
+_BY_ID = re.compile(r"(\d+)\s*=\s*(\S.*)")
+_BY_COLOUR = re.compile(r"(\S.*?)[\s,:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """
+    Attributes:
+      names: of the classes 0, 1, ...
+      ids: the class of each id; `IGNORE_LABEL` where it is ignored.
+      colours: the class of each colour, as `pack` has it, in the same way; None where none are given.
+      explicit: whether every id was given with its name, rather than counted.
+      origin: what said so, for messages.
+    """
+
+    names: tuple[str, ...]
+    ids: Mapping[int, int]
+    colours: Mapping[int, int] | None = None
+    explicit: bool = False
+    origin: str = ""
+
+
+def pack(red: int, green: int, blue: int) -> int:
+    """A colour as one number, red in its highest bits."""
+    return red << 16 | green << 8 | blue
+
+
+def unpack(colour: int) -> str:
+    """A packed colour as people write it, "128 64 128"."""
+    return f"{colour >> 16} {colour >> 8 & 255} {colour & 255}"
+
+
+def from_names(names: Sequence[str]) -> ClassTable:
+    """The table of classes whose ids are 0, 1, ..."""
+    return _limited(ClassTable(tuple(names), {i: i for i in range(len(names))}))
+
+
+def parse_labels(text: str) -> ClassTable:
+    """The table of the option `labels`, such as "0=background,100=road,200=car".
+
+    Classes are in the order in which their names first appear; ids that share a name are merged; the
+    name `IGNORED` takes an id out.
+
+    Raises:
+      DataError: listing what is no ID=NAME, ids outside 0..255 and ids that are there twice.
+    """
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    matches = [_BY_ID.fullmatch(entry) for entry in entries]
+    problems = [f"{e!r} is no ID=NAME" for e, m in zip(entries, matches, strict=True) if not m]
+    pairs = [(int(match[1]), match[2]) for match in matches if match]
+    table = _by_ids("labels", pairs, problems)
+    if problems or not pairs:
+        rule = f"labels must be like 0=background,100=road,200=car, got {text!r}"
+        raise DataError.listing(rule, problems)
+    return _limited(table)
+
+
+def read_classes(path: Path) -> ClassTable | None:
+    """The table in a classes.txt; None where there is no such file, or nothing in it.
+
+    Its lines are all of one form: `name` of the ids 0, 1, ...; `id=name`; or `name r g b`. Names that are
+    there again are merged, and `IGNORED` takes ids or colours out, as for `parse_labels`.
+
+    Raises:
+      DataError: listing lines of other forms, numbers that are too large, ids and colours that are
+        there twice.
+    """
+    if not path.is_file():
+        return None
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} must be text in UTF-8: {error}") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        return None
+    by_id, by_colour = ([form.fullmatch(line) for line in lines] for form in (_BY_ID, _BY_COLOUR))
+    matches = by_id if any(by_id) else by_colour
+    problems = [
+        f"{line!r} is not like the others"
+        for line, match in zip(lines, matches, strict=True)
+        if any(matches) and not match
+    ]
+    groups = [match.groups() for match in matches if match]
+    if any(by_id):
+        table = _by_ids(path.name, [(int(number), name) for number, name in groups], problems)
+    elif any(by_colour):
+        colours = [(name, tuple(map(int, rgb))) for name, *rgb in groups]
+        table = _by_colours(path.name, colours, problems)
+    else:
+        names, ids = _classes(list(enumerate(lines)))
+        table = ClassTable(names, ids, origin=path.name)
+    if problems:
+        raise DataError.listing(f"{path}: every line must be of one form, {FORMS}:", problems)
+    return _limited(table)
+
+
+def _by_colours(
+    origin: str, lines: Sequence[tuple[str, tuple[int, ...]]], problems: list[str]
+) -> ClassTable:
+    problems += [f"{name}: colours are 0..255, got {rgb}" for name, rgb in lines if max(rgb) > 255]
+    pairs = [(pack(*rgb), name) for name, rgb in lines]
+    problems += [f"the colour {unpack(colour)} is there twice" for colour in _twice(pairs)]
+    names, colours = _classes(pairs)
+    _, ids = _classes(list(enumerate(name for name, _ in lines)))
+    return ClassTable(names, ids, colours, origin=origin)
+
+
+def _by_ids(origin: str, pairs: list[tuple[int, str]], problems: list[str]) -> ClassTable:
+    names, ids = _classes(pairs)
+    problems += [f"the id {i} is there twice" for i in _twice(pairs)]
+    problems += [f"the id {i} is above 255" for i in ids if i > 255]
+    return ClassTable(names, ids, explicit=True, origin=origin)
+
+
+def _classes(pairs: list[tuple[int, str]]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """The names of the classes, and the class of each key."""
+    names = tuple(dict.fromkeys(name for _, name in pairs if not _is_ignored(name)))
+    return names, {k: IGNORE_LABEL if _is_ignored(n) else names.index(n) for k, n in pairs}
+
+
+def _is_ignored(name: str) -> bool:
+    return name.casefold() == IGNORED
+
+
+def _twice(pairs: list[tuple[int, str]]) -> list[int]:
+    """Keys that have two different names."""
+    return sorted({key for key, _ in set(pairs) if len({n for k, n in pairs if k == key}) > 1})
+
+
+def _limited(table: ClassTable) -> ClassTable:
+    if len(table.names) > MOST_CLASSES:
+        raise DataError(f"there can be {MOST_CLASSES} classes at most, got {len(table.names)}")
+    return table
