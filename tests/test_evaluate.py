@@ -18,7 +18,7 @@ from deeplab_jax.model import fill, named_variables
 from train import __main__ as command
 from train.config import MeshConfig
 from train.data import DataError, Dataset
-from train.evaluate import Evaluator, _Total, check_classes, with_output_stride
+from train.evaluate import Evaluator, _open, _Total, check_classes, with_output_stride
 from train.sharding import make_mesh
 
 CLASSES = 3
@@ -277,6 +277,39 @@ def test_classes_may_be_spelt_otherwise():
     config = Config(ResNetConfig(18), FCNConfig(), 2, class_names=("sign_symbol", "car"))
     for names in (("SignSymbol", "Car"), ("sign", "vehicle")):
         check_classes(config, Dataset("set", names, Pictures(), Pictures()))
+
+
+# ---------------------------------------------------------------------------- the classes of training
+
+
+def test_ids_are_what_they_were_in_the_run_of_the_model(data, tmp_path):
+    model, names = tmp_path / "run/model", ("a", "b", "c")
+    model.mkdir(parents=True)
+    ids = Pictures().label(0)
+
+    def classes_of_ids(labels=None):
+        dataset = _open(f"folder:{data}", None, labels, model, names)
+        label = dataset.train.label(0)
+        return [int(label[ids == i][0]) for i in range(3)], dataset
+
+    order, dataset = classes_of_ids()
+    assert (order, dataset.class_names) == ([0, 1, 2], names)
+    assert "taken for the model's: a, b, c." in dataset.notes[0]
+
+    trained = {"data": {"name": f"folder:{data}", "labels": "1=a,0=b,2=c"}}
+    (tmp_path / "run/config.json").write_text(json.dumps(trained))
+    order, dataset = classes_of_ids()
+    assert (order, dataset.class_names) == ([1, 0, 2], names)
+    assert "in training: 1=a,0=b,2=c." in dataset.notes[0]
+
+    (data / "classes.txt").write_text("x\ny\nz\n")  # which the run did not use either
+    assert classes_of_ids()[0] == [1, 0, 2]
+    assert classes_of_ids("0=a,2=b,1=c")[0] == [0, 2, 1]
+
+    elsewhere = {"data": {"name": f"folder:{tmp_path}", "labels": "1=a,0=b,2=c"}}
+    (tmp_path / "run/config.json").write_text(json.dumps(elsewhere))
+    order, dataset = classes_of_ids()
+    assert (order, dataset.class_names) == ([0, 1, 2], ("x", "y", "z"))
 
 
 # ---------------------------------------------------------------------------- the command

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,8 +27,8 @@ from deeplab_jax.preprocessing import normalize
 from train import report
 from train.config import MeshConfig
 from train.data import DataError, Dataset, Source, eval_batches, open_dataset
-from train.data.descriptions import FOLDER
 from train.data.class_table import CLASS_FILE
+from train.data.descriptions import folder_of
 from train.metrics import IGNORE_LABEL, boundary_scores, confusion_matrix, scores
 from train.report import Evaluation, Example, ImageScore
 from train.sharding import make_mesh, to_devices
@@ -281,6 +282,7 @@ def evaluate_command(
     /,
     data: str,
     data_dir: Path | None = None,
+    labels: str | None = None,
     split: Literal["val", "train", "all"] = "val",
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
@@ -297,6 +299,8 @@ def evaluate_command(
       model: A model folder or a .safetensors file.
       data: A data set that has a name, or folder:PATH; `data` looks at one.
       data_dir: Where prepared data sets are; TFDS's own place by default.
+      labels: The class of each id in a folder's label maps, such as 0=background,100=road,200=car; by
+        default as the run was told in whose folder the model is.
       split: Which part of it; all of a folder that is not split.
       scales: Sizes to look at each image in; several are averaged.
       flip: Look at the mirror image too.
@@ -311,7 +315,9 @@ def evaluate_command(
     network = load(model)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
-    dataset = _open(data, data_dir, network.config.class_names)
+    dataset = _open(data, data_dir, labels, model, network.config.class_names)
+    for note in dataset.notes:
+        Console().print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
     parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
     source = _Selection(tuple((part, i) for part in parts[split] for i in range(len(part))))
@@ -407,7 +413,35 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 
 
-def _open(data: str, data_dir: Path | None, class_names: tuple[str, ...] | None) -> Dataset:
-    """The data set; a folder that does not name its classes is taken to have the model's."""
-    named = not data.startswith(FOLDER) or Path(data.removeprefix(FOLDER), CLASS_FILE).is_file()
-    return open_dataset(data, data_dir=data_dir, class_names=None if named else class_names)
+def _open(
+    data: str,
+    data_dir: Path | None,
+    labels: str | None,
+    model: Path,
+    class_names: tuple[str, ...] | None,
+) -> Dataset:
+    """The data set, with the classes of training where neither the command nor the folder names any."""
+    folder = folder_of(data)
+    if folder is None or labels is not None:
+        return open_dataset(data, data_dir=data_dir, labels=labels)
+    named = (folder / CLASS_FILE).is_file()
+    trained_on, labels = _training_data(model)
+    if labels is not None and (not named or folder.resolve() == trained_on):
+        note = f"Ids are the classes that they were in training: {labels}."
+        dataset = open_dataset(data, labels=labels)
+    elif class_names is not None and not named:
+        note = f"The folder names no classes, they are taken for the model's: {', '.join(class_names)}."
+        dataset = open_dataset(data, class_names=class_names)
+    else:
+        return open_dataset(data)
+    return dataclasses.replace(dataset, notes=(note, *dataset.notes))
+
+
+def _training_data(model: Path) -> tuple[Path | None, str | None]:
+    """The folder that a run learnt from, and its option `labels`, where `model` is in a run's folder."""
+    try:
+        data = json.loads((model.parent / "config.json").read_text())["data"]
+        folder, labels = folder_of(data["name"]), data["labels"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None, None
+    return folder and folder.resolve(), labels
