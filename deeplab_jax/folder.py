@@ -194,7 +194,7 @@ def _results(
             "model anew; `tile` makes those that are larger share a program"
         )
     for group_plan, reading in _read_ahead(threads, _batches(same_size, plan)):
-        # The header may have said another size than the pixels have, see `image_size`.
+        # A file may have been replaced since its header was read.
         same_shape = defaultdict(list)
         for path, future in reading.items():
             picture = future.result()

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 import PIL
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
+
+from deeplab_jax.orientation import orientation, stored_size, turned_size
 
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
@@ -44,14 +46,11 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(H, W) of `read_image(path)`, from the header: nothing is decoded.
-
-    A rare file turns out otherwise: the orientation of a PNG may stand behind its pixels.
+    """(H, W) of `read_image(path)`, from the header: nothing is decoded, as a rule.
 
     Raises:
       ImageError: as `read_image`, except that damage to the pixels is not seen.
     """
-
     return _open(Path(path), upright_size)
 
 
@@ -101,12 +100,9 @@ def _check_transparency(image: Image.Image) -> None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H, W) of `to_rgb(image)`, from the header: nothing is decoded."""
-    # Pillow itself turns TIFF and AVIF; asked for a PNG's orientation it would decode it all.
-    if image.format in ("JPEG", "MPO", "WEBP"):
-        lies = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if lies else (image.height, image.width)
-    return image.height, image.width
+    """(H, W) of `to_rgb(image)`; see `orientation.orientation` for what is decoded."""
+    tag = orientation(image)
+    return turned_size(stored_size(image, tag), tag)
 
 
 def find_images(arguments: Sequence[str | os.PathLike]) -> list[Path]:

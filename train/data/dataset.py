@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from deeplab_jax.images import ImageError, to_rgb
-from train.data.orientation import orientation, stored_size, turned, turned_size
+from deeplab_jax.images import ImageError, to_rgb, upright_size
+from deeplab_jax.orientation import orientation, turned
 from train.metrics import IGNORE_LABEL
 
 Part = Literal["image", "label"]
@@ -152,8 +152,7 @@ class DecodedSource:
             with self._naming(index, "image"):
                 (file,) = self._encoded.open(index, "image")
                 with file, Image.open(file) as image:
-                    tag = orientation(image)
-                    self._sizes[index] = turned_size(stored_size(image, tag), tag)
+                    self._sizes[index] = upright_size(image)
         return self._sizes[index]
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from deeplab_jax.orientation import STORED, orientation, stored_size, turned_size
 from train.data.class_table import CLASS_FILE, ClassTable, from_names, parse_labels, read_classes
 from train.data.dataset import (
     DataError,
@@ -20,7 +21,6 @@ from train.data.dataset import (
 )
 from train.data.labelling import settle
 from train.data.masks import LossyLabel, Mask, read_mask
-from train.data.orientation import STORED, orientation, stored_size, turned_size
 from train.data.pairs import Files, find_splits
 
 _AS_STORED = (

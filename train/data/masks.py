@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from deeplab_jax.orientation import orientation
 from train.data.class_table import MOST_CLASSES, pack, unpack
 from train.data.dataset import DataError, a_few
-from train.data.orientation import orientation
 from train.metrics import IGNORE_LABEL
 
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "WEBP": "WebP", "AVIF": "AVIF"}
