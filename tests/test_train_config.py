@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from deeplab_jax.layers import BatchNorm
 from deeplab_jax.model import PRESETS, fill, named_variables
 from deeplab_jax.preprocessing import Preprocessing
 from train.config import (
+    DataConfig,
     DistributedConfig,
     MeshConfig,
     ModelConfig,
@@ -23,7 +25,7 @@ from train.config import (
     to_json,
 )
 from train.configs import RECIPES
-from train.data.descriptions import DESCRIPTIONS
+from train.data.descriptions import DESCRIPTIONS, open_dataset
 from train.model import make_model
 
 CLASSES = ("a", "b", "c")
@@ -38,6 +40,34 @@ def test_a_recipe_says_its_command_and_names_things_that_exist(name):
     assert recipe.CONFIG.model.preset in PRESETS
     assert recipe.CONFIG.data.name in DESCRIPTIONS
     assert recipe.CONFIG.run.name == name
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n != "camvid_lovasz"])  # has camvid's data
+def test_a_recipe_says_how_its_own_data_set_is_prepared(name):
+    data = RECIPES[name].CONFIG.data.name
+    sources = " ".join(DESCRIPTIONS[data].sources)
+    said = re.findall(r"^    python -m train prepare (.*)$", RECIPES[name].__doc__, re.M)
+    assert said == ([f"{data} --source {sources}"] if sources else [])
+
+
+def test_a_url_is_no_path():
+    paths = {
+        "run": {"run": Path("gs://bucket/run")},  # a Path of it is gs:/bucket/run
+        "model.init": {"model": ModelConfig(init=Path("s3://bucket/model"))},
+        "data.data_dir": {"data": DataConfig(data_dir=Path("http://host/data"))},
+        "data.name": {"data": DataConfig("folder:hf://datasets/mine")},
+    }
+    for name, field in paths.items():
+        with pytest.raises(ValueError, match=rf"^{name} must be .* got [a-z0-9]+://[a-z]+/[a-z]+:"):
+            TrainConfig(**field)
+    TrainConfig(run=Path("C:/runs"), data=DataConfig("folder:a/b:/c"))
+
+
+def test_a_url_is_no_place_of_data_sets():
+    with pytest.raises(ValueError, match="got gs://bucket/data: mount"):
+        open_dataset("folder:gs://bucket/data")
+    with pytest.raises(ValueError, match=r"data_dir must be .* got gs://bucket/data: mount"):
+        open_dataset("camvid", data_dir=Path("gs://bucket/data"))
 
 
 def test_what_is_wrong_is_listed_together():

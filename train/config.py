@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from deeplab_jax.paths import check_local
 from train.data import AugmentConfig
+from train.data.descriptions import FOLDER
 from train.loss import LossConfig
 from train.optim import OptimConfig
 
@@ -43,7 +45,7 @@ class ModelConfig:
       init: a model folder to start from. Its backbone, with its config and preprocessing, takes the
         place of the preset's, without an ImageNet classifier's last 1x1; its heads are kept where they
         fit. None is random weights.
-      output_stride: 8, 16 or 32; None is the preset's.
+      output_stride: 8, 16 or 32; None is that of `init`, or of the preset without one.
       aux_head: train an auxiliary head (FCN) on the features at stride 16 too.
       dtype: what convolutions compute in; parameters, batch norm and logits are float32 in any case.
       freeze_backbone: train the heads alone.
@@ -177,6 +179,14 @@ class TrainConfig:
     accept_changes: bool = False
 
     def __post_init__(self):
+        check_local(
+            {
+                "run": self.run,
+                "model.init": self.model.init,
+                "data.data_dir": self.data.data_dir,
+                "data.name": self.data.name.removeprefix(FOLDER),
+            }
+        )
         problems = []
         for name in ("batch_size", "accumulate", "log_every", "steps"):
             if (value := getattr(self, name)) is not None and value < 1:

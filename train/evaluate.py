@@ -22,6 +22,7 @@ from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.config import mask_classes
 from deeplab_jax.layers import Conv
 from deeplab_jax.model import named_variables, with_values
+from deeplab_jax.paths import check_local
 from deeplab_jax.predict import check_options, in_windows, looks_of, segment
 from deeplab_jax.preprocessing import normalize
 from train import report
@@ -311,6 +312,7 @@ def evaluate_command(
       out: A folder to write to: scores.json, confusion.png, the best and the worst images.
       examples: How many of the best and of the worst.
     """
+    check_local({"model": model, "out": out})
     keep_compiled_programs(unless_slower=True)
     network = load(model)
     if output_stride is not None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from deeplab_jax.paths import check_local
 from train.data import class_names as names
 from train.data.dataset import DataError, Dataset, DecodedSource
 from train.data.folder import open_folder
@@ -177,6 +178,7 @@ def open_dataset(
         not hold together.
     """
     if (path := folder_of(name)) is not None:
+        check_local({"the data set": name.removeprefix(FOLDER)})
         return open_folder(path, class_names=class_names, labels=labels, name=name)
     description = description_of(name)
     if class_names is not None or labels is not None:

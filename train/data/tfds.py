@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from deeplab_jax.paths import check_local
 from train.data.dataset import DataError, Part
 
 INFO_FILE = "dataset_info.json"
@@ -99,8 +100,14 @@ def _offsets(path: os.PathLike) -> np.ndarray:
 
 
 def directory(data_dir: Path | None) -> Path:
-    """Where prepared data sets are: `data_dir`, or else $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    """Where prepared data sets are: `data_dir`, or else $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      ValueError: it is a URL.
+    """
+    folder = data_dir or tfds.core.constants.DATA_DIR
+    check_local({"data_dir": folder})
+    return Path(folder).expanduser()
 
 
 def splits(folder: Path) -> tuple[str, ...]:
