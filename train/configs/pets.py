@@ -1,9 +1,10 @@
-"""Oxford-IIIT Pets: animal, background and the border between.
+"""Oxford-IIIT Pets, 2 classes: the pet and the background; the border between them is ignored.
 
+    python -m train prepare oxford_iiit_pet --source images.tar.gz annotations.tar.gz
     python -m train pets --model.init lite0
 
-From the ImageNet EfficientNet-Lite0 that `deeplab-port demo lite0` makes. Not measured: TFDS has to have
-prepared the data set, see `python -m train data oxford_iiit_pet`.
+From the ImageNet EfficientNet-Lite0 of `deeplab-port demo lite0`, 321 crops, batch 16, 20 epochs. With
+--data.name oxford_iiit_pet_trimap the border is a third class. Not measured.
 """
 
 from pathlib import Path

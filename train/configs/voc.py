@@ -1,10 +1,10 @@
 """PASCAL VOC 2012 with SBD's extra annotations (trainaug), as the DeepLabv3+ paper trains.
 
-    python -m train prepare voc2012 --source VOCdevkit
+    python -m train prepare voc2012_aug --source VOCtrainval_11-May-2012.tar benchmark.tgz
     python -m train voc --model.init resnet101
 
-From ImageNet weights (`deeplab-port resnet101.pth resnet101`), 513 crops, batch 16, poly .007, 30 000 steps
-(Chen et al. 2018, sec. 4). Not measured: it takes an accelerator.
+From ImageNet weights (`deeplab-port resnet101.pth resnet101`), output stride 16, 513 crops, batch 16, poly
+.007, 30 000 steps (Chen et al. 2018, sec. 4). Not measured: it takes an accelerator.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from train.optim import OptimConfig
 
 CONFIG = TrainConfig(
     run=Path("runs/voc"),
-    data=DataConfig("voc2012"),
+    data=DataConfig("voc2012_aug"),
     augment=AugmentConfig(crop=(513, 513)),
-    model=ModelConfig("deeplabv3plus_resnet101", dtype="bfloat16"),
+    model=ModelConfig("deeplabv3plus_resnet101", output_stride=16, dtype="bfloat16"),
     optim=OptimConfig("sgd", learning_rate=0.007, weight_decay=1e-4, schedule="poly"),
     steps=30_000,
     batch_size=16,
