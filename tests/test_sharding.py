@@ -1,5 +1,6 @@
 """Where arrays lie, and that it changes nothing: one device, eight, and rows cut over a mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -86,6 +87,85 @@ def test_the_mesh_does_not_change_what_is_learnt(alone, mesh):
         # sum that leaves out a device would be all wrong.
         off = np.linalg.norm(np.asarray(state[kind][name]) - expected)
         assert off <= 0.1 * np.linalg.norm(expected - first) + 1e-6, name
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """What a mesh is laid out by, of a device that is not there."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+def gpus(*nodes):
+    """A device for each number of `nodes`, which have a process each."""
+    places = [node for node, count in enumerate(nodes) for _ in range(count)]
+    return [StandIn(i, node, node) for i, node in enumerate(places)]
+
+
+def tpus(side, *, slices=1):
+    """Slices of `side` x `side` chips, of which each 2 x 2 have a process."""
+    hosts = (side // 2) ** 2
+    return [
+        StandIn(
+            id=(s * side + y) * side + x,
+            process_index=s * hosts + y // 2 * (side // 2) + x // 2,
+            slice_index=s,
+            platform="tpu",
+            device_kind="TPU v4",
+            coords=(x, y, 0),
+        )
+        for s in range(slices)
+        for y in range(side)
+        for x in range(side)
+    ]
+
+
+def laid_out(devices, attribute, **config):
+    mesh = sharding.make_mesh(MeshConfig(**config), devices)
+    assert mesh.axis_names == ("data", "space")
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+    return np.vectorize(lambda device: getattr(device, attribute))(mesh.devices).tolist()
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_data_goes_from_node_to_node_and_space_stays_within_one(nodes):
+    devices = gpus(*[4] * nodes)[::-1]
+    alone = [[node] for node in range(nodes) for _ in range(4)]
+    assert laid_out(devices, "slice_index") == alone
+    pairs = [[node] * 2 for node in range(nodes) for _ in range(2)]
+    assert laid_out(devices, "slice_index", space=2) == pairs
+    assert laid_out(devices, "slice_index", space=4) == [[node] * 4 for node in range(nodes)]
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("space", [1, 2, 4])
+def test_no_image_lies_in_two_processes_of_a_tpu_slice(slices, space):
+    # Along an axis of the torus, four chips would be those of two hosts.
+    rows = laid_out(tpus(4, slices=slices), "process_index", space=space)
+    assert all(len(set(row)) == 1 for row in rows)
+    of = laid_out(tpus(4, slices=slices), "slice_index", space=space)
+    assert of == sorted(of)
+
+
+@pytest.mark.parametrize(
+    ("devices", "config", "message"),
+    [
+        (gpus(4, 4), {"space": 3}, "-1 x 3 is not 8"),
+        (gpus(4, 4), {"space": 8}, "each node or slice.* 8 does not divide 4"),
+        (gpus(4, 3, 1), {}, "every node or slice .* same number of devices, got 4, 3, 1"),
+        (tpus(4), {"space": 8}, "each process.* 8 does not divide 4"),
+        (tpus(4)[:-1], {}, "every process .* same number of devices, got 4, 4, 4, 3"),
+    ],
+)
+def test_devices_that_make_no_mesh_are_refused(devices, config, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(MeshConfig(**config), devices)
 
 
 def test_rows_are_padded_so_that_features_at_every_stride_are_cut_evenly():

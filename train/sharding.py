@@ -5,13 +5,15 @@ inputs and outputs lie: an all-reduce of gradients and of batch-norm statistics 
 of the rows next to a cut (halos) over `space`.
 """
 
+import collections
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -52,11 +54,15 @@ def _in_a_cluster() -> bool:
 # ---------------------------------------------------------------------------- the mesh
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all devices, with the axes `data` and `space`.
 
+    `data` runs over nodes (as JAX sees GPUs) or slices (TPUs) first, whose network is slow, and then
+    within them; `space` stays within a process, which reads whole images.
+
     Raises:
-      ValueError: the axes do not make up the number of devices.
+      ValueError: the axes do not make up the number of devices, or an image would lie in two nodes,
+        slices or processes, or these differ in their number of devices.
     """
     devices = jax.devices() if devices is None else devices
     data = len(devices) // config.space if config.data == -1 else config.data
@@ -65,14 +71,42 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"mesh.data x mesh.space must be the number of devices: {config.data} x {config.space} is "
             f"not {len(devices)}"
         )
-    if jax.process_count() > 1 and jax.local_device_count() % config.space:
-        raise ValueError(
-            "mesh.space must divide the devices of each process, or an image would lie in two of "
-            f"them: {config.space} does not divide {jax.local_device_count()}"
-        )
-    return jax.make_mesh(
-        (data, config.space), ("data", "space"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    slices = _grouped(devices, "slice_index")
+    for what, groups in (
+        ("node or slice", slices),
+        ("process", _grouped(devices, "process_index")),
+    ):
+        sizes = [len(group) for group in groups]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"every {what} must have the same number of devices, got {', '.join(map(str, sizes))}"
+            )
+        if sizes[0] % config.space:
+            raise ValueError(
+                f"mesh.space must divide the devices of each {what}, or an image would lie in two of "
+                f"them: {config.space} does not divide {sizes[0]}"
+            )
+    rows = np.concatenate([_rows(group, config.space) for group in slices])
+    return Mesh(rows, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _grouped(devices: Sequence[jax.Device], attribute: str) -> list[list[jax.Device]]:
+    """Those with the same value of an attribute together, in its order; CPUs are of no slice."""
+    groups = collections.defaultdict(list)
+    for device in devices:
+        groups[getattr(device, attribute, 0)].append(device)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _rows(devices: list[jax.Device], space: int) -> np.ndarray:
+    """The devices of a slice, `[data, space]`: near each other along both, each row of one process."""
+    rows = mesh_utils.create_device_mesh(
+        (len(devices) // space, space), devices, allow_split_physical_axes=True
     )
+    if any(len({device.process_index for device in row}) > 1 for row in rows):
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        rows = np.array(ordered).reshape(rows.shape)
+    return rows
 
 
 def row_multiple(config: MeshConfig, output_stride: int) -> int:
@@ -124,7 +158,11 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 def to_devices(
     batch: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding]
 ) -> dict[str, jax.Array]:
-    """This process's part of a batch, as part of global arrays."""
+    """This process's part of a batch, as part of global arrays.
+
+    Its examples go to its own devices, in their order along the mesh. Where the mesh does not go from
+    process to process, the global batch has the same examples as that of one process in another order.
+    """
     return {
         name: jax.make_array_from_process_local_data(shardings[name], value)
         for name, value in batch.items()
