@@ -132,16 +132,21 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(data, undistur
     assert losses(run) == losses(undisturbed)
 
 
-def start_two(data, run):
+def start_two(data, run, *, by_environment=False):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = ["--distributed.coordinator", address, "--distributed.processes", "2"]
     environment = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    return [
-        start(data, run, *flags, "--distributed.process", str(i), environment=environment)
-        for i in range(2)
-    ]
+    processes = []
+    for index in map(str, range(2)):
+        flags = ["--distributed.coordinator", address, "--distributed.processes", "2"]
+        flags += ["--distributed.process", index]
+        if by_environment:
+            flags = []
+            environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+            environment |= {"JOB_COMPLETION_INDEX": index}
+        processes.append(start(data, run, *flags, environment=environment))
+    return processes
 
 
 def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
@@ -155,7 +160,7 @@ def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
     assert first.returncode in (17, -signal.SIGABRT), err
     assert "Start all of them again" in err or "another task died" in err
 
-    pair = start_two(data, run)
+    pair = start_two(data, run, by_environment=True)
     wait_for_another_save(pair[0], run)
     pair[1].send_signal(signal.SIGTERM)  # one host of a pod is told to end: all of them save and do
     for process in pair:

@@ -90,7 +90,8 @@ class MeshConfig:
 class DistributedConfig:
     """How the processes of a run over several hosts find each other.
 
-    TPU pod slices and Slurm say it themselves; elsewhere give all three.
+    TPU pod slices, Slurm and Open MPI say it themselves; elsewhere give all three, or set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. See `train.cluster`.
 
     Attributes:
       coordinator: host:port of process 0.
@@ -111,6 +112,18 @@ class DistributedConfig:
                 "distributed.coordinator, distributed.processes and distributed.process go together: "
                 f"got {self.coordinator}, {self.processes}, {self.process}"
             )
+        if self.coordinator is None:
+            return
+        problems = []
+        if ":" not in self.coordinator:
+            problems.append(f"distributed.coordinator must be host:port, got {self.coordinator}")
+        if not 0 <= self.process < self.processes:
+            problems.append(
+                "distributed.process must be a number from 0, below distributed.processes, got "
+                f"{self.process} of {self.processes}"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 @dataclasses.dataclass(frozen=True)

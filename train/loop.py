@@ -22,6 +22,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.model import with_values
 from train import report, sharding
 from train.checkpoint import CheckpointError, Checkpoints
+from train.cluster import join_processes
 from train.config import TrainConfig, differences, to_json
 from train.data import (
     AugmentConfig,
@@ -55,7 +56,7 @@ def train(config: TrainConfig) -> int:
     Raises:
       ValueError, OSError: for anything that the user can mend, with the way out.
     """
-    sharding.join_processes(config.distributed)
+    join_processes(config.distributed)
     mesh = sharding.make_mesh(config.mesh)
     _check(config, mesh)
     try:

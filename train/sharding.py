@@ -6,9 +6,7 @@ of the rows next to a cut (halos) over `space`.
 """
 
 import collections
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,38 +15,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.config import DistributedConfig, MeshConfig
+from train.config import MeshConfig
 
 SMALLEST_SHARDED = 2**16
 """Numbers in the smallest array that FSDP shards; cutting up smaller ones saves nothing."""
-
-
-# ---------------------------------------------------------------------------- processes
-
-
-def join_processes(config: DistributedConfig) -> None:
-    """Connects the processes of a run over several hosts; does nothing where there is one.
-
-    Before any other use of JAX.
-    """
-    if config.coordinator is not None:
-        jax.distributed.initialize(
-            config.coordinator,
-            config.processes,
-            config.process,
-            heartbeat_timeout_seconds=config.heartbeat,
-        )
-    elif _in_a_cluster():
-        jax.distributed.initialize(heartbeat_timeout_seconds=config.heartbeat)
-
-
-def _in_a_cluster() -> bool:
-    """Whether the environment names other processes; JAX reads from it who they are."""
-    tasks = [os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
-    if "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ:
-        return any(int(n) > 1 for n in tasks)
-    on_tpu = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return on_tpu and "cpu" not in os.environ.get("JAX_PLATFORMS", "")
 
 
 # ---------------------------------------------------------------------------- the mesh
