@@ -1,24 +1,29 @@
 """A run's checkpoints: which is the latest, and what is said of one that cannot be read."""
 
+import functools
 import os
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.checkpoint import CheckpointError, Checkpoints
+from train.checkpoint import CheckpointError, Checkpoints, misfits
 from train.config import CheckpointConfig
+from train.optim import OptimConfig, make_optimizer
+from train.steps import initial_state
 
 
 @pytest.fixture
 def folder(tmp_path):
     """With checkpoints of steps 1 and 2."""
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, {"weights": jnp.full(1000, step, jnp.float32)})
         checkpoints.wait()
-    return tmp_path
+    return folder
 
 
 def restore(folder, count=1000):
@@ -39,6 +44,71 @@ def test_one_whose_files_are_cut_short_is_named_with_the_way_out(folder):
         restore(folder)
 
 
-def test_one_of_another_model_is_named_with_the_way_out(folder):
-    with pytest.raises(CheckpointError, match=r"(?s)/2 cannot be read: .* choose another --run"):
+def test_metadata_that_is_cut_short_is_damage_too(folder):
+    for file in (folder / "2").rglob("_METADATA"):
+        os.truncate(file, 10)
+    with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* go on from step 1"):
+        restore(folder)
+
+
+def test_one_of_another_model_says_what_differs_and_never_to_remove_it(folder):
+    with pytest.raises(CheckpointError) as error:
         restore(folder, count=7)
+    assert re.search(
+        r"step 2 does not fit\.\n  weights is \[1000\] in .*, \[7\] in", str(error.value)
+    )
+    assert re.search("or choose another --run$", str(error.value))
+    (folder.parent / "model").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"another --run, with --model.init \S+/model to start"
+    ):
+        restore(folder, count=7)
+
+
+# ---------------------------------------------------------------------------- what does not fit
+
+
+def shapes_of(optimizer="sgd", classes=11, ema=False, name="conv1", **fields):
+    """Of a small state."""
+    params = {
+        f"backbone.{name}.kernel": jnp.zeros((3, 3, 3, 8)),
+        "head.decoder.classifier.kernel": jnp.zeros((1, 1, 8, classes)),
+    }
+    rule, _ = make_optimizer(OptimConfig(optimizer, **fields), params, 10)
+    make = functools.partial(initial_state, optimizer=rule, ema=ema)
+    return jax.eval_shape(make, params, {"backbone.bn.mean": jnp.zeros(8)})
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, ""),
+        (
+            {"classes": 12},
+            "The checkpoint is of 11 classes, the data has 12\n"
+            "head.decoder.classifier.kernel is [1, 1, 8, 11] in the checkpoint, [1, 1, 8, 12] in this "
+            "config",
+        ),
+        (
+            {"name": "stem", "optimizer": "adamw"},
+            "in the checkpoint alone: 1 arrays (backbone.conv1.kernel)\n"
+            "in this config alone: 1 arrays (backbone.stem.kernel)",
+        ),
+        (
+            {"optimizer": "adamw"},
+            "optimizer: sgd -> adamw or lamb\n"
+            "in the checkpoint alone: 2 arrays (optimizer.1.trace.backbone.conv1.kernel, "
+            "optimizer.1.trace.head.decoder.classifier.kernel)\n"
+            "in this config alone: 5 arrays (optimizer.0.count, optimizer.0.mu.backbone.conv1.kernel, "
+            "optimizer.0.mu.head.decoder.classifier.kernel, ...)",
+        ),
+        (
+            {"ema": True},
+            "ema: off -> on\n"
+            "in this config alone: 3 arrays (ema.backbone.bn.mean, ema.backbone.conv1.kernel, "
+            "ema.head.decoder.classifier.kernel)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(changed, expected):
+    assert "\n".join(misfits(shapes_of(), shapes_of(**changed))) == expected

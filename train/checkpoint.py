@@ -1,7 +1,7 @@
 """Checkpoints of a run: all of Orbax that training uses is in this file."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,13 @@ from deeplab_jax.checkpoint import why_unreadable
 from train.config import CheckpointConfig
 
 BEST = "miou"
+
+_LISTED = 3  # names of arrays in a message
+_MODEL = ("params.", "stats.")
+_MARKS = {"optimizer": {"sgd": ".trace.", "adamw or lamb": ".nu."}, "ema": {"on": "ema."}}
+"""What the names of a part of the state tell of its kind."""
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class CheckpointError(OSError):
@@ -41,6 +48,7 @@ class Checkpoints:
             )
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
+            item_handlers=ocp.StandardCheckpointHandler(),  # else it reads no names and shapes
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 # When to save is the loop's decision, which every process takes alike.
@@ -71,22 +79,40 @@ class Checkpoints:
                 step, args=ocp.args.StandardSave(state), metrics=dict(metrics) if metrics else None
             )
 
+    def check(self, step: int, shapes: Any, changes: Sequence[str] = ()) -> None:
+        """Raises CheckpointError if a step's arrays are not those of `shapes`, saying what differs.
+
+        Args:
+          changes: what else has changed since the run began, in words, to be named then.
+        """
+        with self._reading(step):
+            saved = self._manager.item_metadata(step)
+        lines = [] if saved is None else misfits(saved, shapes)
+        if not lines:
+            return
+        run = self._manager.directory.parent
+        init = f", with --model.init {run / 'model'} to start from its weights"
+        since = ["Since the run began:", *(f"  {change}" for change in changes)]
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"{run} cannot go on with this config: its checkpoint of step {step} does not fit.",
+                    *(f"  {line}" for line in lines),
+                    *(since if changes else ()),
+                    "Go back to the config and data that it began with, or choose another --run"
+                    + (init if (run / "model").exists() else ""),
+                ]
+            )
+        )
+
     def restore(self, step: int, shapes: Any) -> Any:
         """The state of a step, laid out as the shardings of `shapes` say, on whatever devices.
 
         Raises CheckpointError if its files are damaged, or those of another model.
         """
-        try:
+        self.check(step, shapes)
+        with self._reading(step):
             return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
-        except Exception as error:
-            if (reason := why_unreadable(error)) is None:
-                raise
-            folder = self._manager.directory / str(step)
-            before = max((s for s in self._manager.all_steps() if s != step), default=0)
-            raise CheckpointError(
-                f"{folder} cannot be read: {reason}. It is damaged, or of another model: choose another "
-                f"--run, or remove it to go on from step {before}"
-            ) from error
 
     def preempted(self, step: int) -> bool:
         """Whether this run has been told to end (SIGTERM on any of its hosts): then, at the same step
@@ -97,6 +123,20 @@ class Checkpoints:
         """Until all that was saved is on disk."""
         with self._writing():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if (reason := why_unreadable(error)) is None:
+                raise
+            folder = self._manager.directory / str(step)
+            before = max((s for s in self._manager.all_steps() if s != step), default=0)
+            raise CheckpointError(
+                f"{folder} cannot be read: {reason}. It is damaged: choose another --run, or remove it to "
+                f"go on from step {before}"
+            ) from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -110,3 +150,78 @@ class Checkpoints:
                 f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Mend that, and "
                 f"start again: the run goes on from step {self.latest() or 0}"
             ) from error
+
+
+# ---------------------------------------------------------------------------- what does not fit
+
+
+def misfits(saved: Any, wanted: Any) -> list[str]:
+    """In words, how the arrays of a checkpoint differ from those that are wanted; none if they do not.
+
+    Args:
+      saved, wanted: trees of shapes, see `steps.State`.
+    """
+    saved, wanted = _by_name(saved), _by_name(wanted)
+    models = [
+        {name.partition(".")[2]: shape for name, shape in shapes.items() if name.startswith(_MODEL)}
+        for shapes in (saved, wanted)
+    ]
+    # The optimiser's state and the moving average follow the model, and need not be told besides.
+    of_model = _classes(*models) + _differing(*models)
+    return of_model or _training(saved, wanted) + _differing(saved, wanted)
+
+
+def _classes(saved: Shapes, wanted: Shapes) -> list[str]:
+    """What is said where the last layer has another number of classes."""
+    counts = {
+        (saved[name][-1], shape[-1])
+        for name, shape in wanted.items()
+        if name.endswith("classifier.kernel") and name in saved
+    }
+    return [
+        f"The checkpoint is of {before} classes, the data has {now}"
+        for before, now in counts
+        if before != now
+    ]
+
+
+def _training(saved: Shapes, wanted: Shapes) -> list[str]:
+    """What is said of another optimiser, as far as the names of its state tell, and of the average."""
+    return [
+        f"{part}: {before} -> {now}"
+        for part, marks in _MARKS.items()
+        if (before := _kind(saved, part, marks)) != (now := _kind(wanted, part, marks))
+    ]
+
+
+def _kind(shapes: Shapes, part: str, marks: Mapping[str, str]) -> str:
+    names = [name for name in shapes if name.startswith(f"{part}.")]
+    return next((kind for kind, mark in marks.items() if any(mark in n for n in names)), "off")
+
+
+def _differing(saved: Shapes, wanted: Shapes) -> list[str]:
+    odd = [name for name in wanted if saved.get(name, wanted[name]) != wanted[name]]
+    lines = [
+        f"{name} is {list(saved[name])} in the checkpoint, {list(wanted[name])} in this config"
+        for name in odd[:_LISTED]
+    ]
+    if len(odd) > _LISTED:
+        lines.append(f"and {len(odd) - _LISTED} more are of another shape")
+    for where, there, other in (
+        ("the checkpoint", saved, wanted),
+        ("this config", wanted, saved),
+    ):
+        if alone := [name for name in there if name not in other]:
+            more = ", ..." if len(alone) > _LISTED else ""
+            lines.append(
+                f"in {where} alone: {len(alone)} arrays ({', '.join(alone[:_LISTED])}{more})"
+            )
+    return lines
+
+
+def _by_name(tree: Any) -> dict[str, tuple[int, ...]]:
+    arrays, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(array.shape)
+        for path, array in arrays
+    }
