@@ -95,6 +95,14 @@ def test_a_field_that_was_not_there_yet_is_a_difference():
     assert differences(began, json.loads(to_json(TrainConfig()))) == ["loss.dice: not there -> 0.0"]
 
 
+def test_other_classes_are_a_difference_where_both_tell():
+    began, now = (
+        json.loads(to_json(TrainConfig(), classes)) for classes in (["a", "b"], ["b", "a"])
+    )
+    assert differences(began, now) == ["classes: ['a', 'b'] -> ['b', 'a']"]
+    assert differences(json.loads(to_json(TrainConfig())), now) == []
+
+
 # ---------------------------------------------------------------------------- models
 
 

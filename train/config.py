@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,17 +230,21 @@ BOOKKEEPING = (
 """What changes nothing in the weights that come out."""
 
 
-def to_json(config: TrainConfig) -> str:
-    """The config as a run's folder keeps it."""
-    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+def to_json(config: TrainConfig, class_names: Sequence[str] = ()) -> str:
+    """The config as a run's folder keeps it, with the classes of its data."""
+    fields = dataclasses.asdict(config) | ({"classes": class_names} if class_names else {})
+    return json.dumps(fields, indent=2, default=str) + "\n"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two configs as JSON has them, "optim.learning_rate: 0.01 -> 0.02" each.
 
-    What cannot change the result (`TOPOLOGY` and `BOOKKEEPING`) is left out.
+    What cannot change the result (`TOPOLOGY` and `BOOKKEEPING`) is left out, and classes where one of
+    the two does not tell.
     """
     old, new = _flat(old), _flat(new)
+    if not ("classes" in old and "classes" in new):
+        old, new = ({k: v for k, v in flat.items() if k != "classes"} for flat in (old, new))
     return [
         f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
         for name in sorted(old | new)

@@ -1,5 +1,6 @@
 """A training run, from its config to a model folder: `train` reads down the page."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -8,7 +9,8 @@ import math
 import os
 import sys
 import traceback
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -16,17 +18,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import deeplab_jax
-from deeplab_jax.checkpoint import ModelError, save
+from deeplab_jax.checkpoint import save
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config
 from deeplab_jax.model import with_values
-from train import report, sharding
-from train.checkpoint import CheckpointError, Checkpoints
+from train import lock, report, sharding
+from train.checkpoint import Checkpoints
 from train.cluster import join_processes
 from train.config import TrainConfig, differences, to_json
 from train.data import (
     AugmentConfig,
-    DataError,
     Dataset,
     TrainBatches,
     class_frequencies,
@@ -57,10 +58,12 @@ def train(config: TrainConfig) -> int:
       ValueError, OSError: for anything that the user can mend, with the way out.
     """
     join_processes(config.distributed)
-    mesh = sharding.make_mesh(config.mesh)
-    _check(config, mesh)
+    speaks = jax.process_index() == 0
     try:
-        return _train(config, mesh)
+        mesh = sharding.make_mesh(config.mesh)
+        _check(config, mesh)
+        with lock.only_run_in(config.run) if speaks else contextlib.nullcontext():
+            return _train(config, mesh, speaks)
     except Diverged as error:
         print(f"{error}. The last checkpoint is from before.", file=sys.stderr)
         return DIVERGED
@@ -70,9 +73,7 @@ def train(config: TrainConfig) -> int:
         _leave(error)
 
 
-def _train(config: TrainConfig, mesh: Mesh) -> int:
-    speaks = jax.process_index() == 0
-
+def _train(config: TrainConfig, mesh: Mesh, speaks: bool) -> int:
     # ---------------------------------------------------------------- data and model
     dataset = open_dataset(
         config.data.name,
@@ -126,15 +127,15 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
         # ------------------------------------------------------------ begin, or go on
         first = checkpoints.latest() or 0
         if first:
-            _check_resume(config, first, total)
+            _check_resume(config, dataset, checkpoints, first, shapes, total)
             state = checkpoints.restore(first, sharding.with_shardings(shapes, shardings))
-        else:
+        if speaks:  # before a new run takes its time: a folder without a config would be refused
+            write_text(config.run / CONFIG, to_json(config, dataset.class_names))
+            write_text(config.run / "environment.json", json.dumps(environment(), indent=2))
+        if not first:
             state = jax.jit(make_state, out_shardings=shardings)(start.params, start.stats)
         journal = Journal(config.run, total=total, start=first, speaks=speaks)
         with journal, batches, StopSignal() as told_to_end:
-            if speaks:
-                write_text(config.run / CONFIG, to_json(config))
-                write_text(config.run / "environment.json", json.dumps(environment(), indent=2))
             journal.say(_introduction(config, dataset, mesh, start.origin))
             journal.say(f"Step {first} of {total}." if first else f"{total} steps.")
             meter = Meter(
@@ -208,21 +209,39 @@ def _check(config: TrainConfig, mesh: Mesh) -> None:
             f"model.batch_norm must divide what is computed at once: {groups} does not divide "
             f"{config.batch_size // config.accumulate} examples"
         )
-    if config.run.exists() and any(config.run.iterdir()) and not (config.run / CONFIG).exists():
-        problems.append(f"{config.run} is there and is not a run: choose another --run")
+    if jax.process_index() == 0 and (problem := _no_place(config.run)):
+        problems.append(f"{problem}: choose another --run")
     if problems:
         raise ValueError("\n".join(problems))
 
 
-def _check_resume(config: TrainConfig, step: int, total: int) -> None:
-    """Raises ValueError where there is nothing to go on with, or another config began the run."""
+def _no_place(run: Path) -> str | None:
+    """Why a run cannot be in a folder; None where it can begin or go on there."""
+    if not run.exists():
+        return None
+    if not run.is_dir():
+        return f"{run} is a file"
+    names = {path.name for path in run.iterdir()} - {lock.NAME}  # a crash leaves that
+    return f"{run} is there and is not a run" if names and CONFIG not in names else None
+
+
+def _check_resume(
+    config: TrainConfig,
+    dataset: Dataset,
+    checkpoints: Checkpoints,
+    step: int,
+    shapes: Any,
+    total: int,
+) -> None:
+    """Raises ValueError or CheckpointError where there is nothing to go on with, or the config changed."""
     if step > total:
         raise ValueError(
             f"{config.run} is at step {step} already, beyond the {total} that are asked for: choose "
             "another --run, or more steps"
         )
     began = json.loads((config.run / CONFIG).read_text())
-    changes = differences(began, json.loads(to_json(config)))
+    changes = differences(began, json.loads(to_json(config, dataset.class_names)))
+    checkpoints.check(step, shapes, changes)  # first: what does not fit cannot be accepted
     if changes and not config.accept_changes:
         raise ValueError(
             f"{config.run} was begun with another config. Choose another --run, or --accept-changes to "
@@ -296,7 +315,8 @@ def _leave(error: Exception) -> NoReturn:
 
     They then end too: a step without this process fails.
     """
-    if isinstance(error, DataError | ModelError | CheckpointError):
+    bad_use = isinstance(error, ValueError | OSError)
+    if bad_use and not isinstance(error, ConnectionError | TimeoutError):
         status, told = BAD_USE, f"error: {error}"
     else:
         traceback.print_exception(error)

@@ -1,0 +1,155 @@
+"""One run at a time in a folder: a lock that says whose it is and that no crash leaves behind."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+NAME = ".lock"
+
+BEAT = 30.0
+"""Seconds between signs of life. Bucket and network mounts show a change after a minute at worst, and so
+does the wait of `BEATS`."""
+
+BEATS = 2.5
+"""Signs of life that must fail to come before another host's lock is taken to be of a crash."""
+
+log = logging.getLogger(__name__)
+
+
+class LockError(OSError):
+    """Another run writes to the folder; the message says which."""
+
+
+@contextlib.contextmanager
+def only_run_in(
+    folder: Path, *, beat: float = BEAT, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[None]:
+    """Holds the lock of a run's folder, which is made if it is not there.
+
+    The kernel keeps the lock (flock) and gives it back however the process ends. Where it does not
+    reach other hosts, as on mounted buckets, signs of life do: the time that the file was last changed.
+    Where a folder can have no lock at all, a warning says so.
+
+    Args:
+      beat: seconds between signs of life.
+      sleep: waits for so many seconds.
+
+    Raises:
+      LockError: another run has it.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _locked(folder / NAME)
+    if file is None:
+        log.warning(
+            f"{folder} is on a file system without locks: two runs in it at once would go unnoticed"
+        )
+        yield
+        return
+    with file:
+        _outwait_another_host(folder / NAME, file, beat, sleep)
+        _sign(file)
+        ended = threading.Event()
+        threading.Thread(target=_beat, args=(folder / NAME, beat, ended), daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            (folder / NAME).unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # something is in it, as there should be
+                    folder.rmdir()
+
+
+def _locked(path: Path) -> TextIO | None:
+    """The lock's file, open and locked; None where the file system knows no locks."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            with file:
+                raise _refusal(path, _owner(file)) from None
+        except OSError as error:
+            file.close()
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                path.unlink(missing_ok=True)
+                return None
+            raise
+        file.close()  # of a run that ended just now, and removed it
+
+
+def _sign(file: TextIO) -> None:
+    owner = {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "since": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
+    }
+    file.truncate(0)
+    file.write(json.dumps(owner) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _owner(file: TextIO) -> dict[str, str | int]:
+    """Who wrote the file; {} for one that nobody has signed."""
+    file.seek(0)
+    try:
+        owner = json.loads(file.read())
+        return {key: owner[key] for key in ("host", "pid", "since")}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _refusal(path: Path, owner: dict[str, str | int]) -> LockError:
+    who = "process {pid} on {host}, since {since}" if owner else "one that has just started"
+    return LockError(
+        f"{path.parent} is being written by another run, {who.format(**owner)}. Wait for it, or end it "
+        f"with `kill {owner.get('pid', 'PID')}` (it saves first), or choose another --run"
+    )
+
+
+def _beat(path: Path, beat: float, ended: threading.Event) -> None:
+    """Signs of life, for as long as the process lives."""
+    while not ended.wait(beat):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _outwait_another_host(
+    path: Path, file: TextIO, beat: float, sleep: Callable[[float], None]
+) -> None:
+    """Raises LockError if the file is of a run on another host that is alive; returns when it is not."""
+    owner = _owner(file)
+    if not owner or owner["host"] == platform.node():
+        return
+    log.warning(
+        f"{path.parent} was not left in order by process {owner['pid']} on {owner['host']}: waiting "
+        f"{BEATS * beat:.0f} s for a sign of its life"
+    )
+    before = _changed(path)
+    for _ in range(10):
+        sleep(BEATS * beat / 10)
+        if _changed(path) != before:
+            raise _refusal(path, owner)
+    log.warning("There was none: going on from its last checkpoint")
+
+
+def _changed(path: Path) -> int:
+    """When the file was last changed; opened anew, as network file systems look again only then."""
+    with path.open() as file:
+        return os.fstat(file.fileno()).st_mtime_ns
