@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +17,7 @@ from PIL import Image
 from deeplab_jax import load
 from deeplab_jax.model import named_variables
 from train.configs import RECIPES
+from train.lock import NAME, only_run_in
 
 STEPS = 12
 KILLS = 3
@@ -103,6 +106,49 @@ def test_a_run_leaves_all_there_is_to_know(undisturbed):
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "val/miou" in line] == [6, 12]
+
+
+def test_a_log_without_a_terminal_has_the_losses(undisturbed):
+    log = (undisturbed / "log.txt").read_text()
+    assert log.index("Compiling") < log.index("step 1 of 12: loss ")
+    assert re.search(
+        r" step 12 of 12: loss [0-9.]+, learning rate \S+, \S+ images/s, 0:00 left", log
+    )
+
+
+def tree_of(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != NAME}
+
+
+def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(data, undisturbed):
+    with only_run_in(undisturbed):
+        before = tree_of(undisturbed)
+        process = start(data, undisturbed, "--steps", "50")
+        _, err = process.communicate(timeout=300)
+        assert tree_of(undisturbed) == before
+    assert process.returncode == 2, err
+    assert f"is being written by another run, process {os.getpid()} on " in err
+
+
+def test_another_number_of_classes_is_said_and_nothing_is_advised_to_be_removed(
+    data, undisturbed, tmp_path
+):
+    more = tmp_path / "data"
+    shutil.copytree(data, more)
+    (more / "classes.txt").write_text("dark\nbright\nglaring\n")
+    before = tree_of(undisturbed)
+    # Even where changes are accepted.
+    process = start(more, undisturbed, "--accept-changes")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert "The checkpoint is of 2 classes, the data has 3" in err
+    assert (
+        "head.classifier.kernel is [1, 1, 128, 2] in the checkpoint, [1, 1, 128, 3] in this" in err
+    )
+    assert "classes: ['dark', 'bright'] -> ['dark', 'bright', 'glaring']" in err
+    assert f"with --model.init {undisturbed}/model to start from its weights" in err
+    assert "remove" not in err
+    assert tree_of(undisturbed) == before
 
 
 def wait_for_another_save(process, run):

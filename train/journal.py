@@ -80,6 +80,13 @@ class Journal:
             self._console.print(escape(text))
             self._write(text)
 
+    def note(self, text: str) -> None:
+        """A line for the log, and for people where no bar shows the same."""
+        if self._speaks:
+            if self._bar.disable:
+                self._console.print(escape(text))
+            self._write(text)
+
     def _write(self, text: str) -> None:
         print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}", file=self._log, flush=True)
 

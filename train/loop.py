@@ -138,8 +138,14 @@ def _train(config: TrainConfig, mesh: Mesh, speaks: bool) -> int:
         with journal, batches, StopSignal() as told_to_end:
             journal.say(_introduction(config, dataset, mesh, start.origin))
             journal.say(f"Step {first} of {total}." if first else f"{total} steps.")
+            if first < total:
+                journal.say("Compiling the first step")
             meter = Meter(
-                dataset.train, journal, batch_size=config.batch_size, log_every=config.log_every
+                dataset.train,
+                journal,
+                batch_size=config.batch_size,
+                log_every=config.log_every,
+                total=total,
             )
 
             # -------------------------------------------------------- the loop

@@ -28,16 +28,20 @@ class Meter:
     Args:
       source: the training split, which knows the names of examples.
       batch_size: over all processes, for the speed.
+      total: steps of the run.
     """
 
-    def __init__(self, source: Source, journal: Journal, *, batch_size: int, log_every: int):
+    def __init__(
+        self, source: Source, journal: Journal, *, batch_size: int, log_every: int, total: int
+    ):
         self._source, self._journal = source, journal
-        self._batch_size, self._log_every = batch_size, log_every
+        self._batch_size, self._log_every, self._total = batch_size, log_every, total
         self._running: collections.deque[tuple[int, Mapping[str, jax.Array], np.ndarray]] = (
             collections.deque()
         )
         self._losses: list[float] = []
-        self._since, self._waited = time.perf_counter(), 0.0
+        self._compiled = False
+        self.restart()
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, with the time that the device's work waits for them measured."""
@@ -68,8 +72,7 @@ class Meter:
 
     def restart(self) -> None:
         """Leaves out of the speed what was done since the last step, such as an evaluation."""
-        self._since, self._waited = time.perf_counter(), 0.0
-        self._losses.clear()
+        self._since, self._waited, self._timed = time.perf_counter(), 0.0, 0
 
     def _finish(self, step: int, metrics: Mapping[str, jax.Array], examples: np.ndarray) -> None:
         values = {name: float(value) for name, value in metrics.items()}
@@ -78,21 +81,52 @@ class Meter:
             names = [self._source.name(i) for i in examples.tolist()]
             raise Diverged(f"{' and '.join(bad)} of step {step} is no number. Its batch: {names}")
         self._losses.append(values["loss"])
+        if self._compiled:
+            self._timed += 1
+        else:  # the first step took as long as compiling does
+            self._compiled = True
+            self.restart()
         elapsed = time.perf_counter() - self._since
-        speed = len(self._losses) * self._batch_size / elapsed
-        numbers = (
-            f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  {speed:.1f} images/s"
+        speed = {}
+        if self._timed:
+            speed = {
+                "speed/images_per_second": self._timed * self._batch_size / elapsed,
+                "speed/share_waiting_for_data": self._waited / elapsed,
+            }
+        rate = f"{speed['speed/images_per_second']:.1f} images/s" if speed else ""
+        self._journal.advance(
+            step, f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  {rate}"
         )
-        self._journal.advance(step, numbers)
         if step % self._log_every == 0:
+            loss = float(np.mean(self._losses))
             self._journal.scalars(
                 step,
                 {
-                    "train/loss": float(np.mean(self._losses)),
+                    "train/loss": loss,
                     "train/gradient_norm": values["gradient_norm"],
                     "train/learning_rate": values["learning_rate"],
-                    "speed/images_per_second": speed,
-                    "speed/share_waiting_for_data": self._waited / elapsed,
+                    **speed,
                 },
             )
+            words = [
+                f"step {step} of {self._total}: loss {loss:.4f}{self._of_fewer()}",
+                f"learning rate {values['learning_rate']:.3g}",
+            ]
+            if speed:
+                left = (self._total - step) * elapsed / self._timed
+                words += [rate, f"{duration(left)} left"]
+            self._journal.note(", ".join(words))
+            self._losses.clear()
             self.restart()
+
+    def _of_fewer(self) -> str:
+        """Said of a mean that is of fewer steps than others, as the first after a resume."""
+        count = len(self._losses)
+        return "" if count == self._log_every else f" (mean of {count} step{'s' * (count > 1)})"
+
+
+def duration(seconds: float) -> str:
+    """As clocks show it: 1:40, or 2:05:00 with hours."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
