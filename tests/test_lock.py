@@ -39,7 +39,7 @@ def never(seconds):
 
 def left_by_another_host(folder):
     folder.mkdir()
-    owner = {"host": "elsewhere", "pid": 7, "since": "2026-01-01 10:00:00 +0000"}
+    owner = {"host": "elsewhere", "kernel": "other", "pid": 7, "since": "2026-01-01 10:00:00"}
     (folder / NAME).write_text(json.dumps(owner))
     os.utime(folder / NAME, (1, 1))
 
@@ -83,6 +83,22 @@ def test_a_lock_that_cannot_be_read_is_nobodys(tmp_path):
             pass
 
 
+def test_a_file_that_is_removed_while_it_is_locked_is_no_lock(tmp_path, monkeypatch):
+    """As by a run that ends at this moment."""
+    flock, times = fcntl.flock, []
+
+    def remove_first(file, how):
+        flock(file, how)
+        if not times:
+            (tmp_path / NAME).unlink()
+        times.append(how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with only_run_in(tmp_path, sleep=never):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert len(times) == 2
+
+
 def test_another_host_that_gives_signs_of_life_keeps_the_folder(tmp_path):
     """As where flock does not reach other hosts."""
     left_by_another_host(tmp_path / "run")
@@ -100,6 +116,16 @@ def test_another_host_that_gives_signs_of_life_keeps_the_folder(tmp_path):
         pass
     assert len(waited) == 4
     assert json.loads((tmp_path / "run" / NAME).read_text())["host"] == "elsewhere"
+
+
+def test_another_host_that_ends_meanwhile_leaves_no_lock_that_is_not_there(tmp_path):
+    left_by_another_host(tmp_path / "run")
+
+    def sleep(seconds):
+        (tmp_path / "run" / NAME).unlink()
+
+    with pytest.raises(LockError), only_run_in(tmp_path / "run", sleep=sleep):
+        pass
 
 
 def test_another_host_that_gives_none_loses_it(tmp_path, caplog):

@@ -23,6 +23,8 @@ does the wait of `BEATS`."""
 BEATS = 2.5
 """Signs of life that must fail to come before another host's lock is taken to be of a crash."""
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
 log = logging.getLogger(__name__)
 
 
@@ -65,37 +67,44 @@ def only_run_in(
             yield
         finally:
             ended.set()
-            (folder / NAME).unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):  # something is in it, as there should be
-                    folder.rmdir()
+            with contextlib.suppress(OSError):  # nothing here may change how the run ends
+                (folder / NAME).unlink()
+                if made:
+                    folder.rmdir()  # unless something is in it, as there should be
 
 
-def _locked(path: Path) -> TextIO | None:
+def _locked(path: Path, tries: int = 10) -> TextIO | None:
     """The lock's file, open and locked; None where the file system knows no locks."""
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            with file:
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        with file:
+            if isinstance(error, BlockingIOError):
                 raise _refusal(path, _owner(file)) from None
-        except OSError as error:
-            file.close()
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-                path.unlink(missing_ok=True)
-                return None
-            raise
-        file.close()  # of a run that ended just now, and removed it
+            if error.errno not in _NO_LOCKS:
+                raise
+        path.unlink(missing_ok=True)
+        return None
+    # A run that ended just now may have removed the file that is locked: then it locks nothing. Not for
+    # ever, as a mount may number a file anew each time that it is looked at.
+    if tries > 1 and not _is_at(path, file):
+        file.close()
+        return _locked(path, tries - 1)
+    return file
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sign(file: TextIO) -> None:
     owner = {
         "host": platform.node(),
+        "kernel": _kernel(),
         "pid": os.getpid(),
         "since": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
     }
@@ -105,12 +114,18 @@ def _sign(file: TextIO) -> None:
     os.fsync(file.fileno())
 
 
+def _kernel() -> str:
+    """Within which flock is sure to work; hosts, and pods above all, may share a name."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else platform.node()
+
+
 def _owner(file: TextIO) -> dict[str, str | int]:
     """Who wrote the file; {} for one that nobody has signed."""
     file.seek(0)
     try:
         owner = json.loads(file.read())
-        return {key: owner[key] for key in ("host", "pid", "since")}
+        return {key: owner[key] for key in ("host", "kernel", "pid", "since")}
     except (ValueError, KeyError, TypeError):
         return {}
 
@@ -135,7 +150,7 @@ def _outwait_another_host(
 ) -> None:
     """Raises LockError if the file is of a run on another host that is alive; returns when it is not."""
     owner = _owner(file)
-    if not owner or owner["host"] == platform.node():
+    if not owner or owner["kernel"] == _kernel():
         return
     log.warning(
         f"{path.parent} was not left in order by process {owner['pid']} on {owner['host']}: waiting "
@@ -150,6 +165,9 @@ def _outwait_another_host(
 
 
 def _changed(path: Path) -> int:
-    """When the file was last changed; opened anew, as network file systems look again only then."""
-    with path.open() as file:
-        return os.fstat(file.fileno()).st_mtime_ns
+    """When the file was last changed, 0 if it is gone; opened, as network mounts look again only then."""
+    try:
+        with path.open() as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return 0
