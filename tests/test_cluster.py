@@ -55,10 +55,23 @@ def test_flags_win():
     }
 
 
-def test_tpus_and_kubernetes_are_asked_by_jax_where_it_can():
-    tpu_pod = POD | {"TPU_WORKER_HOSTNAMES": "a,b"}
-    assert how_to_join(DistributedConfig(), tpu_pod, on_tpu=True) == {}
-    assert how_to_join(DistributedConfig(), ADDRESS, on_tpu=True) == {}
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, {}),
+        (POD | {"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
+        (ADDRESS, {}),
+        ({"JAX_PLATFORMS": "tpu,cpu"}, {}),
+        ({"JAX_PLATFORMS": "cpu"}, None),
+        ({"JAX_PLATFORMS": "cuda"}, None),
+        (ADDRESS | COUNT | POD, THIRD | ASKS_NOBODY),
+    ],
+)
+def test_of_tpus_jax_knows_the_others(environment, expected):
+    assert how_to_join(DistributedConfig(), environment, has_tpu=True) == expected
+
+
+def test_of_pods_jax_asks_kubernetes_where_it_can():
     assert how_to_join(DistributedConfig(), POD, asks_kubernetes=True) == {}
 
 

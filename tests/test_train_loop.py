@@ -164,6 +164,11 @@ def saves(run):
 
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(data, undisturbed, tmp_path):
     run, rng = tmp_path / "killed", np.random.default_rng(0)
+    process = start(data, run)
+    while process.poll() is None and not run.exists():
+        time.sleep(0.02)
+    process.kill()  # when there is nothing but the folder yet
+    process.communicate()
     for _ in range(KILLS):
         before = steps_on_disk(run)
         process = start(data, run)

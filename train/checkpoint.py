@@ -91,7 +91,7 @@ class Checkpoints:
         if not lines:
             return
         run = self._manager.directory.parent
-        init = f", with --model.init {run / 'model'} to start from its weights"
+        init = f", with --model.init {run / 'model'} to start from its weights and architecture"
         since = ["Since the run began:", *(f"  {change}" for change in changes)]
         raise CheckpointError(
             "\n".join(

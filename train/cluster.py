@@ -34,7 +34,7 @@ def join_processes(config: DistributedConfig) -> None:
     arguments = how_to_join(
         config,
         os.environ,
-        on_tpu=_has_tpu(),
+        has_tpu=any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*")),
         asks_kubernetes=importlib.util.find_spec("kubernetes") is not None,
     )
     if arguments is None:
@@ -52,7 +52,7 @@ def how_to_join(
     config: DistributedConfig,
     environment: Mapping[str, str],
     *,
-    on_tpu: bool = False,
+    has_tpu: bool = False,
     asks_kubernetes: bool = False,
 ) -> dict[str, Any] | None:
     """What to tell `jax.distributed.initialize`; {} where it finds out by itself, None for a process alone.
@@ -61,7 +61,7 @@ def how_to_join(
     JOB_COMPLETION_INDEX), then what JAX knows: Open MPI, Slurm, TPUs and Kubernetes.
 
     Args:
-      on_tpu: this machine has TPUs.
+      has_tpu: this machine has TPUs.
       asks_kubernetes: JAX can ask Kubernetes itself, with the package `kubernetes`.
 
     Raises:
@@ -71,7 +71,8 @@ def how_to_join(
         return _told(environment, config.coordinator, config.processes, config.process)
     environment = {name: value for name, value in environment.items() if value}
     given = environment.keys() & {COORDINATOR, PROCESSES, PROCESS}
-    found_by_jax = _is_task(environment) or on_tpu
+    platforms = environment.get("JAX_PLATFORMS", "tpu")
+    found_by_jax = _is_task(environment) or (has_tpu and "tpu" in platforms)
     if given and not (found_by_jax and given == {COORDINATOR}):  # which JAX reads itself
         return _from_variables(environment)
     if found_by_jax:
@@ -147,12 +148,6 @@ def _is_task(environment: Mapping[str, str]) -> bool:
     return any(
         rank in environment and _number(environment.get(size)) > 1 for rank, size in tasks.items()
     )
-
-
-def _has_tpu() -> bool:
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    there = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return there and (not platforms or "tpu" in platforms)
 
 
 def _number(text: str | None, *, default: int = -1) -> int:
