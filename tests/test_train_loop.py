@@ -9,15 +9,19 @@ import socket
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplab_jax import load
 from deeplab_jax.model import named_variables
+from train import loop
+from train.config import TrainConfig
 from train.configs import RECIPES
-from train.lock import NAME, only_run_in
+from train.lock import NAME, LockError, only_run_in
 
 STEPS = 12
 KILLS = 3
@@ -266,3 +270,24 @@ def test_all_that_does_not_fit_is_listed_together(data, tmp_path):
     assert "2 x 1 does not divide 3" in err
     assert "2 does not divide 3 examples" in err
     assert "is not a run" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ValueError("choose another --run"), 2, "error: choose another --run\n"),
+        (LockError("being written"), 2, "error: being written\n"),
+        (RuntimeError("a peer is gone"), 17, "Start all of them again"),
+        (TimeoutError("no barrier"), 17, "Start all of them again"),
+    ],
+)
+def test_one_of_several_processes_ends_at_once_with_what_it_would_say_alone(
+    tmp_path, monkeypatch, capsys, error, status, told
+):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(loop, "_train", Mock(side_effect=error))
+    with pytest.raises(SystemExit) as ended:
+        loop.train(TrainConfig(run=tmp_path / "run", batch_size=8))
+    assert ended.value.code == status
+    assert told in capsys.readouterr().err
