@@ -278,6 +278,7 @@ def test_all_that_does_not_fit_is_listed_together(data, tmp_path):
         (ValueError("choose another --run"), 2, "error: choose another --run\n"),
         (LockError("being written"), 2, "error: being written\n"),
         (RuntimeError("a peer is gone"), 17, "Start all of them again"),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset"), 17, "Start all of them"),
         (TimeoutError("no barrier"), 17, "Start all of them again"),
     ],
 )

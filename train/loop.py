@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -321,8 +322,11 @@ def _leave(error: Exception) -> NoReturn:
 
     They then end too: a step without this process fails.
     """
-    bad_use = isinstance(error, ValueError | OSError)
-    if bad_use and not isinstance(error, ConnectionError | TimeoutError):
+    # Of a lost peer, XLA tells in errors of any class that begin with a status, such as "UNKNOWN: ".
+    of_a_peer = isinstance(error, ConnectionError | TimeoutError) or re.match(
+        "[A-Z_]+: ", str(error)
+    )
+    if isinstance(error, ValueError | OSError) and not of_a_peer:
         status, told = BAD_USE, f"error: {error}"
     else:
         traceback.print_exception(error)
