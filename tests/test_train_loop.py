@@ -139,7 +139,7 @@ def test_another_number_of_classes_is_said_and_nothing_is_advised_to_be_removed(
 ):
     more = tmp_path / "data"
     shutil.copytree(data, more)
-    (more / "classes.txt").write_text("dark\nbright\nglaring\n")
+    (more / "classes.txt").write_text("0=dark\n255=bright\n9=glaring\n")
     before = tree_of(undisturbed)
     # Even where changes are accepted.
     process = start(more, undisturbed, "--accept-changes")
