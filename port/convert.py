@@ -17,7 +17,7 @@ from flax import nnx
 from deeplab_jax.config import Config
 from deeplab_jax.layers import BatchNorm, Conv, LayerNorm
 from deeplab_jax.model import build, fill
-from port.layouts import LAYOUTS, Layout
+from port.layouts import LAYOUTS, Layout, Place
 from port.read import SETTINGS_FILE, CheckpointError, read
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ def convert(
     config = _obeying(config, {name: v for name, v in told.items() if name not in fields})
     config = config.override(**fields)
     model = build(config)
-    listed = entries(model, family, config)
+    place = family.find_place(_shapes(tensors))
+    listed = entries(model, family, config, place)
     renewed = ()
     if num_classes is not None:
         headless = not any(e.name in tensors for e in listed if _within(e, _classifiers(model)))
@@ -217,7 +218,7 @@ def convert(
         tensors = _without_auxiliary_head(tensors, listed)
         config = config.override(aux_head=None)
         model = build(config)
-        listed = entries(model, family, config)
+        listed = entries(model, family, config, place)
     _check(family, tensors, listed, renewed, checkpoint_classes)
     if renewed:
         model = fill(model, nnx.Rngs(seed))
@@ -465,12 +466,18 @@ def _differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple[str
 # ---------------------------------------------------------------------------- both
 
 
-def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
+def entries(
+    model: nnx.Module, layout: Layout, config: Config, place: Place | None = None
+) -> list[Entry]:
     """Every tensor of the model with its name in the layout.
+
+    Args:
+      place: of the backbone in a checkpoint; None is where the original code has it.
 
     Raises ValueError, listing them, for modules that the layout has no name for.
     """
-    names, rolls, aliases = layout.names(config), layout.rolls(config), layout.aliases(config)
+    names, aliases = layout.names(config, place), layout.aliases(config, place)
+    rolls, linear = layout.rolls(config), layout.linear(config, place)
     modules = weighted_modules(model)
     if nameless := [path for path in modules if path not in names]:
         raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
@@ -487,7 +494,7 @@ def entries(model: nnx.Module, layout: Layout, config: Config) -> list[Entry]:
                         name=f"{names[path]}.{called}",
                         alias=f"{alias}.{called}" if alias else None,
                         shape=variable.shape,
-                        linear=leaf == "kernel" and path in layout.linear,
+                        linear=leaf == "kernel" and path in linear,
                         roll=None if axis is None else (axis, rolls[path]),
                     )
                 )
@@ -564,7 +571,7 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
     """The fields that weights cannot tell, as far as this model has them."""
-    choices = layout.options(config)
+    choices = layout.choices_for(config)
     if getattr(config.backbone, "in_channels", 3) != 3 and "preprocessing" not in choices:
         choices += ("preprocessing",)  # every code base's habit is about RGB
     chosen: dict[str, Any] = {}

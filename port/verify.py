@@ -140,7 +140,8 @@ def verify(
     config = model_config(model)
     state = torch_module.state_dict()
     family = find_layout(_arrays(state)) if layout is None else named_layout(layout)
-    names, modules = family.names(config), dict(torch_module.named_modules())
+    place = family.find_place({name: tuple(tensor.shape) for name, tensor in state.items()})
+    names, modules = family.names(config, place), dict(torch_module.named_modules())
     if missing := [name for name in names.values() if name not in modules]:
         raise ValueError(
             f"the torch module has no {', '.join(missing[:10])}: it is not {family.name}'s"

@@ -207,12 +207,35 @@ def test_the_message_names_the_missing_tensor_where_the_layout_is_given(layout, 
 
 
 @pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated:DeprecationWarning")
-@pytest.mark.parametrize("name", ["encoder.conv_stem.weight", "encoder.blocks.1.0.conv_pwl.weight"])
-def test_an_encoder_that_is_not_whole_is_refused_with_those_there_are(name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("encoder.conv_stem.weight", "'conv_stem.weight' is missing"),
+        ("encoder.blocks.1.0.conv_pwl.weight", "no EfficientNet-Lite that we know"),
+    ],
+)
+def test_an_encoder_that_is_not_whole_is_refused(name, message):
     encoder = "timm-tf_efficientnet_lite0"
     state = arrays(lambda: smp.DeepLabV3Plus(encoder, encoder_weights=None))
     del state[name]
-    assert "that we know" in refusal(state)
+    assert message in refusal(state)
+
+
+def test_a_head_may_stand_on_a_backbone_of_other_code():
+    # torchvision's DeepLabv3 on timm's MobileNetV3.
+    v3 = {n: t for n, t in checkpoint().items() if n.startswith("classifier.")}
+    timms = arrays(lambda: timm.create_model("mobilenetv3_large_100"))
+    state = v3 | {
+        f"backbone.{name}": tensor
+        for name, tensor in timms.items()
+        if not name.startswith(("conv_head.", "classifier."))
+    }
+    conversion = convert(state)
+    assert conversion.layout.name == "torchvision"
+    assert conversion.model.config.backbone.size == "large"
+    kernel = _tensors(conversion.model)["backbone.blocks.3.se.fc1.kernel"]
+    theirs = state["backbone.blocks.2.0.se.conv_reduce.weight"]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), theirs)
 
 
 # ---- which layout ----

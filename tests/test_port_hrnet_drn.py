@@ -40,8 +40,10 @@ from deeplab_jax.model import PRESETS, build, create, fill
 from deeplab_jax.ops import receptive_field
 from deeplab_jax.summary import summarize
 from port import CheckpointError, load_torch, to_torch, verify
+from port.backbones.drn import AuthorsDRN
+from port.backbones.resnet import residual_names
 from port.convert import convert, weighted_modules
-from port.layouts.names import conv_bn, drn_names, residual_names
+from port.naming import conv_bn
 
 # Rounding of float32 through a few layers, and through a network: see test_port_layouts.py.
 PART, FINAL = 1e-5, 1e-4
@@ -299,7 +301,9 @@ def test_drn_d_is_that_of_pytorch(block_type, monkeypatch):
     monkeypatch.setitem(VARIANTS, variant, (block_type, (1, 1, 1, 1, 2, 2, 2, 1)))
     theirs = randomise(without_weights(lambda: TorchDRN(variant)), (2, 3, 41, 59))
     config = DRNConfig(variant)
-    ours = with_weights_of(abstract(lambda rngs: DRN(config, rngs=rngs)), theirs, drn_names(config))
+    ours = with_weights_of(
+        abstract(lambda rngs: DRN(config, rngs=rngs)), theirs, AuthorsDRN().names(config)
+    )
     x = images(2, 41, 59, 3)
     features = apply(ours, x)
     low, high = run_torch(theirs, x)

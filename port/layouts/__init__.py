@@ -1,6 +1,6 @@
 """The families of PyTorch code that we can read; a file each."""
 
-from port.layouts.base import Layout
+from port.layouts.base import Layout, Place
 from port.layouts.bubbliiiing import Bubbliiiing
 from port.layouts.efficientnet_lite_pytorch import EfficientNetLitePytorch
 from port.layouts.jfzhang import JFZhang
@@ -13,6 +13,8 @@ from port.layouts.torchvision_classification import TorchvisionClassification
 from port.layouts.transformers import TransformersMobileNetV2, TransformersMobileViT
 from port.layouts.vainf import VainF
 from port.layouts.yassouali import Yassouali
+
+__all__ = ["LAYOUTS", "Layout", "Place"]
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout

@@ -2,23 +2,34 @@
 
 A layout recognises the names of its checkpoints, derives a model's `Config` from names and shapes, and
 says what each of the model's modules is called over there; converting, checking and verifying follow
-from that. To add a family, copy the file that is nearest to it and list it in `layouts/__init__.py`.
+from that. What the backbone is called is no part of it: a layout says where backbones are and by which
+rules they are dilated, and `port.backbones` has the rest. To add a family of code, copy the file that is
+nearest to it and list it in `layouts/__init__.py`.
 """
 
 import abc
+import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, FeaturesConfig
+from port.backbones import NAMINGS, Naming
+from port.naming import Names, Shapes, under, within
 
 if TYPE_CHECKING:
     import torch
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Name -> shape of every tensor in a checkpoint, wrappers and counters removed."""
 
-Names = dict[str, str]
-"""Path of each of our modules that owns weights -> name of the PyTorch module that owns the same."""
+class Place(NamedTuple):
+    """Where a checkpoint's backbone is.
+
+    Attributes:
+      prefix: what stands before all its names, "backbone." or the like.
+      naming: how it is named behind that.
+    """
+
+    prefix: str
+    naming: Naming
 
 
 class Layout(abc.ABC):
@@ -30,7 +41,12 @@ class Layout(abc.ABC):
       models: what of it we read, for the README's table.
       choices: fields of the config that are options of the original code and leave no trace in the
         weights, so that `--output-stride` and the like must tell.
-      linear: our modules whose 1x1 kernels are linear layers over there.
+      prefixes: what may stand before the names of a backbone.
+      namings: those of `port.backbones` that its own code has.
+      takes_others: whether its heads may stand on backbones of other code too.
+      rules: fields of the backbone's config that are its code's habits, by the config's type.
+      rule: the same for backbones that its code has not got.
+      linear_head: our modules outside of the backbone whose 1x1 kernels are linear layers over there.
       apart: how the names of tensors begin that the logits do not depend on.
     """
 
@@ -38,7 +54,12 @@ class Layout(abc.ABC):
     code: str
     models: str
     choices: tuple[str, ...] = ("output_stride",)
-    linear: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ("backbone.",)
+    namings: tuple[type[Naming], ...] = ()
+    takes_others: bool = True
+    rules: ClassVar[Mapping[type, Mapping[str, Any]]] = {}
+    rule: ClassVar[Mapping[str, Any]] = {"first_block_dilation": "same"}
+    linear_head: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -75,22 +96,26 @@ class Layout(abc.ABC):
         del settings
         return {}
 
-    def options(self, config: Config) -> tuple[str, ...]:
+    def choices_for(self, config: Config) -> tuple[str, ...]:
         """Those of `choices` that the original code has for this model."""
         del config
         return self.choices
 
     @abc.abstractmethod
-    def names(self, config: Config) -> Names:
-        """What the original code calls each module of the model."""
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        """What the original code calls each module of the model.
 
-    def aliases(self, config: Config) -> Names:
+        Args:
+          place: of the backbone in a checkpoint; None is where the original code has it.
+        """
+
+    def aliases(self, config: Config, place: Place | None = None) -> Names:
         """Name of a PyTorch module -> its second name, where the original code registers it twice.
 
         Its tensors are then in every checkpoint under both names. PyTorch loads the second name last,
         so that it is the one that counts.
         """
-        del config
+        del config, place
         return {}
 
     def rolls(self, config: Config) -> dict[str, int]:
@@ -109,3 +134,74 @@ class Layout(abc.ABC):
         """
         del config
         return None
+
+    # ---- the backbone, by composition ----
+
+    def find_place(self, shapes: Shapes) -> Place | None:
+        """Where a checkpoint's backbone is; None where there is none that we know."""
+        for prefix in self.prefixes:
+            inner = within(shapes, prefix)
+            for naming in self._namings():
+                if naming.recognises(inner):
+                    return Place(prefix, naming)
+        return None
+
+    def _namings(self) -> list[Naming]:
+        """All that a backbone may have, the original code's own first."""
+        own = [naming for naming in NAMINGS if type(naming) in self.namings]
+        others = [naming for naming in NAMINGS if naming not in own]
+        return own + (others if self.takes_others else [])
+
+    def place(self, config: Config) -> Place:
+        """Where the original code has such a backbone.
+
+        Raises ValueError for one that has no names in PyTorch.
+        """
+        for naming in self._namings():
+            if naming.family is type(config.backbone):
+                return Place(self.prefix(config), naming)
+        raise ValueError(f"{self.code} has no {config.backbone.kind}")
+
+    def prefix(self, config: Config) -> str:
+        """Which of `prefixes` the original code has for such a backbone."""
+        del config
+        return self.prefixes[0]
+
+    def fields(self, place: Place) -> Mapping[str, Any]:
+        """The habits of the original code for a backbone, as fields of its config."""
+        family = place.naming.family
+        there = {field.name for field in dataclasses.fields(family)}
+        return self.rules.get(family, {n: v for n, v in self.rule.items() if n in there})
+
+    def backbone(self, shapes: Shapes, output_stride: int) -> Any:
+        """The backbone's config.
+
+        Raises ValueError, listing those there are, for a backbone that we do not know.
+        """
+        place = self.find_place(shapes)
+        if place is None:
+            known = ", ".join(dict.fromkeys(naming.known for naming in self._namings()))
+            raise ValueError(f"the backbone is not one that we know: {known} are")
+        fields = dict(self.fields(place))
+        if "output_stride" in {field.name for field in dataclasses.fields(place.naming.family)}:
+            fields["output_stride"] = output_stride
+        return place.naming.config(within(shapes, place.prefix), **fields)
+
+    def backbone_names(self, config: Config, place: Place | None) -> Names:
+        """What the modules of the backbone are called."""
+        prefix, naming = place or self.place(config)
+        return under("backbone", prefix.removesuffix("."), naming.names(config.backbone))
+
+    def linear(self, config: Config, place: Place | None = None) -> tuple[str, ...]:
+        """Our modules whose 1x1 kernels are linear layers over there."""
+        if isinstance(config.backbone, FeaturesConfig):
+            return self.linear_head
+        _, naming = place or self.place(config)
+        return (*(f"backbone.{path}" for path in naming.linear(config.backbone)), *self.linear_head)
+
+    def channels_last(self, config: Config, place: Place | None = None) -> tuple[str, ...]:
+        """Our modules whose output over there is `[B, H, W, C]`."""
+        if isinstance(config.backbone, FeaturesConfig):
+            return ()
+        _, naming = place or self.place(config)
+        return tuple(f"backbone.{path}" for path in naming.channels_last(config.backbone))

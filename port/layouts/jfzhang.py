@@ -4,31 +4,17 @@ Its MobileNetV2 is registered twice: as `features`, and cut in two as `low_level
 `high_level_features`, so that each of its tensors has two names in a checkpoint.
 """
 
-from deeplab_jax.backbones import (
-    BackboneConfig,
-    DRNConfig,
-    MobileNetV2Config,
-    ResNetConfig,
-    XceptionConfig,
-)
+from typing import ClassVar
+
+from deeplab_jax.backbones import DRNConfig, MobileNetV2Config, ResNetConfig, XceptionConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3PlusConfig
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import (
-    conv_bn,
-    drn_names,
-    flat_mobilenet_v2_names,
-    resnet_names,
-    under,
-    xception_names,
-)
-from port.layouts.shapes import (
-    drn_config,
-    flat_v2_projections,
-    mobilenet_v2_config,
-    resnet_config,
-    within,
-)
+from port.backbones.drn import AuthorsDRN
+from port.backbones.mobilenet_v2 import FlatMobileNetV2
+from port.backbones.resnet import TorchvisionResNet
+from port.backbones.xception import JFZhangXception
+from port.layouts.base import Layout, Place
+from port.naming import Names, Shapes, conv_bn
 
 LOW_LEVEL_BLOCKS = 4  # MobileNetV2's features.{0..3} are low_level_features too
 MULTI_GRID = (1, 2, 4)  # of every ResNet
@@ -39,19 +25,32 @@ class JFZhang(Layout):
     code = "jfzhang95/pytorch-deeplab-xception"
     models = "v3+ on ResNet-101, Xception, MobileNetV2 and DRN-D"
 
+    namings = (TorchvisionResNet, JFZhangXception, FlatMobileNetV2, AuthorsDRN)
+    rules: ClassVar = {
+        ResNetConfig: {"first_block_dilation": "same", "multi_grid": MULTI_GRID},
+        XceptionConfig: {
+            "low": "block1_relu",
+            "shortcut_relu": "all",
+            "exit_relu": "before",
+            "dilate_exit_last": False,
+        },
+        MobileNetV2Config: {"dilated_blocks": "none", "pad_before_expand": True},
+        DRNConfig: {},  # the original takes an output stride, and uses 8
+    }
+
     def recognises(self, shapes: Shapes) -> bool:
         return "aspp.aspp1.atrous_conv.weight" in shapes and "decoder.last_conv.0.weight" in shapes
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
         return Config(
-            _backbone(within(shapes, "backbone."), output_stride or 16),
+            self.backbone(shapes, output_stride or 16),
             DeepLabV3PlusConfig(decoder_dropout=(0.5, 0.1)),
             shapes.get("decoder.last_conv.8.weight", (21,))[0],
             align_corners=True,
         )
 
-    def names(self, config: Config) -> Names:
-        names = under("backbone", "backbone", _backbone_names(config.backbone))
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
         for i in range(4):
             theirs = f"aspp.aspp{i + 1}"
             names |= conv_bn(f"head.aspp.branches.{i}", f"{theirs}.atrous_conv", f"{theirs}.bn")
@@ -66,58 +65,12 @@ class JFZhang(Layout):
         """The decoder concatenates (ASPP, low-level)."""
         return {"head.decoder.convs.0.conv": config.head.channels}
 
-    def aliases(self, config: Config) -> Names:
-        if not isinstance(config.backbone, MobileNetV2Config):
+    def aliases(self, config: Config, place: Place | None = None) -> Names:
+        if not isinstance((place or self.place(config)).naming, FlatMobileNetV2):
             return {}
         aliases = {}
-        for name in flat_mobilenet_v2_names(config.backbone).values():
-            _, index, rest = name.split(".", 2)
+        for name in self.backbone_names(config, place).values():
+            _, _, index, rest = name.split(".", 3)
             level = "low" if int(index) < LOW_LEVEL_BLOCKS else "high"
-            aliases[f"backbone.{name}"] = f"backbone.{level}_level_features.{index}.{rest}"
+            aliases[name] = f"backbone.{level}_level_features.{index}.{rest}"
         return aliases
-
-
-def _backbone(shapes: Shapes, output_stride: int) -> BackboneConfig:
-    if "block1.skip.weight" in shapes:
-        return XceptionConfig(
-            output_stride,
-            low="block1_relu",
-            shortcut_relu="all",
-            exit_relu="before",
-            dilate_exit_last=False,
-            in_channels=shapes.get("conv1.weight", (32, 3))[1],
-        )
-    if "features.0.0.weight" in shapes:
-        return mobilenet_v2_config(
-            flat_v2_projections(shapes),
-            shapes["features.0.0.weight"][1],
-            last=None,
-            output_stride=output_stride,
-            dilated_blocks="none",
-            pad_before_expand=True,
-        )
-    if "layer0.0.weight" in shapes:
-        return drn_config(shapes)  # the original takes an output stride, and uses 8
-    if "layer1.0.conv1.weight" in shapes:
-        return resnet_config(
-            shapes,
-            output_stride=output_stride,
-            first_block_dilation="same",
-            multi_grid=MULTI_GRID,
-        )
-    raise ValueError(
-        "the backbone is not one that we know: ResNets, Xception, MobileNetV2 and DRN-D are"
-    )
-
-
-def _backbone_names(backbone: BackboneConfig) -> Names:
-    match backbone:
-        case ResNetConfig():
-            return resnet_names(backbone)
-        case DRNConfig():
-            return drn_names(backbone)
-        case XceptionConfig():
-            # The ReLU before block2 is outside it: it works on the low-level features too.
-            return xception_names(backbone, without_relu=(1, 2))
-        case _:
-            return flat_mobilenet_v2_names(backbone)

@@ -5,15 +5,17 @@ multi_grid 1 2 4, and the models trained on crops of 769 x 769 or 513 x 513 have
 them have contract_dilation, which is first_block_dilation "previous" here; without it it is "same".
 """
 
-from deeplab_jax.backbones import MobileNetV2Config, ResNetConfig, mobilenet_v2
+from typing import ClassVar
+
+from deeplab_jax.backbones import MobileNetV2Config, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig, FCNConfig
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import conv_bn, resnet_names, under
-from port.layouts.shapes import count, mobilenet_v2_config, resnet_config, within
+from port.backbones.mobilenet_v2 import MMSegMobileNetV2
+from port.backbones.resnet import TorchvisionResNet
+from port.layouts.base import Layout, Place
+from port.naming import Names, Shapes, conv_bn, under
 
 BRANCHES = 4  # convolutions in ASPP
-ROWS = len(mobilenet_v2.TABLE)  # of MobileNetV2, each a `layer{n}`
 
 
 class MMSeg(Layout):
@@ -21,6 +23,17 @@ class MMSeg(Layout):
     code = "mmsegmentation"
     models = "DeepLabV3 and V3Plus on ResNet (v1b, v1c) and MobileNetV2; d8 and d16-mg124; auxiliary head"
     choices = ("output_stride", "first_block_dilation", "multi_grid", "align_corners", "rates")
+
+    namings = (TorchvisionResNet, MMSegMobileNetV2)
+    rules: ClassVar = {
+        ResNetConfig: {
+            "first_block_dilation": "previous",  # dilated stages begin with half their rate
+            "absolute_multi_grid": True,
+            "basic_block_dilation": "first",
+        },
+        MobileNetV2Config: {"first_block_dilation": "same", "dilated_blocks": "first"},
+    }
+    rule: ClassVar = {"first_block_dilation": "previous"}
 
     def recognises(self, shapes: Shapes) -> bool:
         return "decode_head.aspp_modules.0.conv.weight" in shapes
@@ -48,23 +61,20 @@ class MMSeg(Layout):
             width = shapes["auxiliary_head.convs.0.conv.weight"][0]
             aux = FCNConfig(tap="aux", channels=width, drop_channels=True)
         return Config(
-            _backbone(within(shapes, "backbone."), output_stride or 8),
+            self.backbone(shapes, output_stride or 8),
             head,
             shapes.get("decode_head.conv_seg.weight", (19,))[0],
             aux,
         )
 
-    def options(self, config: Config) -> tuple[str, ...]:
+    def choices_for(self, config: Config) -> tuple[str, ...]:
         """Its MobileNetV2 has one rule for the first block of a dilated stage."""
         if isinstance(config.backbone, ResNetConfig):
             return self.choices
         return tuple(choice for choice in self.choices if choice != "first_block_dilation")
 
-    def names(self, config: Config) -> Names:
-        if isinstance(config.backbone, ResNetConfig):
-            names = under("backbone", "backbone", resnet_names(config.backbone))
-        else:
-            names = under("backbone", "backbone", _mobilenet_v2_names())
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         head = _module("aspp.pool", "image_pool.1")
         head |= _module("aspp.branches.0", "aspp_modules.0")
@@ -90,44 +100,6 @@ class MMSeg(Layout):
             for part in ("depthwise", "depthwise_bn", "pointwise"):
                 rolls[f"head.decoder.convs.0.{part}"] = config.head.channels
         return rolls
-
-
-def _backbone(shapes: Shapes, output_stride: int) -> ResNetConfig | MobileNetV2Config:
-    if "layer1.0.conv1.weight" in shapes:  # the dilated stages begin with half their rate
-        return resnet_config(
-            shapes,
-            output_stride=output_stride,
-            first_block_dilation="previous",
-            absolute_multi_grid=True,
-            basic_block_dilation="first",
-        )
-    if "layer1.0.conv.0.conv.weight" in shapes:
-        projections = []
-        for row in range(1, ROWS + 1):
-            for i in range(count(shapes, f"layer{row}.{{}}.")):
-                last = count(shapes, f"layer{row}.{i}.conv.{{}}.") - 1
-                projections.append(shapes[f"layer{row}.{i}.conv.{last}.conv.weight"][0])
-        return mobilenet_v2_config(
-            projections,
-            shapes["conv1.conv.weight"][1],
-            last=None,
-            output_stride=output_stride,
-            first_block_dilation="same",
-            dilated_blocks="first",
-        )
-    raise ValueError(
-        "its backbone is not one that we know: ResNet, ResNetV1c and MobileNetV2 are, "
-        f"this one begins with {', '.join(list(shapes)[:3])}"
-    )
-
-
-def _mobilenet_v2_names() -> Names:
-    names = _module("stem", "conv1")
-    for block, (row, i) in enumerate(mobilenet_v2.row_and_index()):
-        parts = ("expand", "depthwise", "project")[row == 0 :]  # the first row expands nothing
-        for at, part in enumerate(parts):
-            names |= _module(f"blocks.{block}.{part}", f"layer{row + 1}.{i}.conv.{at}")
-    return names
 
 
 def _module(ours: str, theirs: str) -> Names:

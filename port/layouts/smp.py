@@ -6,36 +6,20 @@ rate of the stage before. What the weights cannot tell is in the config.json tha
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from deeplab_jax.backbones import (
-    BackboneConfig,
-    EfficientNetLiteConfig,
-    MobileNetV2Config,
-    ResNetConfig,
-)
+from deeplab_jax.backbones import EfficientNetLiteConfig, MobileNetV2Config, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import (
-    aspp_names,
-    conv_bn,
-    mobilenet_v2_names,
-    resnet_names,
-    separable_names,
-    timm_names,
-    under,
-)
-from port.layouts.shapes import (
-    efficientnet_lite_config,
-    mobilenet_v2_config,
-    resnet_config,
-    timm_projections,
-    torchvision_v2_projections,
-    within,
-)
+from port.backbones.efficientnet_lite import TimmEfficientNetLite
+from port.backbones.mobilenet_v2 import TorchvisionMobileNetV2
+from port.backbones.resnet import TorchvisionResNet
+from port.layouts.base import Layout, Place
+from port.layouts.heads import aspp_names, separable_names
+from port.naming import Names, Shapes, conv_bn, under
 
+OWN, TIMMS = "encoder.", "encoder.model."
 RATES = (12, 24, 36)  # the default at every output stride
 OLD_NAMES = {
     "decoder.0.": "decoder.aspp.",
@@ -53,6 +37,15 @@ class SMP(Layout):
     )
     choices = ("output_stride", "rates", "preprocessing")
     apart = ("classification_head.",)
+    prefixes = (OWN, TIMMS)
+    namings = (TorchvisionResNet, TorchvisionMobileNetV2, TimmEfficientNetLite)
+    rules: ClassVar = {
+        EfficientNetLiteConfig: {
+            "first_block_dilation": "same",
+            "last_conv": "unused",
+            "drop_path": 0.2,
+        }
+    }
 
     def canonical(self, name: str) -> str:
         """DeepLabV3's decoder was a Sequential before 0.4."""
@@ -81,7 +74,7 @@ class SMP(Layout):
             )
         else:
             head = DeepLabV3Config(**common)
-        backbone = _backbone(within(shapes, "encoder."), stride)
+        backbone = self.backbone(shapes, stride)
         lite = isinstance(backbone, EfficientNetLiteConfig)
         half = (0.5,) * backbone.in_channels
         mean_std = {"mean": half, "std": half} if lite else {}
@@ -119,16 +112,17 @@ class SMP(Layout):
             told["dropout"] = dropout
         return told
 
-    def names(self, config: Config) -> Names:
-        match config.backbone:
-            case ResNetConfig():
-                encoder = "encoder.model" if _is_timms(config.backbone) else "encoder"
-                names = under("backbone", encoder, resnet_names(config.backbone))
-            case MobileNetV2Config():
-                names = under("backbone", "encoder", mobilenet_v2_names(config.backbone))
-            case _:
-                names = timm_names(config.backbone) | conv_bn("last", "conv_head", "bn2")
-                names = under("backbone", "encoder", names)
+    def fields(self, place: Place) -> Mapping[str, Any]:
+        """timm dilates its own networks; smp dilates all others, each block of a stage alike."""
+        fields = super().fields(place)
+        timms = place.prefix == TIMMS and "first_block_dilation" in fields
+        return {**fields, "first_block_dilation": "previous"} if timms else fields
+
+    def prefix(self, config: Config) -> str:
+        return TIMMS if _is_timms(config) else OWN
+
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         aspp = aspp_names(branches=4, separable="" if config.head.separable else None)
         names |= under("head.aspp", "decoder.aspp.0" if plus else "decoder.aspp", aspp)
@@ -154,7 +148,7 @@ class SMP(Layout):
 
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         return (smp.DeepLabV3Plus if plus else smp.DeepLabV3)(
-            encoder_name=_encoder_name(config.backbone),
+            encoder_name=_encoder_name(config),
             encoder_weights=None,
             encoder_output_stride=config.backbone.output_stride,
             in_channels=config.backbone.in_channels,
@@ -165,43 +159,16 @@ class SMP(Layout):
         )
 
 
-def _backbone(shapes: Shapes, output_stride: int) -> BackboneConfig:
-    fields = {"output_stride": output_stride, "first_block_dilation": "same"}
-    if "layer1.0.conv1.weight" in shapes:
-        return resnet_config(shapes, **fields)
-    if "model.layer1.0.conv1.weight" in shapes:
-        return resnet_config(
-            within(shapes, "model."), **fields | {"first_block_dilation": "previous"}
-        )
-    if "features.0.0.weight" in shapes:
-        last = shapes["features.18.0.weight"][0]
-        projections = torchvision_v2_projections(shapes)
-        return mobilenet_v2_config(
-            projections, shapes["features.0.0.weight"][1], last=last, **fields
-        )
-    if "conv_stem.weight" in shapes:
-        return efficientnet_lite_config(
-            timm_projections(shapes),
-            shapes["conv_stem.weight"][1],
-            last_conv="unused",
-            drop_path=0.2,
-            **fields,
-        )
-    raise ValueError(
-        "the encoder is not one that we know: resnet18 to 152, tu-resnet18 to 152, mobilenet_v2 and "
-        "timm-tf_efficientnet_lite0 to 4 are"
-    )
+def _is_timms(config: Config) -> bool:
+    return getattr(config.backbone, "first_block_dilation", None) == "previous"
 
 
-def _is_timms(backbone: ResNetConfig) -> bool:
-    return backbone.first_block_dilation == "previous"
-
-
-def _encoder_name(backbone: BackboneConfig) -> str:
-    match backbone:
-        case ResNetConfig():
-            return f"{'tu-' if _is_timms(backbone) else ''}resnet{backbone.depth}"
+def _encoder_name(config: Config) -> str:
+    prefix = "tu-" if _is_timms(config) else ""
+    match config.backbone:
+        case ResNetConfig(depth=depth):
+            return f"{prefix}resnet{depth}"
         case MobileNetV2Config():
             return "mobilenet_v2"
-        case _:
-            return f"timm-tf_efficientnet_lite{backbone.variant}"
+        case EfficientNetLiteConfig(variant=variant):
+            return f"timm-tf_efficientnet_lite{variant}"

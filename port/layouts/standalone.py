@@ -2,8 +2,8 @@
 
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import DeepLabV3PlusConfig
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import conv_bn
+from port.layouts.base import Layout, Place
+from port.naming import Names, Shapes, conv_bn
 
 
 class Standalone(Layout):
@@ -25,7 +25,8 @@ class Standalone(Layout):
         classes = shapes.get("decoder.output.3.weight", (21,))[0]
         return Config(features, head, classes, align_corners=True)
 
-    def names(self, config: Config) -> Names:
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        del config, place
         names = {}
         for i in range(4):
             names |= conv_bn(f"aspp.branches.{i}", f"aspp.aspp{i + 1}.0", f"aspp.aspp{i + 1}.1")

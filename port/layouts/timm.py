@@ -5,20 +5,17 @@ Weights born in TensorFlow (`tf_*`) have the names of those that were not: `padd
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from deeplab_jax.backbones import EfficientNetLiteConfig, MobileNetV2Config, MobileNetV3Config
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import conv_bn, timm_names, under
-from port.layouts.shapes import (
-    efficientnet_lite_config,
-    mobilenet_v2_config,
-    mobilenet_v3_config,
-    timm_projections,
-)
+from port.backbones.efficientnet_lite import TimmEfficientNetLite
+from port.backbones.mobilenet_v2 import TimmMobileNetV2
+from port.backbones.mobilenet_v3 import TimmMobileNetV3
+from port.layouts.base import Layout, Place
+from port.naming import Names, Shapes
 
 DEFAULTS = {"norm_momentum": 0.1, "norm_epsilon": 1e-5}  # of everything but tf_*
 TENSORFLOWS = {"padding": "same", "norm_epsilon": 1e-3}
@@ -29,26 +26,23 @@ class Timm(Layout):
     code = "timm"
     models = "ImageNet MobileNetV2, MobileNetV3 and EfficientNet-Lite as dilated networks"
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
-    linear = ("head.classifier",)
+    linear_head = ("head.classifier",)
+    takes_others = False  # its classifier is the backbone's own
+    prefixes = ("",)
+    namings = (TimmMobileNetV2, TimmMobileNetV3, TimmEfficientNetLite)
+    rules: ClassVar = dict.fromkeys(
+        (MobileNetV2Config, MobileNetV3Config, EfficientNetLiteConfig),
+        {"first_block_dilation": "previous"} | DEFAULTS,
+    )
 
     def recognises(self, shapes: Shapes) -> bool:
         return "conv_stem.weight" in shapes and "blocks.0.0.conv_dw.weight" in shapes
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        fields = {"output_stride": output_stride or 32, "first_block_dilation": "previous"}
-        fields |= DEFAULTS
-        projections, in_channels = timm_projections(shapes), shapes["conv_stem.weight"][1]
-        last = shapes.get("conv_head.weight", (1280,))[0]
+        backbone = self.backbone(shapes, output_stride or 32)
         hidden = None
-        if "blocks.2.0.se.conv_reduce.weight" in shapes or "conv_head.bias" in shapes:
-            backbone = mobilenet_v3_config(projections[:-1], in_channels, **fields)
-            hidden = last
-        elif shapes["blocks.2.0.conv_dw.weight"][-1] == 5:
-            backbone = efficientnet_lite_config(
-                projections, in_channels, last_conv="used", **fields
-            )
-        else:
-            backbone = mobilenet_v2_config(projections, in_channels, last=last, **fields)
+        if isinstance(backbone, MobileNetV3Config):
+            hidden = shapes.get("conv_head.weight", (1280,))[0]
         classes = shapes.get("classifier.weight", (1000,))[0]
         return Config(backbone, ClassifierConfig(hidden), classes)
 
@@ -58,16 +52,10 @@ class Timm(Layout):
             return told | TENSORFLOWS
         return told | {"padding": "symmetric", "norm_epsilon": DEFAULTS["norm_epsilon"]}
 
-    def names(self, config: Config) -> Names:
-        names = timm_names(config.backbone)
-        if isinstance(config.backbone, MobileNetV3Config):
-            stage = max(int(name.split(".")[1]) for name in names.values() if "blocks" in name) + 1
-            names |= conv_bn("last", f"blocks.{stage}.0.conv", f"blocks.{stage}.0.bn1")
-            heads = {"head.hidden": "conv_head", "head.classifier": "classifier"}
-        else:
-            names |= conv_bn("last", "conv_head", "bn2")
-            heads = {"head.classifier": "classifier"}
-        return under("backbone", "", names) | heads
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        v3 = isinstance(config.backbone, MobileNetV3Config)
+        hidden = {"head.hidden": "conv_head"} if v3 else {}
+        return self.backbone_names(config, place) | hidden | {"head.classifier": "classifier"}
 
     def reference(self, config: Config):
         import timm

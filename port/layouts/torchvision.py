@@ -1,24 +1,16 @@
 """torchvision.models.segmentation: DeepLabv3 and FCN on ResNet, DeepLabv3 and LR-ASPP on MobileNetV3."""
 
 import functools
+from typing import ClassVar
 
 from deeplab_jax.backbones import MobileNetV3Config, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, FCNConfig, LRASPPConfig
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import (
-    aspp_names,
-    conv_bn,
-    mobilenet_v3_names,
-    resnet_names,
-    under,
-)
-from port.layouts.shapes import (
-    mobilenet_v3_config,
-    resnet_config,
-    torchvision_v3_projections,
-    within,
-)
+from port.backbones.mobilenet_v3 import TorchvisionMobileNetV3
+from port.backbones.resnet import TorchvisionResNet
+from port.layouts.base import Layout, Place
+from port.layouts.heads import aspp_names
+from port.naming import Names, Shapes, conv_bn, under
 
 RATES = (12, 24, 36)  # at every output stride
 
@@ -29,24 +21,24 @@ class Torchvision(Layout):
     models = (
         "DeepLabv3 and FCN on ResNet-50/101, DeepLabv3 and LR-ASPP on MobileNetV3; auxiliary heads"
     )
+    namings = (TorchvisionResNet, TorchvisionMobileNetV3)
+    rules: ClassVar = {ResNetConfig: {}, MobileNetV3Config: {"first_block_dilation": "same"}}
+    rule: ClassVar = {"first_block_dilation": "previous"}
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(
             f"{key}.weight" in shapes
             for key in ("classifier.0.convs.0.0", "classifier.4", "classifier.cbr.0")
-        ) and any(key in shapes for key in ("backbone.conv1.weight", "backbone.0.0.weight"))
+        ) and any(name.startswith("backbone.") for name in shapes)
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        inner = within(shapes, "backbone.")
-        if "conv1.weight" in inner:
-            backbone = resnet_config(inner, output_stride=output_stride or 8)
-            if backbone.depth < 50:
-                raise ValueError(
-                    "its heads are for bottlenecks (ResNet-50, 101 and 152), and this is a "
-                    f"ResNet-{backbone.depth}"
-                )
-        else:
-            backbone = _mobilenet_v3(inner, output_stride or 16)
+        default = 16 if "backbone.0.0.weight" in shapes else 8
+        backbone = self.backbone(shapes, output_stride or default)
+        if isinstance(backbone, ResNetConfig) and backbone.depth < 50:
+            raise ValueError(
+                "its heads are for bottlenecks (ResNet-50, 101 and 152), and this is a "
+                f"ResNet-{backbone.depth}"
+            )
         if "classifier.cbr.0.weight" in shapes:
             channels = shapes["classifier.cbr.0.weight"][0]
             classes = shapes.get("classifier.high_classifier.weight", (21,))[0]
@@ -56,14 +48,11 @@ class Torchvision(Layout):
         head = DeepLabV3Config(rates=RATES) if v3 else FCNConfig()
         aux = None
         if "aux_classifier.0.weight" in shapes:
-            aux = FCNConfig(tap="aux" if isinstance(backbone, ResNetConfig) else "mid")
+            aux = FCNConfig(tap="mid" if isinstance(backbone, MobileNetV3Config) else "aux")
         return Config(backbone, head, classes, aux)
 
-    def names(self, config: Config) -> Names:
-        if isinstance(config.backbone, ResNetConfig):
-            names = under("backbone", "backbone", resnet_names(config.backbone))
-        else:
-            names = under("backbone", "backbone", mobilenet_v3_names(config.backbone))
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
         match config.head:
             case DeepLabV3Config():
                 names |= under("head.aspp", "classifier.0", aspp_names(branches=1 + len(RATES)))
@@ -103,15 +92,6 @@ class Torchvision(Layout):
         if isinstance(config.head, LRASPPConfig):
             return lraspp._lraspp_mobilenetv3(network, config.num_classes)
         return deeplabv3._deeplabv3_mobilenetv3(network, **options)
-
-
-def _mobilenet_v3(shapes: Shapes, output_stride: int) -> MobileNetV3Config:
-    return mobilenet_v3_config(
-        torchvision_v3_projections(shapes),
-        shapes["0.0.weight"][1],
-        output_stride=output_stride,
-        first_block_dilation="same",
-    )
 
 
 def _fcn_names(ours: str, theirs: str) -> Names:

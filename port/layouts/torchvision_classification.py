@@ -1,34 +1,34 @@
 """torchvision.models, and timm's ResNets: ImageNet classifiers, read as dilated networks."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from deeplab_jax.backbones import MobileNetV2Config, MobileNetV3Config, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import (
-    mobilenet_v2_names,
-    mobilenet_v3_names,
-    resnet_names,
-    under,
-)
-from port.layouts.shapes import (
-    mobilenet_v2_config,
-    mobilenet_v3_config,
-    resnet_config,
-    torchvision_v2_projections,
-    torchvision_v3_projections,
-    within,
-)
+from port.backbones.mobilenet_v2 import TorchvisionMobileNetV2
+from port.backbones.mobilenet_v3 import TorchvisionMobileNetV3
+from port.backbones.resnet import TorchvisionResNet
+from port.layouts.base import Layout, Place
 from port.layouts.timm import preprocessing_told
+from port.naming import Names, Shapes
+
+CLASSIFIERS = {
+    ResNetConfig: "fc",
+    MobileNetV2Config: "classifier.1",
+    MobileNetV3Config: "classifier.3",
+}
 
 
 class TorchvisionClassification(Layout):
     name = "torchvision-classification"
     code = "torchvision.models and timm's ResNets"
     models = "ImageNet ResNet-18 to 152, MobileNetV2 and V3 as dilated networks"
-    linear = ("head.classifier", "head.hidden")
+    linear_head = ("head.classifier", "head.hidden")
+    takes_others = False  # its classifier is the backbone's own
+    prefixes = ("", "features.")
+    namings = (TorchvisionResNet, TorchvisionMobileNetV2, TorchvisionMobileNetV3)
+    rules: ClassVar = {ResNetConfig: {}, MobileNetV2Config: {}, MobileNetV3Config: {}}
 
     def recognises(self, shapes: Shapes) -> bool:
         return (
@@ -38,50 +38,27 @@ class TorchvisionClassification(Layout):
         )
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        stride = output_stride or 32
-        classifier, hidden = "fc.weight", None
-        if "layer1.0.conv1.weight" in shapes:
-            backbone = resnet_config(shapes, output_stride=stride)
-        elif "features.1.conv.0.0.weight" in shapes:
-            classifier = "classifier.1.weight"
-            backbone = mobilenet_v2_config(
-                torchvision_v2_projections(shapes),
-                shapes["features.0.0.weight"][1],
-                last=shapes["features.18.0.weight"][0],
-                output_stride=stride,
-            )
-        else:
-            classifier = "classifier.3.weight"
+        backbone = self.backbone(shapes, output_stride or 32)
+        hidden = None
+        if isinstance(backbone, MobileNetV3Config):
             hidden = shapes.get("classifier.0.weight", (1280,))[0]
-            backbone = mobilenet_v3_config(
-                torchvision_v3_projections(within(shapes, "features.")),
-                shapes["features.0.0.weight"][1],
-                output_stride=stride,
-            )
         dropout = 0.0 if isinstance(backbone, ResNetConfig) else 0.2
-        head = ClassifierConfig(hidden, dropout=dropout)
-        return Config(backbone, head, shapes.get(classifier, (1000,))[0])
+        classes = shapes.get(f"{CLASSIFIERS[type(backbone)]}.weight", (1000,))[0]
+        return Config(backbone, ClassifierConfig(hidden, dropout=dropout), classes)
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return (
             preprocessing_told(settings) if "architecture" in settings else {}
         )  # torchvision has none
 
-    def names(self, config: Config) -> Names:
-        match config.backbone:
-            case ResNetConfig():
-                return under("backbone", "", resnet_names(config.backbone)) | {
-                    "head.classifier": "fc"
-                }
-            case MobileNetV2Config():
-                return under("backbone", "", mobilenet_v2_names(config.backbone)) | {
-                    "head.classifier": "classifier.1"
-                }
-            case MobileNetV3Config():
-                return under("backbone", "features", mobilenet_v3_names(config.backbone)) | {
-                    "head.hidden": "classifier.0",
-                    "head.classifier": "classifier.3",
-                }
+    def prefix(self, config: Config) -> str:
+        return "features." if isinstance(config.backbone, MobileNetV3Config) else ""
+
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        v3 = isinstance(config.backbone, MobileNetV3Config)
+        hidden = {"head.hidden": "classifier.0"} if v3 else {}
+        classifier = {"head.classifier": CLASSIFIERS[type(config.backbone)]}
+        return self.backbone_names(config, place) | hidden | classifier
 
     def reference(self, config: Config):
         from torchvision import models

@@ -6,14 +6,16 @@ What the weights cannot tell is in the config.json beside them, under transforme
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import MobileViTConfig, mobilenet_v2, mobilevit
+from deeplab_jax.backbones import MobileNetV2Config, MobileViTConfig, mobilevit
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, rates_for
 from deeplab_jax.layers import make_divisible
 from deeplab_jax.preprocessing import Preprocessing
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import under
-from port.layouts.shapes import mobilenet_v2_config
+from port.backbones.mobilenet_v2 import TransformersMobileNetV2 as MobileNetV2Naming
+from port.backbones.mobilenet_v2 import conv_layer
+from port.backbones.mobilevit import TransformersMobileViT as MobileViTNaming
+from port.layouts.base import Layout, Place
+from port.naming import Names, Shapes, under
 
 CLASSIFIER = "segmentation_head.classifier.convolution"
 
@@ -30,6 +32,7 @@ class _Transformers(Layout):
     model_type: str
     options: ClassVar[Mapping[str, str]]
     fixed: ClassVar[Mapping[str, Any]]
+    takes_others = False
 
     def recognises(self, shapes: Shapes) -> bool:
         return all(
@@ -67,22 +70,6 @@ def _class_names(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {} if made_up else {"class_names": names}
 
 
-def _layer(ours: str, theirs: str) -> Names:
-    """What transformers calls a ConvLayer."""
-    return {f"{ours}.conv": f"{theirs}.convolution", f"{ours}.bn": f"{theirs}.normalization"}
-
-
-def _block(ours: str, theirs: str, *, expand: bool = True) -> Names:
-    """An inverted residual."""
-    parts = {"expand": "expand_1x1"} if expand else {}
-    parts |= {"depthwise": "conv_3x3", "project": "reduce_1x1"}
-    return {
-        path: name
-        for part, called in parts.items()
-        for path, name in _layer(f"{ours}.{part}", f"{theirs}.{called}").items()
-    }
-
-
 # ---------------------------------------------------------------------------- MobileNetV2
 
 
@@ -98,6 +85,16 @@ class TransformersMobileNetV2(_Transformers):
     code = "transformers' MobileNetV2ForSemanticSegmentation"
     models = "DeepLabv3 on MobileNetV2 as Google converted it; options from config.json"
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum", "dropout")
+    prefixes = ("mobilenet_v2.",)
+    namings = (MobileNetV2Naming,)
+    rules: ClassVar = {
+        MobileNetV2Config: {
+            "padding": "same",
+            "norm_momentum": 0.003,
+            "norm_epsilon": 1e-3,
+            "last_conv": "unused",
+        }
+    }
     model_type = "mobilenet_v2"
     options: ClassVar = {
         "output_stride": "output_stride",
@@ -118,45 +115,22 @@ class TransformersMobileNetV2(_Transformers):
         return told
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        stem = "mobilenet_v2.conv_stem."
-        reduced = [stem, *(f"mobilenet_v2.layer.{i}." for i in range(16))]
-        projections = [shapes[f"{prefix}reduce_1x1.convolution.weight"][0] for prefix in reduced]
-        first = shapes[f"{stem}first_conv.convolution.weight"]
-        if first[0] == projections[0]:
-            raise ValueError(
-                "its stem is so narrow that the first block keeps the number of channels: "
-                "transformers has no shortcut there, which we cannot express"
-            )
+        backbone = self.backbone(shapes, output_stride or 32)
         last = shapes.get("mobilenet_v2.conv_1x1.convolution.weight", (1280,))[0]
-        backbone = mobilenet_v2_config(
-            projections,
-            first[1],
-            last=last,
-            output_stride=output_stride or 32,
-            first_expand=f"{stem}expand_1x1.convolution.weight" in shapes,
-            padding="same",
-            norm_momentum=0.003,
-            norm_epsilon=1e-3,
-        )
         usual = make_divisible(1280 * max(1.0, backbone.width))
+        half = (0.5,) * backbone.in_channels
         config = Config(
             backbone,
             DeepLabV3Config(rates=(), dropout=0.8, drop_channels=True, convs=0),
             shapes.get(f"{CLASSIFIER}.weight", (21,))[0],
-            preprocessing=Preprocessing(mean=(0.5,) * first[1], std=(0.5,) * first[1]),
+            preprocessing=Preprocessing(mean=half, std=half),
         )
-        return config.override(last_conv="unused", last_channels=None if last == usual else last)
+        return config.override(last_channels=None if last == usual else last)
 
-    def names(self, config: Config) -> Names:
-        stem = "conv_stem"
-        names = _layer("stem", f"{stem}.first_conv")
-        names |= _block("blocks.0", stem, expand=config.backbone.first_expand)
-        for i in range(1, len(mobilenet_v2.block_table(config.backbone.width))):
-            names |= _block(f"blocks.{i}", f"layer.{i - 1}")
-        names |= _layer("last", "conv_1x1")
-        names = under("backbone", "mobilenet_v2", names)
-        head = _layer("aspp.branches.0", "conv_aspp") | _layer("aspp.pool", "conv_pool")
-        head |= _layer("aspp.project", "conv_projection")
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
+        head = conv_layer("aspp.branches.0", "conv_aspp") | conv_layer("aspp.pool", "conv_pool")
+        head |= conv_layer("aspp.project", "conv_projection")
         names |= under("head", "segmentation_head", head)
         return names | {"head.classifier": CLASSIFIER}
 
@@ -186,18 +160,6 @@ class TransformersMobileNetV2(_Transformers):
 
 # ---------------------------------------------------------------------------- MobileViT
 
-LINEAR = {  # of a transformer's layer: ours -> theirs
-    "query": "attention.attention.query",
-    "key": "attention.attention.key",
-    "value": "attention.attention.value",
-    "out": "attention.output.dense",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-}
-NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
-FIRST = 4
-"""Index of the first of our blocks with a transformer."""
-
 
 class TransformersMobileViT(_Transformers):
     """`MobileViTForSemanticSegmentation`; its images are BGR in [0, 1]."""
@@ -213,12 +175,9 @@ class TransformersMobileViT(_Transformers):
         "dropout",
         "classifier_dropout",
     )
-    linear = tuple(
-        f"backbone.blocks.{FIRST + i}.transformer.{layer}.{part}"
-        for i, layers in enumerate(mobilevit.LAYERS)
-        for layer in range(layers)
-        for part in LINEAR
-    )
+    prefixes = ("mobilevit.",)
+    namings = (MobileViTNaming,)
+    rules: ClassVar = {MobileViTConfig: {}}
     model_type = "mobilevit"
     options: ClassVar = {
         "output_stride": "output_stride",
@@ -238,20 +197,11 @@ class TransformersMobileViT(_Transformers):
     }
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        widths = tuple(
-            shapes[f"mobilevit.encoder.layer.{stage}.conv_1x1.convolution.weight"][0]
-            for stage in (2, 3, 4)
-        )
-        sizes = [size for size, known in mobilevit.WIDTHS.items() if known.transformers == widths]
-        if not sizes:
-            raise ValueError(
-                f"no MobileViT that we know has transformers of {widths} channels; there are "
-                + ", ".join(f"{s} {known.transformers}" for s, known in mobilevit.WIDTHS.items())
-            )
-        in_channels = shapes["mobilevit.conv_stem.convolution.weight"][1]
+        backbone = self.backbone(shapes, output_stride or 32)
+        in_channels = backbone.in_channels
         width = shapes["segmentation_head.aspp.project.convolution.weight"][0]
         return Config(
-            MobileViTConfig(sizes[0], output_stride or 32, in_channels),
+            backbone,
             DeepLabV3Config((6, 12, 18), width, dropout=0.1, convs=0, classifier_dropout=0.1),
             shapes.get(f"{CLASSIFIER}.weight", (21,))[0],
             preprocessing=Preprocessing(
@@ -259,17 +209,12 @@ class TransformersMobileViT(_Transformers):
             ),
         )
 
-    def names(self, config: Config) -> Names:
-        names = _layer("stem", "conv_stem") | _block("blocks.0", "encoder.layer.0.layer.0")
-        for i in range(3):
-            names |= _block(f"blocks.{1 + i}", f"encoder.layer.1.layer.{i}")
-        for i, layers in enumerate(mobilevit.LAYERS):
-            names |= under(f"blocks.{FIRST + i}", f"encoder.layer.{2 + i}", _stage(layers))
-        names = under("backbone", "mobilevit", names)
-        head = _layer("aspp.project", "aspp.project")
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
+        head = conv_layer("aspp.project", "aspp.project")
         for i in range(4):
-            head |= _layer(f"aspp.branches.{i}", f"aspp.convs.{i}")
-        head |= _layer("aspp.pool", "aspp.convs.4.conv_1x1")
+            head |= conv_layer(f"aspp.branches.{i}", f"aspp.convs.{i}")
+        head |= conv_layer("aspp.pool", "aspp.convs.4.conv_1x1")
         names |= under("head", "segmentation_head", head)
         return names | {"head.classifier": CLASSIFIER}
 
@@ -294,12 +239,3 @@ class TransformersMobileViT(_Transformers):
                 classifier_dropout_prob=head.classifier_dropout,
             )
         )
-
-
-def _stage(layers: int) -> Names:
-    """A stage with a transformer of so many layers."""
-    names = _block("down", "downsampling_layer") | _layer("local", "conv_kxk")
-    names |= {"embed": "conv_1x1.convolution", "norm": "layernorm"}
-    for i in range(layers):
-        names |= under(f"transformer.{i}", f"transformer.layer.{i}", LINEAR | NORMS)
-    return names | _layer("project", "conv_projection") | _layer("fuse", "fusion")

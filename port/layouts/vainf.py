@@ -1,30 +1,41 @@
 """VainF's DeepLabV3Plus-Pytorch: v3 and v3+ on ResNet and MobileNetV2, dense or separable."""
 
-import dataclasses
+from typing import ClassVar
 
-from deeplab_jax.backbones import HRNetConfig, OriginalXceptionConfig, ResNetConfig
+from deeplab_jax.backbones import (
+    HRNetConfig,
+    MobileNetV2Config,
+    OriginalXceptionConfig,
+    ResNetConfig,
+)
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import (
-    aspp_names,
-    conv_bn,
-    hrnet_names,
-    mobilenet_v2_names,
-    resnet_names,
-    separable_names,
-    under,
-    xception_names,
-)
-from port.layouts.shapes import count, hrnet_config, mobilenet_v2_config, resnet_config, within
-
-LOW_LEVEL_BLOCKS = 4  # MobileNetV2's features.{0..3} are called low_level_features
+from port.backbones.hrnet import VainFHRNet
+from port.backbones.mobilenet_v2 import VainFMobileNetV2
+from port.backbones.resnet import TorchvisionResNet
+from port.backbones.xception import CadeneXception
+from port.layouts.base import Layout, Place
+from port.layouts.heads import aspp_names, separable_names
+from port.naming import Names, Shapes, conv_bn, under
 
 
 class VainF(Layout):
     name = "vainf"
     code = "VainF/DeepLabV3Plus-Pytorch"
     models = "v3 and v3+ on ResNet, MobileNetV2, Xception and HRNetV2; separable convolutions"
+
+    namings = (TorchvisionResNet, VainFMobileNetV2, VainFHRNet, CadeneXception)
+    rules: ClassVar = {
+        ResNetConfig: {},
+        MobileNetV2Config: {"pad_before_expand": True, "stem_padding": 0},
+        HRNetConfig: {"upsample": "nearest", "stem_relu": False},
+        OriginalXceptionConfig: {
+            "first_block_dilation": "same",
+            "exit_padding": 1,
+            "last_norm": False,
+        },
+    }
+    rule: ClassVar = {"first_block_dilation": "previous"}
 
     def recognises(self, shapes: Shapes) -> bool:
         return (
@@ -33,22 +44,7 @@ class VainF(Layout):
         )
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        inner = within(shapes, "backbone.")
-        stride = output_stride or 16
-        if "low_level_features.0.0.weight" in inner:
-            backbone = _mobilenet_v2(inner, stride)
-        elif "transition1.0.0.weight" in inner:
-            backbone = hrnet_config(inner, upsample="nearest", stem_relu=False)
-        elif "block1.skip.weight" in inner:
-            backbone = OriginalXceptionConfig(
-                stride,
-                first_block_dilation="same",
-                exit_padding=1,
-                last_norm=False,
-                in_channels=inner.get("conv1.weight", (32, 3))[1],
-            )
-        else:
-            backbone = resnet_config(inner, output_stride=stride)
+        backbone = self.backbone(shapes, output_stride or 16)
         # The original takes an output stride for HRNet too, and does nothing with it.
         rates = (12, 24, 36) if isinstance(backbone, HRNetConfig) else None
         if "classifier.classifier.0.convs.0.0.weight" in shapes:
@@ -63,15 +59,8 @@ class VainF(Layout):
         )
         return Config(backbone, head, shapes.get("classifier.classifier.3.weight", (21,))[0])
 
-    def names(self, config: Config) -> Names:
-        if isinstance(config.backbone, ResNetConfig):
-            names = under("backbone", "backbone", resnet_names(config.backbone))
-        elif isinstance(config.backbone, HRNetConfig):
-            names = under("backbone", "backbone", hrnet_names(config.backbone))
-        elif isinstance(config.backbone, OriginalXceptionConfig):
-            names = under("backbone", "backbone", xception_names(config.backbone))
-        else:
-            names = under("backbone", "backbone", _mobilenet_v2_names(config.backbone))
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
         if isinstance(config.head, DeepLabV3Config):
             aspp = aspp_names(branches=4)
             names |= under("head.aspp", "classifier.classifier.0", aspp)
@@ -87,31 +76,3 @@ class VainF(Layout):
         else:
             names["head.decoder.convs.0.conv"] = "classifier.classifier.0"
         return names | {"head.decoder.classifier": "classifier.classifier.3"}
-
-
-def _mobilenet_v2(shapes: Shapes, output_stride: int):
-    """The projection is the last convolution of a block, one before its norm."""
-    projections = []
-    for i in range(1, 18):
-        level = _level(i)
-        parts = count(shapes, f"{level}.{i}.conv.{{}}.")
-        projections.append(shapes.get(f"{level}.{i}.conv.{parts - 2}.weight", (0,))[0])
-    config = mobilenet_v2_config(
-        projections,
-        shapes["low_level_features.0.0.weight"][1],
-        last=None,
-        output_stride=output_stride,
-    )
-    return dataclasses.replace(config, pad_before_expand=True, stem_padding=0)
-
-
-def _mobilenet_v2_names(config) -> Names:
-    names = {}
-    for path, name in mobilenet_v2_names(config).items():
-        _, index, rest = name.split(".", 2)
-        names[path] = f"{_level(int(index))}.{index}.{rest}"
-    return names
-
-
-def _level(index: int) -> str:
-    return "low_level_features" if index < LOW_LEVEL_BLOCKS else "high_level_features"

@@ -4,13 +4,16 @@ Its ASPP is called `ASSP`. Images are normalised with the mean and deviation of 
 model was trained on. Weights do not tell it: `MEAN_STD` has them, and Pascal VOC's are the default.
 """
 
-from deeplab_jax.backbones import BackboneConfig, ResNetConfig, XceptionConfig
+from typing import ClassVar
+
+from deeplab_jax.backbones import ResNetConfig, XceptionConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.layouts.base import Layout, Names, Shapes
-from port.layouts.names import conv_bn, resnet_names, under, xception_names
-from port.layouts.shapes import resnet_config, within
+from port.backbones.resnet import YassoualiResNet
+from port.backbones.xception import YassoualiXception
+from port.layouts.base import Layout, Place
+from port.naming import Names, Shapes, conv_bn
 
 MEAN_STD = {
     "voc": Preprocessing((0.45734706, 0.43338275, 0.40058118), (0.23965294, 0.23532275, 0.2398498)),
@@ -30,11 +33,22 @@ class Yassouali(Layout):
     models = "v3+ on ResNet and Xception"
     choices = ("output_stride", "preprocessing")
 
+    namings = (YassoualiResNet, YassoualiXception)
+    rules: ClassVar = {
+        ResNetConfig: {"first_block_dilation": "same"},
+        XceptionConfig: {
+            "low": "block1",
+            "stem_relu": False,
+            "shortcut_relu": "all",
+            "exit_relu": "before",
+        },
+    }
+
     def recognises(self, shapes: Shapes) -> bool:
         return "ASSP.aspp1.0.weight" in shapes and "decoder.output.0.weight" in shapes
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        backbone = _backbone(within(shapes, "backbone."), output_stride or 16)
+        backbone = self.backbone(shapes, output_stride or 16)
         return Config(
             backbone,
             DeepLabV3PlusConfig(decoder_dropout=(0.0, 0.1)),
@@ -43,13 +57,8 @@ class Yassouali(Layout):
             preprocessing=MEAN_STD["voc"] if backbone.in_channels == 3 else Preprocessing(),
         )
 
-    def names(self, config: Config) -> Names:
-        if isinstance(config.backbone, ResNetConfig):
-            backbone = resnet_names(config.backbone)
-            backbone |= {"conv1": "layer0.0", "bn1": "layer0.1"}
-        else:
-            backbone = xception_names(config.backbone)
-        names = under("backbone", "backbone", backbone)
+    def names(self, config: Config, place: Place | None = None) -> Names:
+        names = self.backbone_names(config, place)
         for i in range(4):
             theirs = f"ASSP.aspp{i + 1}"
             names |= conv_bn(f"head.aspp.branches.{i}", f"{theirs}.0", f"{theirs}.1")
@@ -59,21 +68,3 @@ class Yassouali(Layout):
         names |= conv_bn("head.decoder.convs.0", "decoder.output.0", "decoder.output.1")
         names |= conv_bn("head.decoder.convs.1", "decoder.output.3", "decoder.output.4")
         return names | {"head.decoder.classifier": "decoder.output.7"}
-
-
-def _backbone(shapes: Shapes, output_stride: int) -> BackboneConfig:
-    if "block1.skip.weight" in shapes:
-        return XceptionConfig(
-            output_stride,
-            low="block1",
-            stem_relu=False,
-            shortcut_relu="all",
-            exit_relu="before",
-            in_channels=shapes.get("conv1.weight", (32, 3))[1],
-        )
-    if "layer1.0.conv1.weight" in shapes:
-        stem = {"conv1.weight": shapes["layer0.0.weight"]}
-        return resnet_config(
-            stem | shapes, output_stride=output_stride, first_block_dilation="same"
-        )
-    raise ValueError("the backbone is not one that we know: ResNets and Xception are")

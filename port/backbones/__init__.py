@@ -1,0 +1,48 @@
+"""The families of backbones, as PyTorch code names them; a file each."""
+
+from port.backbones.base import Naming
+from port.backbones.drn import AuthorsDRN
+from port.backbones.efficientnet_lite import LukeMelasEfficientNetLite, TimmEfficientNetLite
+from port.backbones.hrnet import VainFHRNet
+from port.backbones.mobilenet_v2 import (
+    FlatMobileNetV2,
+    MMSegMobileNetV2,
+    TimmMobileNetV2,
+    TorchvisionMobileNetV2,
+    TransformersMobileNetV2,
+    VainFMobileNetV2,
+)
+from port.backbones.mobilenet_v3 import TimmMobileNetV3, TorchvisionMobileNetV3
+from port.backbones.mobilevit import TransformersMobileViT
+from port.backbones.resnet import TorchvisionResNet, YassoualiResNet
+from port.backbones.xception import (
+    BubbliiiingXception,
+    CadeneXception,
+    JFZhangXception,
+    YassoualiXception,
+)
+
+__all__ = ["NAMINGS", "Naming"]
+
+NAMINGS: list[Naming] = [
+    TorchvisionResNet(),
+    YassoualiResNet(),
+    TorchvisionMobileNetV2(),
+    VainFMobileNetV2(),
+    FlatMobileNetV2(),
+    TimmMobileNetV2(),
+    MMSegMobileNetV2(),
+    TransformersMobileNetV2(),
+    TorchvisionMobileNetV3(),
+    TimmMobileNetV3(),
+    TimmEfficientNetLite(),
+    LukeMelasEfficientNetLite(),
+    TransformersMobileViT(),
+    VainFHRNet(),
+    AuthorsDRN(),
+    YassoualiXception(),
+    JFZhangXception(),
+    BubbliiiingXception(),
+    CadeneXception(),
+]
+"""All namings; a layout's own come first where it is concerned."""

@@ -1,0 +1,53 @@
+"""What a naming is: the names that one code base gives the tensors of a family of backbones.
+
+A family has a file, and in it a naming for each code base that wrote the family anew. A layout says where
+in its checkpoints the backbone is, and has the rest from here, so that any layout may have any backbone.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+from port.naming import Names, Shapes
+
+
+class Naming(abc.ABC):
+    """The names of one family of backbones in one code base, without what stands before them.
+
+    Attributes:
+      family: our config of it.
+      known: which of its networks we have, for messages.
+    """
+
+    family: ClassVar[type]
+    known: ClassVar[str]
+
+    @abc.abstractmethod
+    def recognises(self, shapes: Shapes) -> bool:
+        """Whether these names are this naming's. No two namings recognise the same."""
+
+    @abc.abstractmethod
+    def config(self, shapes: Shapes, **fields: Any) -> Any:
+        """The backbone of a checkpoint that this naming recognises.
+
+        Args:
+          shapes: names and shapes of its tensors.
+          **fields: of the config, that weights do not tell.
+
+        Raises:
+          ValueError: when the shapes are of no network that we know.
+          KeyError: a tensor is missing that tells.
+        """
+
+    @abc.abstractmethod
+    def names(self, config: Any) -> Names:
+        """What each module of the backbone is called."""
+
+    def linear(self, config: Any) -> tuple[str, ...]:
+        """The modules whose 1x1 kernels are linear layers over there."""
+        del config
+        return ()
+
+    def channels_last(self, config: Any) -> tuple[str, ...]:
+        """The modules whose output has its channels on the last axis over there, `[B, H, W, C]`."""
+        del config
+        return ()

@@ -1,0 +1,61 @@
+"""EfficientNet-Lite, as timm and efficientnet-lite-pytorch name it."""
+
+from deeplab_jax.backbones import EfficientNetLiteConfig, efficientnet_lite
+from port.backbones.base import Naming
+from port.backbones.inverted_residual import is_timms, no_width, timm_names, timm_projections
+from port.naming import Names, Shapes, conv_bn, count
+
+
+def _config(projections: list[int], in_channels: int, **fields) -> EfficientNetLiteConfig:
+    """The variant from the output channels of the blocks."""
+    for variant in efficientnet_lite.SCALING:
+        table = efficientnet_lite.block_table(variant)
+        if [block.channels for block in table] == projections:
+            fields = {"last_conv": "used"} | fields
+            return EfficientNetLiteConfig(variant, in_channels=in_channels, **fields)
+    raise no_width("EfficientNet-Lite", projections)
+
+
+class _EfficientNetLite(Naming):
+    family = EfficientNetLiteConfig
+    known = "EfficientNet-Lite0 to 4"
+
+
+class TimmEfficientNetLite(_EfficientNetLite):
+    """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        squeezed = any(".se." in name for name in shapes)
+        kernel = shapes.get("blocks.2.0.conv_dw.weight", (0,))[-1]
+        return is_timms(shapes) and not squeezed and "conv_head.bias" not in shapes and kernel == 5
+
+    def config(self, shapes: Shapes, **fields) -> EfficientNetLiteConfig:
+        return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], **fields)
+
+    def names(self, config: EfficientNetLiteConfig) -> Names:
+        names = timm_names(efficientnet_lite.block_table(config.variant), efficientnet_lite.STEM)
+        return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv != "none" else {})
+
+
+class LukeMelasEfficientNetLite(_EfficientNetLite):
+    """efficientnet-lite-pytorch's: `_blocks.{i}._expand_conv` and the like."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("_blocks.0.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> EfficientNetLiteConfig:
+        projections = [
+            shapes[f"_blocks.{i}._project_conv.weight"][0]
+            for i in range(count(shapes, "_blocks.{}."))
+        ]
+        return _config(projections, shapes["_conv_stem.weight"][1], **fields)
+
+    def names(self, config: EfficientNetLiteConfig) -> Names:
+        names = conv_bn("stem", "_conv_stem", "_bn0")
+        for i in range(len(efficientnet_lite.block_table(config.variant))):
+            for at, part in enumerate(("expand", "depthwise", "project")):
+                if (i, part) != (0, "expand"):
+                    prefix = f"_blocks.{i}."
+                    conv, bn = f"{prefix}_{part}_conv", f"{prefix}_bn{at}"
+                    names |= conv_bn(f"blocks.{i}.{part}", conv, bn)
+        return names | (conv_bn("last", "_conv_head", "_bn1") if config.last_conv != "none" else {})

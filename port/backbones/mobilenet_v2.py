@@ -1,0 +1,204 @@
+"""MobileNetV2, as torchvision, timm, VainF, mmsegmentation and transformers name it, and as copies do."""
+
+from deeplab_jax.backbones import MobileNetV2Config, mobilenet_v2
+from port.backbones.base import Naming
+from port.backbones.inverted_residual import (
+    WIDTHS,
+    is_timms,
+    no_width,
+    timm_names,
+    timm_projections,
+)
+from port.naming import Names, Shapes, conv_bn, count
+
+BLOCKS = len(mobilenet_v2.block_table(1.0))
+
+
+def _config(
+    projections: list[int], in_channels: int, *, last: int | None, **fields
+) -> MobileNetV2Config:
+    """The width from the output channels of the blocks; `last`: of the classifier's convolution."""
+    for width in WIDTHS:
+        if [block.channels for block in mobilenet_v2.block_table(width)] == projections:
+            fields = {"last_conv": last is not None} | fields
+            return MobileNetV2Config(width, in_channels=in_channels, **fields)
+    raise no_width("MobileNetV2", projections)
+
+
+class _MobileNetV2(Naming):
+    family = MobileNetV2Config
+    known = "MobileNetV2"
+
+
+class TorchvisionMobileNetV2(_MobileNetV2):
+    """`features.{0..18}`, blocks as nested Sequentials called `conv`."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("features.1.conv.0.0.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        last = shapes.get(f"features.{BLOCKS + 1}.0.weight", (None,))[0]
+        projections = [nested_projection(shapes, f"features.{i}") for i in range(1, BLOCKS + 1)]
+        return _config(projections, shapes["features.0.0.weight"][1], last=last, **fields)
+
+    def names(self, config: MobileNetV2Config) -> Names:
+        names = conv_bn("stem", "features.0.0", "features.0.1")
+        for i in range(BLOCKS):
+            ours, theirs = f"blocks.{i}", f"features.{i + 1}.conv"
+            parts = (
+                ["depthwise"] if i == 0 else ["expand", "depthwise"]
+            )  # the first expands nothing
+            for at, part in enumerate(parts):
+                names |= conv_bn(f"{ours}.{part}", f"{theirs}.{at}.0", f"{theirs}.{at}.1")
+            at = len(parts)
+            names |= conv_bn(f"{ours}.project", f"{theirs}.{at}", f"{theirs}.{at + 1}")
+        if config.last_conv:
+            names |= conv_bn("last", f"features.{BLOCKS + 1}.0", f"features.{BLOCKS + 1}.1")
+        return names
+
+
+def nested_projection(shapes: Shapes, block: str) -> int:
+    """Output channels of a block: of its last convolution, the last part but one."""
+    return shapes[f"{block}.conv.{count(shapes, f'{block}.conv.{{}}.') - 2}.weight"][0]
+
+
+class VainFMobileNetV2(TorchvisionMobileNetV2):
+    """torchvision's blocks without the last, cut into `low_level_features` and `high_level_features`."""
+
+    low_level_blocks = 4
+    """The first so many members of `features` are the low-level features."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("low_level_features.1.conv.0.0.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        projections = []
+        for i in range(1, BLOCKS + 1):
+            level = self._level(i)
+            parts = count(shapes, f"{level}.{i}.conv.{{}}.")
+            projections.append(shapes.get(f"{level}.{i}.conv.{parts - 2}.weight", (0,))[0])
+        channels = shapes["low_level_features.0.0.weight"][1]
+        return _config(projections, channels, last=None, **fields)
+
+    def names(self, config: MobileNetV2Config) -> Names:
+        names = {}
+        for path, name in super().names(config).items():
+            _, index, rest = name.split(".", 2)
+            names[path] = f"{self._level(int(index))}.{index}.{rest}"
+        return names
+
+    def _level(self, index: int) -> str:
+        return f"{'low' if index < self.low_level_blocks else 'high'}_level_features"
+
+
+class FlatMobileNetV2(_MobileNetV2):
+    """`features.{0..17}`, blocks as one flat Sequential called `conv` (jfzhang, bubbliiiing)."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return "features.1.conv.0.weight" in shapes or "features.2.conv.0.weight" in shapes
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        projections = [
+            shapes[f"features.{i}.conv.{3 if i == 1 else 6}.weight"][0]
+            for i in range(1, BLOCKS + 1)
+        ]
+        return _config(projections, shapes["features.0.0.weight"][1], last=None, **fields)
+
+    def names(self, config: MobileNetV2Config) -> Names:
+        names = conv_bn("stem", "features.0.0", "features.0.1")
+        for i in range(BLOCKS):
+            parts = ["depthwise", "project"] if i == 0 else ["expand", "depthwise", "project"]
+            for at, part in enumerate(parts):  # convolution, norm and ReLU of each
+                conv = f"features.{i + 1}.conv.{3 * at}"
+                names |= conv_bn(f"blocks.{i}.{part}", conv, f"features.{i + 1}.conv.{3 * at + 1}")
+        return names
+
+
+class TimmMobileNetV2(_MobileNetV2):
+    """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        squeezed = any(".se." in name for name in shapes)
+        kernel = shapes.get("blocks.2.0.conv_dw.weight", (0,))[-1]
+        return is_timms(shapes) and not squeezed and "conv_head.bias" not in shapes and kernel == 3
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        last = shapes.get("conv_head.weight", (1280,))[0]
+        return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], last=last, **fields)
+
+    def names(self, config: MobileNetV2Config) -> Names:
+        table = mobilenet_v2.block_table(config.width)
+        names = timm_names(table, table[0].expanded)
+        return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv else {})
+
+
+class MMSegMobileNetV2(_MobileNetV2):
+    """`layer{1..7}`, one for each row of the network's table, blocks as Sequentials of ConvModules."""
+
+    rows = len(mobilenet_v2.TABLE)
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("layer1.0.conv.0.conv.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        projections = []
+        for row in range(1, self.rows + 1):
+            for i in range(count(shapes, f"layer{row}.{{}}.")):
+                last = count(shapes, f"layer{row}.{i}.conv.{{}}.") - 1
+                projections.append(shapes[f"layer{row}.{i}.conv.{last}.conv.weight"][0])
+        return _config(projections, shapes["conv1.conv.weight"][1], last=None, **fields)
+
+    def names(self, config: MobileNetV2Config) -> Names:
+        names = conv_bn("stem", "conv1.conv", "conv1.bn")
+        for block, (row, i) in enumerate(mobilenet_v2.row_and_index()):
+            parts = ("expand", "depthwise", "project")[row == 0 :]  # the first row expands nothing
+            for at, part in enumerate(parts):
+                theirs = f"layer{row + 1}.{i}.conv.{at}"
+                names |= conv_bn(f"blocks.{block}.{part}", f"{theirs}.conv", f"{theirs}.bn")
+        return names
+
+
+class TransformersMobileNetV2(_MobileNetV2):
+    """`conv_stem` with the first block in it, and `layer.{0..15}`."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("conv_stem.first_conv.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        reduced = ["conv_stem.", *(f"layer.{i}." for i in range(BLOCKS - 1))]
+        projections = [shapes[f"{prefix}reduce_1x1.convolution.weight"][0] for prefix in reduced]
+        first = shapes["conv_stem.first_conv.convolution.weight"]
+        if first[0] == projections[0]:
+            raise ValueError(
+                "its stem is so narrow that the first block keeps the number of channels: "
+                "transformers has no shortcut there, which we cannot express"
+            )
+        last = shapes.get("conv_1x1.convolution.weight", (1280,))[0]
+        expand = "conv_stem.expand_1x1.convolution.weight" in shapes
+        return _config(projections, first[1], last=last, first_expand=expand, **fields)
+
+    def names(self, config: MobileNetV2Config) -> Names:
+        names = conv_layer("stem", "conv_stem.first_conv")
+        names |= inverted_residual("blocks.0", "conv_stem", expand=config.first_expand)
+        for i in range(1, BLOCKS):
+            names |= inverted_residual(f"blocks.{i}", f"layer.{i - 1}")
+        return names | conv_layer("last", "conv_1x1")
+
+
+# ---------------------------------------------------------------------------- transformers' parts
+
+
+def conv_layer(ours: str, theirs: str) -> Names:
+    """What transformers calls a ConvLayer."""
+    return {f"{ours}.conv": f"{theirs}.convolution", f"{ours}.bn": f"{theirs}.normalization"}
+
+
+def inverted_residual(ours: str, theirs: str, *, expand: bool = True) -> Names:
+    """What transformers calls an InvertedResidual."""
+    parts = {"expand": "expand_1x1"} if expand else {}
+    parts |= {"depthwise": "conv_3x3", "project": "reduce_1x1"}
+    return {
+        path: name
+        for part, called in parts.items()
+        for path, name in conv_layer(f"{ours}.{part}", f"{theirs}.{called}").items()
+    }

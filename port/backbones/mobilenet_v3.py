@@ -1,0 +1,74 @@
+"""MobileNetV3, as torchvision and timm name it."""
+
+from deeplab_jax.backbones import MobileNetV3Config, mobilenet_v3
+from port.backbones.base import Naming
+from port.backbones.inverted_residual import (
+    WIDTHS,
+    is_timms,
+    no_width,
+    parts,
+    timm_blocks,
+    timm_names,
+    timm_projections,
+)
+from port.naming import Names, Shapes, conv_bn, count
+
+
+def _config(projections: list[int], in_channels: int, **fields) -> MobileNetV3Config:
+    """Size and width from the output channels of the blocks."""
+    for size in mobilenet_v3.TABLES:
+        for width in WIDTHS:
+            table = mobilenet_v3.block_table(size, width)
+            if [block.channels for block in table] == projections:
+                return MobileNetV3Config(size, width, in_channels=in_channels, **fields)
+    raise no_width("MobileNetV3", projections)
+
+
+class _MobileNetV3(Naming):
+    family = MobileNetV3Config
+    known = "MobileNetV3"
+
+
+class TorchvisionMobileNetV3(_MobileNetV3):
+    """`{0..16}`, blocks as a Sequential called `block`."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("1.block.0.0.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV3Config:
+        parts = {i: count(shapes, f"{i}.block.{{}}.") for i in range(1, count(shapes, "{}."))}
+        projections = [shapes[f"{i}.block.{n - 1}.0.weight"][0] for i, n in parts.items() if n]
+        return _config(projections, shapes["0.0.weight"][1], **fields)
+
+    def names(self, config: MobileNetV3Config) -> Names:
+        names = conv_bn("stem", "0.0", "0.1")
+        table = mobilenet_v3.block_table(config.size, config.width)
+        channels = mobilenet_v3.stem_channels(config.width)
+        for i, block in enumerate(table):
+            ours, theirs = f"blocks.{i}", f"{i + 1}.block"
+            for at, part in enumerate(parts(block, channels)):
+                if part == "se":
+                    names |= {f"{ours}.se.{fc}": f"{theirs}.{at}.{fc}" for fc in ("fc1", "fc2")}
+                else:
+                    names |= conv_bn(f"{ours}.{part}", f"{theirs}.{at}.0", f"{theirs}.{at}.1")
+            channels = block.channels
+        return names | conv_bn("last", f"{len(table) + 1}.0", f"{len(table) + 1}.1")
+
+
+class TimmMobileNetV3(_MobileNetV3):
+    """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`; the last convolution is a stage too."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        squeezed = any(name.startswith("blocks.2.0.se.") for name in shapes)
+        return is_timms(shapes) and (squeezed or "conv_head.bias" in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV3Config:
+        *projections, _ = timm_projections(shapes)
+        return _config(projections, shapes["conv_stem.weight"][1], **fields)
+
+    def names(self, config: MobileNetV3Config) -> Names:
+        table = mobilenet_v3.block_table(config.size, config.width)
+        stem = mobilenet_v3.stem_channels(config.width)
+        last = timm_blocks(table, stem)[-1][0] + 1
+        names = timm_names(table, stem)
+        return names | conv_bn("last", f"blocks.{last}.0.conv", f"blocks.{last}.0.bn1")

@@ -1,0 +1,33 @@
+"""What names and shapes of tensors are to the porter, and the tables that translate names."""
+
+from collections.abc import Mapping
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name -> shape of every tensor in a checkpoint, wrappers and counters removed."""
+
+Names = dict[str, str]
+"""Path of each of our modules that owns weights -> name of the PyTorch module that owns the same."""
+
+
+def conv_bn(ours: str, conv: str, bn: str) -> Names:
+    """A convolution and its batch norm."""
+    return {f"{ours}.conv": conv, f"{ours}.bn": bn}
+
+
+def under(ours: str, theirs: str, names: Names) -> Names:
+    """The table one level down on both sides; an empty `theirs` is the top level."""
+    theirs = f"{theirs}." if theirs else ""
+    return {f"{ours}.{path}": theirs + name for path, name in names.items()}
+
+
+def within(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+    """The names below `prefix`, without it."""
+    return {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many of `pattern.format(0)`, `pattern.format(1)`, ... begin a name, without a gap."""
+    n = 0
+    while any(name.startswith(pattern.format(n)) for name in shapes):
+        n += 1
+    return n
