@@ -3,6 +3,6 @@
 from port.convert import load_torch, to_torch
 from port.layouts import LAYOUTS
 from port.read import CheckpointError
-from port.verify import Report, verify
+from port.verify import Outcome, Report, verify
 
-__all__ = ["LAYOUTS", "CheckpointError", "Report", "load_torch", "to_torch", "verify"]
+__all__ = ["LAYOUTS", "CheckpointError", "Outcome", "Report", "load_torch", "to_torch", "verify"]

@@ -27,7 +27,7 @@ from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.images import ImageError, find_images, read_image
 from deeplab_jax.preprocessing import Preprocessing, normalize
 from port.convert import Conversion, convert
-from port.verify import AGREEMENT, Report, verify
+from port.verify import AGREEMENT, Outcome, Report, verify
 
 if TYPE_CHECKING:
     import torch
@@ -105,8 +105,8 @@ def port(
     conversion = _described(conversion, class_names, mean, std)
     _tell(console, conversion)
     if verified:
-        agrees = _verify(console, conversion, against, images, report)
-        if not agrees:
+        outcome = _verify(console, conversion, against, images, report)
+        if outcome is Outcome.DIFFERS:
             console.print("[red]The models do not agree[/]: nothing was saved.")
             return DISAGREES
     save(conversion.model, out, overwrite=overwrite)
@@ -248,8 +248,8 @@ def _verify(
     against: str | None,
     images: Path | None,
     report_file: Path | None,
-) -> bool:
-    """Whether the models agree; True, said plainly, where there is nothing to compare with."""
+) -> Outcome:
+    """Compares the models; says plainly where there is nothing to compare with."""
     model = _original(conversion)
     if conversion.initialised:
         console.print(f"Verified with the checkpoint's own {model.config.num_classes} classes.")
@@ -261,7 +261,7 @@ def _verify(
         if module is None:
             if report_file is not None:
                 console.print(f"{escape(str(report_file))} was not written.")
-            return True
+            return Outcome.NOT_COMPARED
     batches = _pictures(model.config, images)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verifying", total=len(batches))
@@ -289,7 +289,7 @@ def _verify(
         )
     if report_file is not None:
         _write(report_file, result.to_json() + "\n")
-    return result.ok
+    return result.outcome
 
 
 def _unproven(conversion: Conversion, against: str | None) -> dict[str, Any]:

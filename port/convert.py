@@ -28,7 +28,7 @@ _LEAVES: dict[type, dict[str, str]] = {  # what our variables are called over th
     BatchNorm: {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
     LayerNorm: {"scale": "weight", "bias": "bias"},
 }
-Weighted = Conv | BatchNorm | LayerNorm
+"""Those of other modules keep their names, where a table of names does not say otherwise."""
 
 DEEPEST_PREFIX = 3
 """Parts of a name, at most, that a training framework may have put before the network's own."""
@@ -85,6 +85,7 @@ class Entry:
       alias: a second name of theirs, see `Layout.aliases`; None for none.
       shape: ours.
       linear: whether our 1x1 kernel is a linear layer's matrix over there.
+      reshaped: their shape, where it is another one with the same numbers in the same order.
       roll: (axis of ours, channels), see `Layout.rolls`.
     """
 
@@ -93,6 +94,7 @@ class Entry:
     shape: tuple[int, ...]
     alias: str | None = None
     linear: bool = False
+    reshaped: tuple[int, ...] | None = None
     roll: tuple[int, int] | None = None
 
     @property
@@ -102,12 +104,16 @@ class Entry:
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
+        if self.reshaped is not None:
+            return self.reshaped
         if len(self.shape) != 4:
             return self.shape
         h, w, i, o = self.shape
         return (o, i) if self.linear else (o, i, h, w)
 
     def to_flax(self, array: np.ndarray) -> np.ndarray:
+        if self.reshaped is not None:
+            array = array.reshape(self.shape)
         if self.linear:
             array = array[:, :, None, None]
         if array.ndim == 4:
@@ -478,30 +484,33 @@ def entries(
     """
     names, aliases = layout.names(config, place), layout.aliases(config, place)
     rolls, linear = layout.rolls(config), layout.linear(config, place)
-    modules = weighted_modules(model)
-    if nameless := [path for path in modules if path not in names]:
-        raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
-    listed = []
-    for path, module in modules.items():
-        alias = aliases.get(names[path])
-        for leaf, called in _LEAVES[type(module)].items():
-            variable = getattr(module, leaf)
-            if variable is not None:
-                axis = _rolled_axis(module, leaf) if path in rolls else None
-                listed.append(
-                    Entry(
-                        path=f"{path}.{leaf}",
-                        name=f"{names[path]}.{called}",
-                        alias=f"{alias}.{called}" if alias else None,
-                        shape=variable.shape,
-                        linear=leaf == "kernel" and path in linear,
-                        roll=None if axis is None else (axis, rolls[path]),
-                    )
+    reshaped = layout.reshaped(config, place)
+    listed, nameless = [], []
+    for path, module in weighted_modules(model).items():
+        alias = aliases.get(names.get(path))
+        for leaf, called in leaves(module).items():
+            variable = f"{path}.{leaf}"
+            if variable not in names and path not in names:
+                nameless.append(variable)
+                continue
+            axis = _rolled_axis(module, leaf) if path in rolls else None
+            listed.append(
+                Entry(
+                    path=variable,
+                    name=names.get(variable) or f"{names[path]}.{called}",
+                    alias=f"{alias}.{called}" if alias else None,
+                    shape=getattr(module, leaf).shape,
+                    linear=leaf == "kernel" and path in linear,
+                    reshaped=reshaped.get(variable),
+                    roll=None if axis is None else (axis, rolls[path]),
                 )
+            )
+    if nameless:
+        raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
     return listed
 
 
-def _rolled_axis(module: Weighted, leaf: str) -> int | None:
+def _rolled_axis(module: nnx.Module, leaf: str) -> int | None:
     """The axis of a tensor where its module's input channels are.
 
     A depthwise kernel has them on its output axis; a dense convolution's bias has none.
@@ -512,20 +521,26 @@ def _rolled_axis(module: Weighted, leaf: str) -> int | None:
     return 0 if depthwise else None
 
 
-def weighted_modules(model: nnx.Module) -> dict[str, Weighted]:
-    """The modules that own weights, by their paths, in the order of their paths."""
+def weighted_modules(model: nnx.Module) -> dict[str, nnx.Module]:
+    """The modules that own weights themselves, by their paths, in the order of their paths."""
     return {
         ".".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, Weighted)
+        if leaves(module)
     }
+
+
+def leaves(module: nnx.Module) -> dict[str, str]:
+    """A module's own variables, and what PyTorch usually calls each."""
+    own = [n for n, v in vars(module).items() if isinstance(v, nnx.Param | nnx.BatchStat)]
+    usual = _LEAVES.get(type(module), {})
+    return {name: usual.get(name, name) for name in sorted(own, key=[*usual, *own].index)}
 
 
 def _variables(model: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
     for path, module in weighted_modules(model).items():
-        for leaf in _LEAVES[type(module)]:
-            if getattr(module, leaf) is not None:
-                yield f"{path}.{leaf}", getattr(module, leaf)
+        for leaf in leaves(module):
+            yield f"{path}.{leaf}", getattr(module, leaf)
 
 
 def _assign(model: nnx.Module, sources: Mapping[str, tuple[Entry, np.ndarray]]) -> None:

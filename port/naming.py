@@ -6,7 +6,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Name -> shape of every tensor in a checkpoint, wrappers and counters removed."""
 
 Names = dict[str, str]
-"""Path of each of our modules that owns weights -> name of the PyTorch module that owns the same."""
+"""Path of each of our modules that owns weights -> name of the PyTorch module that owns the same.
+
+Where one of our variables is a plain parameter of a larger module over there, its own path stands for it,
+and the name is the tensor's."""
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> Names:

@@ -8,9 +8,10 @@ relative error of 1e-4 in PyTorch too. A mistake is orders of magnitude above th
 """
 
 import dataclasses
+import enum
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,7 +24,7 @@ from deeplab_jax.layers import BatchNorm
 from deeplab_jax.predict import most_likely
 from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.summary import stage_of
-from port.convert import find_layout, model_config, named_layout, weighted_modules
+from port.convert import find_layout, leaves, model_config, named_layout, weighted_modules
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,14 @@ ROUNDING_FACTOR = 10.0
 so that a factor of 2 or 3 occurs; mistakes give factors of thousands."""
 AGREEMENT = 0.9999
 """Share of pixels whose most likely class must be the same: ties within rounding may fall either way."""
+
+
+class Outcome(enum.Enum):
+    """What a verification found."""
+
+    AGREES = "the models agree"
+    DIFFERS = "the models do not agree"
+    NOT_COMPARED = "nothing was compared"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +92,18 @@ class Report:
     assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def outcome(self) -> Outcome:
+        """A report without a layer is of nothing, which is no agreement."""
+        if not self.layers:
+            return Outcome.NOT_COMPARED
+        same = self.agreement is None or self.agreement >= AGREEMENT
+        agrees = same and all(row.agrees for row in self.layers)
+        return Outcome.AGREES if agrees else Outcome.DIFFERS
+
+    @property
     def ok(self) -> bool:
-        return all(row.agrees for row in self.layers) and (
-            self.agreement is None or self.agreement >= AGREEMENT
-        )
+        """Whether layers were compared and all of them agree."""
+        return self.outcome is Outcome.AGREES
 
     @property
     def first_difference(self) -> Row | None:
@@ -141,12 +158,18 @@ def verify(
     state = torch_module.state_dict()
     family = find_layout(_arrays(state)) if layout is None else named_layout(layout)
     place = family.find_place({name: tuple(tensor.shape) for name, tensor in state.items()})
-    names, modules = family.names(config, place), dict(torch_module.named_modules())
+    modules, ours = dict(torch_module.named_modules()), weighted_modules(model)
+    table = family.names(config, place)
+    names = {path: name for path, name in table.items() if path in ours}
     if missing := [name for name in names.values() if name not in modules]:
         raise ValueError(
             f"the torch module has no {', '.join(missing[:10])}: it is not {family.name}'s"
         )
-    if nameless := [path for path in weighted_modules(model) if path not in names]:
+    if nameless := [
+        path
+        for path, part in ours.items()
+        if path not in table and not all(f"{path}.{leaf}" in table for leaf in leaves(part))
+    ]:
         raise ValueError(
             f"the torch module is {family.name}'s, which has nothing like the model's "
             f"{', '.join(nameless[:10])}"
@@ -154,9 +177,10 @@ def verify(
     names = {
         path: names[path] for path in _compared(model, {p: modules[n] for p, n in names.items()})
     }
-    norms = {p for p, part in weighted_modules(model).items() if isinstance(part, BatchNorm)}
+    norms = {p for p, part in ours.items() if isinstance(part, BatchNorm)}
     rolls = {path: n for path, n in family.rolls(config).items() if path in norms}
     batches = [images] if not hasattr(model, "backbone") else [(batch,) for batch in images]
+    channels_last = frozenset(family.channels_last(config, place))
     run_ours = _runner(model, tuple(names))
     worst: dict[str, Row] = {}
     agreeing = pixels = count = 0
@@ -167,7 +191,7 @@ def verify(
             for a in arguments
         )
         ours = run_ours(*arguments)
-        exact, rounded = run_torch(torch_module, arguments, names)
+        exact, rounded = run_torch(torch_module, arguments, names, channels_last)
         for path in (
             rolls.keys() & exact.keys()
         ):  # what a norm gives has its input's order of channels
@@ -193,16 +217,17 @@ def _compared(model: nnx.Module, twins: dict[str, "torch.nn.Module"]) -> list[st
 
     A batch norm whose twin does more (timm's has the activation in it) leaves the row to its convolution.
     """
-    modules = weighted_modules(model)
     compared = []
-    for path, module in modules.items():
+    for path, module in weighted_modules(model).items():
+        if path not in twins:  # a plain parameter of a larger module over there
+            continue
         if isinstance(module, BatchNorm):
             if type(twins[path]).__name__ in ("BatchNorm2d", "SyncBatchNorm"):
                 compared.append(path)
             else:
                 parent, _, leaf = path.rpartition(".")
                 compared.append(f"{parent}.{leaf.replace('bn', 'conv')}")
-        elif module.bias is not None:
+        elif getattr(module, "bias", None) is not None:
             compared.append(path)
     head = getattr(model, "head", None)
     if isinstance(head, ClassifierHead) and head.hidden is not None:
@@ -244,9 +269,16 @@ def _forward(model: nnx.Module, *arguments: jax.Array) -> jax.Array:
 
 
 def run_torch(
-    module: "torch.nn.Module", arguments: tuple[np.ndarray, ...], names: dict[str, str]
+    module: "torch.nn.Module",
+    arguments: tuple[np.ndarray, ...],
+    names: dict[str, str],
+    channels_last: Collection[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The module's outputs by our paths, `[B, h, w, C]`, in float64 and in float32."""
+    """The module's outputs by our paths, `[B, h, w, C]`, in float64 and in float32.
+
+    Args:
+      channels_last: paths of modules whose output is so over there too.
+    """
     import torch
 
     was_training = module.training
@@ -257,7 +289,7 @@ def run_torch(
     with torch.no_grad():
         for dtype in (torch.float32, torch.float64):
             outputs: dict[str, np.ndarray] = {}
-            handles = _listen(module.to(dtype), names, outputs)
+            handles = _listen(module.to(dtype), names, channels_last, outputs)
             try:
                 result = module(*(x.to(dtype) for x in inputs))
             except Exception as error:  # somebody's code may raise anything
@@ -275,12 +307,18 @@ def run_torch(
     return exact, rounded
 
 
-def _listen(module: "torch.nn.Module", names: dict[str, str], outputs: dict[str, np.ndarray]):
+def _listen(
+    module: "torch.nn.Module",
+    names: dict[str, str],
+    channels_last: Collection[str],
+    outputs: dict[str, np.ndarray],
+):
     modules = dict(module.named_modules())
 
     def hook(path: str):
+        read = _array if path in channels_last else _nhwc
         # a copy: an activation that works in place would change it afterwards
-        return lambda _module, _inputs, output: outputs.__setitem__(path, _nhwc(output.clone()))
+        return lambda _module, _inputs, output: outputs.__setitem__(path, read(output.clone()))
 
     return [modules[name].register_forward_hook(hook(path)) for path, name in names.items()]
 
@@ -295,8 +333,12 @@ def _main_output(result, size: tuple[int, int]) -> "torch.Tensor":
     return result[0] if isinstance(result, tuple | list) else result
 
 
+def _array(tensor: "torch.Tensor") -> np.ndarray:
+    return tensor.detach().numpy()
+
+
 def _nhwc(tensor: "torch.Tensor") -> np.ndarray:
-    array = tensor.detach().numpy()
+    array = _array(tensor)
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 

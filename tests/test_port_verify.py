@@ -25,7 +25,7 @@ from references import (
 from torch import nn
 
 from deeplab_jax.preprocessing import Preprocessing
-from port import LAYOUTS, Report, load_torch, verify
+from port import LAYOUTS, Outcome, Report, load_torch, verify
 from port.verify import AGREEMENT, ROUNDING_FACTOR, TOLERANCE, Row, stage_of
 
 SIZE = (2, 48, 80, 3)
@@ -283,6 +283,12 @@ def test_a_report_is_right_when_all_layers_and_nearly_all_classes_agree():
         is bad
     )
     assert Report((good,), 1.0, 1).first_difference is None
+
+
+def test_a_report_of_no_layer_is_no_agreement():
+    report = Report((), None, 0)
+    assert report.outcome is Outcome.NOT_COMPARED
+    assert not report.ok
 
 
 def test_a_stage_has_a_layer_that_disagrees_before_one_that_is_less_exact_but_agrees():

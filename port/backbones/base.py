@@ -47,6 +47,11 @@ class Naming(abc.ABC):
         del config
         return ()
 
+    def reshaped(self, config: Any) -> dict[str, tuple[int, ...]]:
+        """Variables whose tensor has another shape over there, with the same numbers in order."""
+        del config
+        return {}
+
     def channels_last(self, config: Any) -> tuple[str, ...]:
         """The modules whose output has its channels on the last axis over there, `[B, H, W, C]`."""
         del config

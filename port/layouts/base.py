@@ -199,6 +199,15 @@ class Layout(abc.ABC):
         _, naming = place or self.place(config)
         return (*(f"backbone.{path}" for path in naming.linear(config.backbone)), *self.linear_head)
 
+    def reshaped(self, config: Config, place: Place | None = None) -> dict[str, tuple[int, ...]]:
+        """Our variables whose tensor has another shape over there, with the same numbers in order."""
+        if isinstance(config.backbone, FeaturesConfig):
+            return {}
+        _, naming = place or self.place(config)
+        return {
+            f"backbone.{path}": shape for path, shape in naming.reshaped(config.backbone).items()
+        }
+
     def channels_last(self, config: Config, place: Place | None = None) -> tuple[str, ...]:
         """Our modules whose output over there is `[B, H, W, C]`."""
         if isinstance(config.backbone, FeaturesConfig):
