@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import typing
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,7 @@ class ClassifierConfig:
 
 
 HeadConfig = DeepLabV3Config | DeepLabV3PlusConfig | FCNConfig | LRASPPConfig | ClassifierConfig
+HEAD_CONFIGS: tuple[type[HeadConfig], ...] = typing.get_args(HeadConfig)
 
 
 def rates_for(output_stride: int) -> tuple[int, ...]:
@@ -471,17 +473,28 @@ def build_head(
       output_stride: of the high features; it sets ASPP's rates where the config does not. None where it
         is not known, and then the config has to.
       align_corners: corner rule of the heads that resize.
+
+    Raises ValueError where the backbone lacks features that the head reads.
     """
-    resize = {"align_corners": align_corners, "rngs": rngs}
+
+    def width(tap: str) -> int:
+        if tap not in channels:
+            raise ValueError(
+                f"{type(config).__name__} reads the features {tap!r}, and the backbone has only "
+                f"{', '.join(channels)}"
+            )
+        return channels[tap]
+
+    resize: dict[str, Any] = {"align_corners": align_corners, "rngs": rngs}
     match config:
         case DeepLabV3Config():
-            return DeepLabV3Head(channels["high"], num_classes, config, output_stride, rngs=rngs)
+            return DeepLabV3Head(width("high"), num_classes, config, output_stride, rngs=rngs)
         case DeepLabV3PlusConfig():
-            high, low = channels["high"], channels["low"]
+            high, low = width("high"), width("low")
             return DeepLabV3PlusHead(high, low, num_classes, config, output_stride, **resize)
         case FCNConfig():
-            return FCNHead(channels[config.tap], num_classes, config, rngs=rngs)
+            return FCNHead(width(config.tap), num_classes, config, rngs=rngs)
         case LRASPPConfig():
-            return LRASPPHead(channels["high"], channels["mid"], num_classes, config, **resize)
+            return LRASPPHead(width("high"), width("mid"), num_classes, config, **resize)
         case ClassifierConfig():
-            return ClassifierHead(channels["high"], num_classes, config, rngs=rngs)
+            return ClassifierHead(width("high"), num_classes, config, rngs=rngs)

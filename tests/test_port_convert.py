@@ -271,7 +271,7 @@ def test_a_mobilenet_of_no_known_width_is_refused_with_its_channels():
 CLASSIFIERS = {
     "torchvision": ["head.classifier", "aux_head.classifier"],
     "vainf": ["head.decoder.classifier"],
-    "standalone": ["decoder.classifier"],
+    "standalone": ["head.decoder.classifier"],
     "torchvision-classification": ["head.classifier"],
 }
 
@@ -335,7 +335,7 @@ def test_both_classifiers_of_lraspp_start_anew():
 def test_new_classifiers_are_drawn_from_the_seed():
     state = checkpoint("standalone")
     first, again, other = (
-        _tensors(convert(state, num_classes=11, seed=seed).model)["decoder.classifier.kernel"]
+        _tensors(convert(state, num_classes=11, seed=seed).model)["head.decoder.classifier.kernel"]
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
@@ -345,7 +345,7 @@ def test_new_classifiers_are_drawn_from_the_seed():
 def test_the_checkpoints_own_number_of_classes_keeps_its_classifier():
     conversion = convert(checkpoint("standalone"), num_classes=7)
     assert conversion.initialised == ()
-    kernel = _tensors(conversion.model)["decoder.classifier.kernel"]
+    kernel = _tensors(conversion.model)["head.decoder.classifier.kernel"]
     expected = checkpoint("standalone")["decoder.output.3.weight"]
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
 
@@ -547,7 +547,10 @@ def test_a_checkpoint_without_a_classifier_gets_one_of_any_number_of_classes():
     for classes in (21, 11):
         state = {k: v for k, v in checkpoint("standalone").items() if ".output.3." not in k}
         conversion = convert(state, num_classes=classes)
-        assert conversion.initialised == ("decoder.classifier.kernel", "decoder.classifier.bias")
+        assert conversion.initialised == (
+            "head.decoder.classifier.kernel",
+            "head.decoder.classifier.bias",
+        )
         assert conversion.model.config.num_classes == classes
 
 

@@ -20,6 +20,7 @@ from deeplab_jax.backbones.dilation import (
     check_output_stride,
     dilate,
 )
+from deeplab_jax.backbones.registry import register_backbone
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 BLOCKS = {
@@ -70,7 +71,7 @@ class ResNetConfig:
         return ResNet(self, rngs=rngs)
 
 
-class ResNet(Backbone):
+class ResNet(Backbone[ResNetConfig]):
     """Images `[B, H, W, in_channels]` -> features.
 
     The features are low (layer1, stride 4), mid (layer2, stride 8), aux (layer3) and high (layer4,
@@ -251,3 +252,6 @@ class Bottleneck(nnx.Module):
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         return jax.nn.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+register_backbone(ResNetConfig, presets={f"resnet{depth}": ResNetConfig(depth) for depth in BLOCKS})
