@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.model import SegmentationModel, build, named_variables, require_config, with_values
+from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
@@ -70,7 +70,7 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
 def _check_loadable(model: SegmentationModel) -> None:
     """Raises ModelError where `load` would refuse what `save` writes."""
     try:
-        config = require_config(model)
+        config = model.config
     except ValueError as error:
         raise ModelError(str(error)) from error
     try:
@@ -160,7 +160,7 @@ def _digest(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str:
     for name, array in sorted(weights.items()):
         array = np.ascontiguousarray(array)
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()
 
 
@@ -214,7 +214,7 @@ def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) 
 def _write_folder(model: SegmentationModel, folder: Path) -> None:
     folder.mkdir()
     weights = _weights(model)
-    header = _header(require_config(model)) | {DIGEST: _digest(weights)}
+    header = _header(model.config) | {DIGEST: _digest(weights)}
     (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
     with _orbax() as checkpointer:
         checkpointer.save((folder / WEIGHTS).absolute(), weights)
@@ -273,7 +273,7 @@ def _write_file(model: SegmentationModel, file: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(array) for name, array in _weights(model).items()}
-    header = json.dumps(_header(require_config(model)))
+    header = json.dumps(_header(model.config))
     save_file(arrays, file, metadata={HEADER: header, DIGEST: _digest(arrays, header)})
 
 

@@ -208,7 +208,7 @@ def _decode(value: Any, hint: Any) -> Any:
     """JSON has no tuples, and does not say which dataclass a dict is."""
     if isinstance(value, Mapping):
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        configs = [option for option in options if dataclasses.is_dataclass(option)]
+        configs: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
         if not configs:
             raise ValueError(f"a plain value is expected where {dict(value)} stands")
         if "kind" not in value and len([o for o in options if o is not types.NoneType]) > 1:

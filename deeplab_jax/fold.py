@@ -53,8 +53,8 @@ def fold_batch_norm(model: ModuleT) -> ModuleT:
 
 
 def _conv_before(parent: nnx.Module, norm: str) -> Conv | None:
-    names = (norm.removesuffix("_bn"), norm.replace("bn", "conv"), norm.replace("bn", "pointwise"))
+    names = [norm.removesuffix("_bn"), norm.replace("bn", "conv"), norm.replace("bn", "pointwise")]
     if (declared := getattr(parent, "norm_follows", None)) is not None:
-        names = (declared[norm],) if norm in declared else ()
+        names = [declared[norm]] if norm in declared else []
     convs = (getattr(parent, name, None) for name in names)
     return next((conv for conv in convs if isinstance(conv, Conv)), None)

@@ -83,12 +83,13 @@ class Constant:
         return np.full(shape, self.value, np.float32)
 
 
-def check_rngs(rngs: nnx.Rngs | None) -> None:
-    """Raises TypeError, saying what to write, for a seed in place of `nnx.Rngs`, or for none."""
+def check_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
+    """The same. Raises TypeError, saying what to write, for a seed in place of `nnx.Rngs`, or none."""
     if rngs is None or isinstance(rngs, int):
         seed = rngs or 0
         got = "" if rngs is None else f", got {rngs}"
         raise TypeError(f"random weights need rngs=nnx.Rngs({seed}) (from flax import nnx){got}")
+    return rngs
 
 
 class Conv(nnx.Module):

@@ -16,8 +16,11 @@ from deeplab_jax.heads import (
     ASPP,
     Decoder,
     DeepLabV3Config,
+    DeepLabV3Head,
     DeepLabV3PlusConfig,
+    DeepLabV3PlusHead,
     FCNConfig,
+    Head,
     HeadConfig,
     build_head,
 )
@@ -42,13 +45,7 @@ class SegmentationModel(nnx.Module):
       align_corners: corner rule of every resize.
       dtype: what the convolutions compute in; batch norm, parameters and logits stay float32.
       rngs: `nnx.Rngs(seed)`, for the heads' weights.
-
-    Attributes:
-      config: what `create`, `build`, `load` and `load_torch` made it from, and what a model folder keeps;
-        None for a model built by hand, until you set it.
     """
-
-    config: Config | None
 
     def __init__(
         self,
@@ -67,20 +64,37 @@ class SegmentationModel(nnx.Module):
                 f"{backbone!r}; `create` makes models by name or of a Config"
             )
         check_rngs(rngs)
-        self.config = None
+        self._config: Config | None = None
         self.align_corners = align_corners
         self.dtype = jnp.dtype(dtype)
         self.backbone_frozen = False
         self.backbone = backbone
-        options = {
+        options: dict[str, Any] = {
             "output_stride": getattr(backbone, "output_stride", None),
             "align_corners": align_corners,
             "rngs": rngs,
         }
-        self.head = build_head(head, backbone.channels, num_classes, **options)
-        self.aux_head = (
+        self.head: Head = build_head(head, backbone.channels, num_classes, **options)
+        self.aux_head: Head | None = (
             build_head(aux_head, backbone.channels, num_classes, **options) if aux_head else None
         )
+
+    @property
+    def config(self) -> Config:
+        """What the model was made of, and what a model folder keeps.
+
+        Raises ValueError for a model built by hand, until it is set.
+        """
+        if self._config is None:
+            raise ValueError(
+                "the model has no config; make it with create, load or load_torch, or set model.config to "
+                "the Config that describes it"
+            )
+        return self._config
+
+    @config.setter
+    def config(self, config: Config) -> None:
+        self._config = config
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Normalised images `[B, H, W, C]` -> float32 logits `[B, H, W, classes]`, any H and W.
@@ -90,7 +104,8 @@ class SegmentationModel(nnx.Module):
           rngs: for dropout and stochastic depth, in training only: `nnx.Rngs(dropout=key)`.
         """
         logits = self._head(self.head, self.features(images, rngs=rngs), rngs)
-        return self.resize(logits, images.shape[1:3])
+        _, rows, columns, _ = images.shape
+        return self.resize(logits, (rows, columns))
 
     def with_aux(
         self, images: jax.Array, *, rngs: nnx.Rngs | None = None
@@ -118,9 +133,7 @@ class SegmentationModel(nnx.Module):
         aux = None if self.aux_head is None else self._head(self.aux_head, features, rngs)
         return self._head(self.head, features, rngs), aux
 
-    def _head(
-        self, head: nnx.Module, features: dict[str, jax.Array], rngs: nnx.Rngs | None
-    ) -> jax.Array:
+    def _head(self, head: Head, features: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
         return head(*(features[name] for name in head.taps), rngs=rngs)
 
     def _check_images(self, images: jax.Array) -> None:
@@ -175,6 +188,10 @@ class Features(nnx.Module):
     def __init__(self, config: FeaturesConfig):
         self.config = config
 
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        """Raises TypeError: of images there are no features here."""
+        raise TypeError("this model has no backbone: it is called with features")
+
     @property
     def channels(self) -> dict[str, int]:
         """Channels of the features that the model is called with."""
@@ -196,7 +213,8 @@ class FeaturesModel(SegmentationModel):
     """
 
     def __init__(self, features: FeaturesConfig, num_classes: int = 21, **options: Any):
-        super().__init__(Features(features), num_classes, **options)
+        backbone: Any = Features(features)
+        super().__init__(backbone, num_classes, **options)
 
     def __call__(
         self, high: jax.Array, low: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
@@ -231,11 +249,15 @@ class FeaturesModel(SegmentationModel):
     @property
     def aspp(self) -> ASPP:
         """The head's ASPP; AttributeError where it has none."""
+        if not isinstance(self.head, DeepLabV3Head | DeepLabV3PlusHead):
+            raise AttributeError(f"{type(self.head).__name__} has no aspp")
         return self.head.aspp
 
     @property
     def decoder(self) -> Decoder:
         """The head's decoder; AttributeError where it has none."""
+        if not isinstance(self.head, DeepLabV3PlusHead):
+            raise AttributeError(f"{type(self.head).__name__} has no decoder")
         return self.head.decoder
 
 
@@ -269,7 +291,7 @@ def create(
     config = named_config(preset) if isinstance(preset, str) else preset
     if not isinstance(config, Config):
         raise TypeError(f"create takes a preset's name or a Config, got {preset!r}")
-    check_rngs(rngs)
+    rngs = check_rngs(rngs)
     given = {"num_classes": num_classes, "output_stride": output_stride}
     fields |= {name: value for name, value in given.items() if value is not None}
     config = config.override(**fields)
@@ -311,11 +333,12 @@ def _make(config: Config, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> Segmen
             f"{type(config.backbone).__name__}.build must give a deeplab_jax.Backbone, got "
             f"{type(backbone).__name__}"
         )
-    model_type: type[SegmentationModel] = {
-        DeepLabV3Config: DeepLabV3,
-        DeepLabV3PlusConfig: DeepLabV3Plus,
-    }.get(type(config.head), SegmentationModel)
-    return model_type(backbone, config.num_classes, **options)
+    match config.head:
+        case DeepLabV3Config():
+            return DeepLabV3(backbone, config.num_classes, **options)
+        case DeepLabV3PlusConfig():
+            return DeepLabV3Plus(backbone, config.num_classes, **options)
+    return SegmentationModel(backbone, config.num_classes, **options)
 
 
 def fill(model: ModuleT, rngs: nnx.Rngs) -> ModuleT:
@@ -335,7 +358,7 @@ def fill(model: ModuleT, rngs: nnx.Rngs) -> ModuleT:
     return nnx.merge(graphdef, jax.device_put(state))
 
 
-# ---------------------------------------------------------------------------- variables and config
+# ---------------------------------------------------------------------------- variables
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
@@ -358,19 +381,8 @@ def with_values(model: ModuleT, values: Mapping[str, jax.Array]) -> ModuleT:
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _name(path: tuple[str | int, ...]) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
-
-
-def require_config(model: nnx.Module) -> Config:
-    """The model's config. Raises ValueError for one built by hand that has none."""
-    config = model.config if isinstance(model, SegmentationModel) else None
-    if config is None:
-        raise ValueError(
-            "the model has no config; make it with create, load or load_torch, or set model.config to the "
-            "Config that describes it"
-        )
-    return config
 
 
 # ---------------------------------------------------------------------------- freezing

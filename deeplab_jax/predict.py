@@ -89,14 +89,9 @@ def predict(
 
 
 def config_of(model: SegmentationModel) -> Config:
-    """The model's config; ValueError if it has none, or is called with features instead of images."""
+    """The model's config; ValueError where it has none, or is called with features, not images."""
     if isinstance(model, FeaturesModel):
         raise ValueError("prediction needs a whole model; this one is a head without a backbone")
-    if model.config is None:
-        raise ValueError(
-            "prediction needs model.config to know the classes and the preprocessing, and this "
-            "model has none; set it to a `Config`"
-        )
     return model.config
 
 
@@ -142,7 +137,8 @@ def segment(model: SegmentationModel, pixels: jax.Array, looks: Sequence[Look]) 
     if len(looks) == 1:
         ids = most_likely(logits[0])
     else:
-        ids = most_likely(sum(map(_probabilities, logits)), threshold=0.5 * len(looks))
+        total = functools.reduce(jnp.add, map(_probabilities, logits))
+        ids = most_likely(total, threshold=0.5 * len(looks))
     return ids.astype(jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16)
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from deeplab_jax.heads import ASPP
 from deeplab_jax.layers import Conv, SeparableConvNormAct
-from deeplab_jax.model import FeaturesModel, SegmentationModel, require_config
+from deeplab_jax.model import SegmentationModel
 from deeplab_jax.ops import receptive_field
 
 
@@ -58,9 +58,9 @@ def summarize(model: SegmentationModel, size: tuple[int, int] = (513, 513)) -> l
     The auxiliary head is counted, as in training. Raises ValueError for a model without a backbone, and
     for one without a config.
     """
-    if isinstance(model, FeaturesModel):
+    if (channels := model.config.in_channels) is None:
         raise ValueError("a summary needs a whole model; this one is a head without a backbone")
-    outputs = _output_shapes(model, (1, *size, require_config(model).backbone.in_channels))
+    outputs = _output_shapes(model, (1, *size, channels))
     fields = _receptive_fields(model)
     stages: dict[str, Row] = {}
     for path, module in nnx.iter_modules(model):
@@ -88,8 +88,19 @@ def summarize(model: SegmentationModel, size: tuple[int, int] = (513, 513)) -> l
     return sorted(stages.values(), key=lambda row: _order(row.stage, spatial))
 
 
-HEAD_ORDER = ("aspp.branches", "aspp.pool", "aspp.project", "refine", "cbr", "scale", "conv")
-HEAD_ORDER += ("decoder.low", "decoder.convs", "hidden")
+HEAD_ORDER = (
+    "aspp.branches",
+    "aspp.pool",
+    "aspp.project",
+    "refine",
+    "cbr",
+    "scale",
+    "conv",
+    "decoder.low",
+    "decoder.convs",
+    "hidden",
+)
+"""The parts of heads, as they begin, in the order in which features pass; the rest comes last."""
 
 
 def _order(stage: str, spatial: list[str]) -> tuple[int, int, int, str]:
@@ -139,16 +150,15 @@ def _output_shapes(model: SegmentationModel, images: tuple[int, ...]) -> dict[st
 
 def _receptive_fields(model: SegmentationModel) -> dict[str, int | None]:
     """Of the backbone's stages, and of ASPP's branches behind it."""
-    layers = [(f"backbone.{path}", *rest) for path, *rest in model.backbone.spatial_layers()]
+    layers = list(model.backbone.spatial_layers())
+    steps = [(layer.kernel_size, layer.stride, layer.dilation) for layer in layers]
     fields: dict[str, int | None] = {
-        stage_of(path): receptive_field(layer[1:] for layer in layers[: i + 1])
-        for i, (path, *_) in enumerate(layers)
+        stage_of(f"backbone.{layer.path}"): receptive_field(steps[: i + 1])
+        for i, layer in enumerate(layers)
     }
     if isinstance(aspp := getattr(model.head, "aspp", None), ASPP):
-        backbone = [layer[1:] for layer in layers]
         for i, branch in enumerate(aspp.branches):
-            separable = isinstance(branch, SeparableConvNormAct)
-            conv = branch.depthwise if separable else branch.conv
+            conv = branch.depthwise if isinstance(branch, SeparableConvNormAct) else branch.conv
             own = (conv.kernel.shape[0], 1, conv.dilation)
-            fields[f"head.aspp.branches.{i}"] = receptive_field([*backbone, own])
+            fields[f"head.aspp.branches.{i}"] = receptive_field([*steps, own])
     return fields

@@ -16,7 +16,7 @@ from flax import nnx
 
 from deeplab_jax.config import Config
 from deeplab_jax.layers import BatchNorm, Conv, LayerNorm
-from deeplab_jax.model import SegmentationModel, build, create, require_config
+from deeplab_jax.model import SegmentationModel, build, create
 from port.layouts import LAYOUTS, Layout
 from port.read import SETTINGS_FILE, CheckpointError, read
 
@@ -409,7 +409,7 @@ def to_torch(model: SegmentationModel, layout: str) -> "dict[str, torch.Tensor]"
     import torch
 
     family = named_layout(layout)
-    config = require_config(model)
+    config = model.config
     try:
         listed = entries(model, family, config)
         _check_expressible(family, config, listed)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from deeplab_jax.heads import ClassifierHead
 from deeplab_jax.layers import BatchNorm
-from deeplab_jax.model import FeaturesModel, SegmentationModel, require_config
+from deeplab_jax.model import FeaturesModel, SegmentationModel
 from deeplab_jax.predict import most_likely
 from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.summary import stage_of
@@ -138,7 +138,7 @@ def verify(
     Raises:
       ValueError: when the module's names are not those of the layout, or the layout has none for ours.
     """
-    config = require_config(model)
+    config = model.config
     state = torch_module.state_dict()
     family = find_layout(_arrays(state)) if layout is None else named_layout(layout)
     names, modules = family.names(config), dict(torch_module.named_modules())

@@ -439,7 +439,10 @@ def test_a_backbone_of_a_few_lines_is_enough():
     model = DeepLabV3(
         Backbone(rngs=rngs), CLASSES, head=DeepLabV3Config(rates=(), channels=4), rngs=rngs
     )
-    assert model.config is None
+    with pytest.raises(
+        ValueError, match=r"has no config; make it with create, .* or set model.config"
+    ):
+        _ = model.config
     run = nnx.jit(lambda model, x: model(x, rngs=nnx.Rngs(dropout=0)))
     assert run(model, images(2, 17, 33, 3)).shape == (2, 17, 33, CLASSES)
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import segmentation
 
+from deeplab_jax import DeepLabV3, ResNet, ResNetConfig
 from deeplab_jax.heads import FCNConfig
 from deeplab_jax.model import create
 from port import LAYOUTS, CheckpointError, load_torch, to_torch
@@ -511,10 +512,9 @@ def test_a_trained_head_on_other_classes_goes_back():
 
 
 def test_a_model_without_a_config_is_refused():
-    class Mine(nnx.Module):
-        pass
-
-    assert "the model has no config" in unexportable(Mine(), "torchvision")
+    rngs = nnx.Rngs(0)
+    by_hand = DeepLabV3(ResNet(ResNetConfig(18), rngs=rngs), rngs=rngs)
+    assert "the model has no config" in unexportable(by_hand, "torchvision")
 
 
 def test_a_model_born_here_runs_in_torchvision():

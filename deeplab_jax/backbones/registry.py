@@ -5,7 +5,7 @@ Each family registers itself at the end of its own file, and so can a backbone o
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from deeplab_jax.backbones.base import BackboneConfig
 from deeplab_jax.heads import (
@@ -92,7 +92,7 @@ def _problems(config: type[BackboneConfig], presets: Mapping[str, BackboneConfig
     if not isinstance(kind := getattr(config, "kind", None), str):
         yield 'it must have a name for its kind: kind: ClassVar[str] = "mynet"'
         return
-    fields = {field.name for field in dataclasses.fields(config)}
+    fields = {field.name for field in dataclasses.fields(cast(Any, config))}
     for name in ("output_stride", "in_channels", "build"):
         if name not in fields and not hasattr(config, name):
             yield f"it must have {name}, see deeplab_jax.BackboneConfig"

@@ -23,7 +23,8 @@ from deeplab_jax.backbones.dilation import (
 from deeplab_jax.backbones.registry import register_backbone
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
-BLOCKS = {
+Depth = Literal[18, 34, 50, 101, 152]
+BLOCKS: dict[Depth, tuple[int, ...]] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -51,7 +52,7 @@ class ResNetConfig:
     """
 
     kind: ClassVar[str] = "resnet"
-    depth: Literal[18, 34, 50, 101, 152] = 50
+    depth: Depth = 50
     output_stride: OutputStride = 16
     first_block_dilation: FirstBlockDilation = "previous"
     multi_grid: tuple[int, ...] = ()
@@ -93,7 +94,7 @@ class ResNet(Backbone[ResNetConfig]):
             )
         stages, channels = [], 64
         for blocks in _plan(config):
-            stage = nnx.List()
+            stage: nnx.List[BasicBlock | Bottleneck] = nnx.List()
             for width, stride, dilation, second in blocks:
                 rates = {"dilation": dilation}
                 if block_type is BasicBlock:
