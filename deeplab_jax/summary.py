@@ -12,6 +12,8 @@ from deeplab_jax.layers import Conv, SeparableConvNormAct
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.ops import receptive_field
 
+STEM = "backbone.stem"
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -42,7 +44,7 @@ def stage_of(path: str) -> str:
     """
     parts = path.split(".")
     if parts[0] == "backbone" and parts[1] in ("conv1", "bn1", "stem"):
-        return "backbone.stem"
+        return STEM
     for group in ("blocks", "branches", "convs"):  # lists whose members are stages of their own
         if group in parts:
             return ".".join(parts[: parts.index(group) + 2])
@@ -106,7 +108,9 @@ HEAD_ORDER = (
 def _order(stage: str, spatial: list[str]) -> tuple[int, int, int, str]:
     """The order in which images pass: a backbone's by its spatial layers, a head's by its parts."""
     place, _, rest = stage.partition(".")
-    if place == "backbone":
+    if stage == STEM:
+        order = -1
+    elif place == "backbone":
         order = spatial.index(stage) if stage in spatial else len(spatial)
     else:
         starts = (i for i, prefix in enumerate(HEAD_ORDER) if rest.startswith(prefix))

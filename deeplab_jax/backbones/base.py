@@ -49,8 +49,8 @@ class Backbone(nnx.Module, Generic[ConfigT]):
     Names have meaning in a few places:
 
     - `summarize` has a row for each part of the backbone, named as the attribute is. Parts called `stem`,
-      `conv1` and `bn1` are the row `stem`, and each member of a list called `blocks` is a row. Rows are
-      in the order of `spatial_layers`, what that does not have comes last.
+      `conv1` and `bn1` are the row `stem`, and each member of a list called `blocks` is a row. The stem
+      comes first, then the order is that of `spatial_layers`, and what those do not have comes last.
     - `fold_batch_norm` multiplies a batch norm into the convolution that it follows by name, or by
       `norm_follows` of the module that both are attributes of.
 
