@@ -1,25 +1,7 @@
 """DeepLabv3 and v3+ in JAX and Flax: models, parts to build your own, and prediction."""
 
-from deeplab_jax.backbones import (
-    DRN,
-    DRNConfig,
-    EfficientNetLite,
-    EfficientNetLiteConfig,
-    HRNet,
-    HRNetConfig,
-    MobileNetV2,
-    MobileNetV2Config,
-    MobileNetV3,
-    MobileNetV3Config,
-    MobileViT,
-    MobileViTConfig,
-    OriginalXception,
-    OriginalXceptionConfig,
-    ResNet,
-    ResNetConfig,
-    Xception,
-    XceptionConfig,
-)
+from deeplab_jax import backbones
+from deeplab_jax.backbones import *  # noqa: F403 - each family is exported where it is listed
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.fold import fold_batch_norm
@@ -39,28 +21,29 @@ from deeplab_jax.heads import (
 )
 from deeplab_jax.memory import keep_memory
 from deeplab_jax.model import (
-    PRESETS,
     DeepLabV3,
     DeepLabV3Plus,
+    FeaturesModel,
     SegmentationModel,
     build,
     create,
     freeze_backbone,
     freeze_batch_norm,
     group_batch_norm,
+    named_variables,
+    with_values,
 )
 from deeplab_jax.ops import compiler_options, output_size, receptive_field, resize_bilinear
 from deeplab_jax.predict import predict
 from deeplab_jax.preprocessing import Preprocessing, normalize
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.summary import summarize
 
 __all__ = [
     "ASPP",
-    "DRN",
     "PRESETS",
     "ClassifierConfig",
     "Config",
-    "DRNConfig",
     "Decoder",
     "DeepLabV3",
     "DeepLabV3Config",
@@ -68,30 +51,15 @@ __all__ = [
     "DeepLabV3Plus",
     "DeepLabV3PlusConfig",
     "DeepLabV3PlusHead",
-    "EfficientNetLite",
-    "EfficientNetLiteConfig",
     "FCNConfig",
     "FCNHead",
     "FeaturesConfig",
-    "HRNet",
-    "HRNetConfig",
+    "FeaturesModel",
     "LRASPPConfig",
     "LRASPPHead",
-    "MobileNetV2",
-    "MobileNetV2Config",
-    "MobileNetV3",
-    "MobileNetV3Config",
-    "MobileViT",
-    "MobileViTConfig",
     "ModelError",
-    "OriginalXception",
-    "OriginalXceptionConfig",
     "Preprocessing",
-    "ResNet",
-    "ResNetConfig",
     "SegmentationModel",
-    "Xception",
-    "XceptionConfig",
     "build",
     "compiler_options",
     "create",
@@ -101,6 +69,7 @@ __all__ = [
     "group_batch_norm",
     "keep_memory",
     "load",
+    "named_variables",
     "normalize",
     "output_size",
     "predict",
@@ -109,4 +78,6 @@ __all__ = [
     "resize_bilinear",
     "save",
     "summarize",
+    "with_values",
 ]
+__all__ += backbones.__all__

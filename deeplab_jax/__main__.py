@@ -1,5 +1,6 @@
 """The command `deeplab`: predict, list, summary."""
 
+import difflib
 import logging
 from importlib import resources
 from pathlib import Path
@@ -11,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab_jax.checkpoint import ModelError, load
-from deeplab_jax.command import BAD_USE, keep_compiled_programs, run
+from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, run
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
-from deeplab_jax.model import PRESETS, build
+from deeplab_jax.model import build
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.summary import summarize
 
 DEMO_IMAGES = ("chelsea.png", "coffee.png")  # photographs that scikit-image ships
@@ -104,7 +106,11 @@ def summary(
     elif Path(model).exists():
         network = load(model)
     else:
-        raise ModelError(f"{model} is neither a preset (see `deeplab list`) nor a model folder")
+        near = " or ".join(difflib.get_close_matches(model, PRESETS, n=3))
+        hint = f"; did you mean {near}?" if near else ""
+        raise ModelError(
+            f"{model} is neither a preset (see `deeplab list`) nor a model folder{hint}"
+        )
     rows = summarize(network, size)
     table = Table("stage", "output", box=None)
     for column in ("receptive field", "parameters", "multiply-adds"):
@@ -139,7 +145,7 @@ def main() -> None:
         lambda: tyro.extras.subcommand_cli_from_dict(
             {"predict": predict, "list": list_presets, "summary": summary},
             prog="deeplab",
-            description="DeepLabv3 and v3+ in JAX and Flax.",
+            description=f"DeepLabv3 and v3+ in JAX and Flax. {PLUGIN_HELP}",
         )
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.model import build, named_variables, with_values
+from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
@@ -32,8 +32,10 @@ class ModelError(ValueError):
     """A path that is no model, or not one that this version can read; the message says what to do."""
 
 
-def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
     """Writes a model that has a config: a file where the name ends in .safetensors, else a folder.
+
+    A model with a backbone of your own is saved once that is registered, see `register_backbone`.
 
     Args:
       path: its parent is made where it does not exist.
@@ -43,8 +45,6 @@ def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False)
       ModelError: when something is there that may not be replaced, or `load` could not read the model.
     """
     path = Path(path)
-    if getattr(model, "config", None) is None:
-        raise ModelError("the model has no config; make it with create, load or load_torch")
     _check_loadable(model)
     check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +67,12 @@ def save(model: nnx.Module, path: str | os.PathLike, *, overwrite: bool = False)
     return path
 
 
-def _check_loadable(model: nnx.Module) -> None:
+def _check_loadable(model: SegmentationModel) -> None:
     """Raises ModelError where `load` would refuse what `save` writes."""
-    config = model.config
+    try:
+        config = model.config
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     try:
         again = from_dict(json.loads(json.dumps(to_dict(config))))
     except (TypeError, ValueError) as error:
@@ -104,7 +107,9 @@ def check_parent(path: Path) -> None:
         raise ModelError(f"{path} cannot be made: {nearest} is not a folder that you may write to")
 
 
-def load(path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32) -> nnx.Module:
+def load(
+    path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32
+) -> SegmentationModel:
     """The model at `path`, a folder or a .safetensors file, in eval mode.
 
     Args:
@@ -145,7 +150,7 @@ def _is_model(path: Path) -> bool:
         return False
 
 
-def _weights(model: nnx.Module) -> dict[str, jax.Array]:
+def _weights(model: SegmentationModel) -> dict[str, jax.Array]:
     return {name: variable[...] for name, variable in named_variables(model).items()}
 
 
@@ -155,7 +160,7 @@ def _digest(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str:
     for name, array in sorted(weights.items()):
         array = np.ascontiguousarray(array)
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()
 
 
@@ -206,7 +211,7 @@ def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) 
 # ---------------------------------------------------------------------------- Orbax
 
 
-def _write_folder(model: nnx.Module, folder: Path) -> None:
+def _write_folder(model: SegmentationModel, folder: Path) -> None:
     folder.mkdir()
     weights = _weights(model)
     header = _header(model.config) | {DIGEST: _digest(weights)}
@@ -264,7 +269,7 @@ def why_unreadable(error: Exception) -> Exception | None:
 # ---------------------------------------------------------------------------- safetensors
 
 
-def _write_file(model: nnx.Module, file: Path) -> None:
+def _write_file(model: SegmentationModel, file: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(array) for name, array in _weights(model).items()}

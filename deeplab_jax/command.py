@@ -1,7 +1,10 @@
 """What the command lines of the three packages share."""
 
+import importlib
 import sys
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -13,21 +16,63 @@ from deeplab_jax.memory import keep_memory
 from deeplab_jax.ops import has_onednn
 
 BAD_USE = 2
+PLUGINS = "deeplab_jax.plugins"
+"""The group of entry points whose modules every command imports."""
+PLUGIN_HELP = (
+    "With --plugin MODULE the command imports a module of yours first, which may register backbones "
+    "(deeplab_jax.register_backbone); it is looked for in the current folder too."
+)
 
 
 def run(command: Callable[[], int]) -> NoReturn:
     """Exits with the command's status; with 2 and a message, no traceback, where its input is bad.
 
     All errors that a user can cause are ValueErrors and OSErrors with the way out in their message.
+    Plugins are imported before the command runs, so that it knows the presets that they register.
     """
     keep_memory()
     try:
+        import_plugins()
         status = command()
     except (ValueError, OSError) as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print(f"[red]error[/]: {escape(str(error))}")
         status = BAD_USE
     sys.exit(status)
+
+
+def import_plugins() -> None:
+    """Imports the modules that `--plugin MODULE` names, and takes these options off `sys.argv`.
+
+    Those that installed packages name as entry points of the group `deeplab_jax.plugins` come first.
+
+    Raises ValueError where one cannot be imported.
+    """
+    for entry_point in metadata.entry_points(group=PLUGINS):
+        _import(entry_point.module, f"the plugin {entry_point.name} ({entry_point.module})")
+    arguments, kept = iter(sys.argv), []
+    for argument in arguments:
+        option, equals, module = argument.partition("=")
+        if option != "--plugin":
+            kept.append(argument)
+            continue
+        module = module if equals else next(arguments, "")
+        if not module or module.startswith("-"):
+            raise ValueError(f"--plugin takes the name of a module, got {module!r}")
+        if (folder := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, folder)
+        _import(module, f"--plugin {module}")
+    sys.argv = kept
+
+
+def _import(module: str, what: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # somebody's code may raise anything
+        raise ValueError(
+            f"{what} cannot be imported: {type(error).__name__}: {error}. It must be a module's name "
+            "(my_backbone, not my_backbone.py), in the current folder or installed"
+        ) from error
 
 
 def keep_compiled_programs(*, unless_slower: bool = False) -> None:

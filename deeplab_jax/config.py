@@ -6,26 +6,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from deeplab_jax.backbones import (
-    BackboneConfig,
-    DRNConfig,
-    EfficientNetLiteConfig,
-    HRNetConfig,
-    MobileNetV2Config,
-    MobileNetV3Config,
-    MobileViTConfig,
-    OriginalXceptionConfig,
-    ResNetConfig,
-    XceptionConfig,
-)
-from deeplab_jax.heads import (
-    ClassifierConfig,
-    DeepLabV3Config,
-    DeepLabV3PlusConfig,
-    FCNConfig,
-    HeadConfig,
-    LRASPPConfig,
-)
+import numpy as np
+
+from deeplab_jax.backbones.base import BackboneConfig
+from deeplab_jax.backbones.registry import FEATURES, families
+from deeplab_jax.heads import HEAD_CONFIGS, FCNConfig, HeadConfig
 from deeplab_jax.preprocessing import Preprocessing
 
 
@@ -38,7 +23,7 @@ class FeaturesConfig:
       output_stride: of the backbone that they come from; it sets ASPP's rates.
     """
 
-    kind: ClassVar[str] = "features"
+    kind: ClassVar[str] = FEATURES
     high: int = 2048
     low: int = 256
     output_stride: int = 16
@@ -49,7 +34,7 @@ class Config:
     """A segmentation model.
 
     Attributes:
-      backbone: the dilated classification network.
+      backbone: the dilated classification network, or features in place of one.
       head: what makes logits of its features.
       num_classes: channels of the logits.
       aux_head: a second head for training, on features at stride 16 as a rule; None for none.
@@ -72,11 +57,39 @@ class Config:
     activation: Literal["softmax", "sigmoid"] | None = None
 
     def __post_init__(self):
+        self._check_parts()
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        self._settle("num_classes", int(self.num_classes))
         self._settle("activation", self._fitting_activation())
         self._settle("class_names", self._fitting_names())
         self._settle("preprocessing", self._fitting_preprocessing())
+
+    @property
+    def in_channels(self) -> int | None:
+        """Channels of the images; None for a model that is called with features."""
+        return None if isinstance(self.backbone, FeaturesConfig) else self.backbone.in_channels
+
+    def _check_parts(self) -> None:
+        problems = []
+        if not hasattr(self.backbone, "kind") or isinstance(self.backbone, HEAD_CONFIGS):
+            problems.append(
+                f"backbone must be a backbone's config, such as ResNetConfig(50), got {self.backbone!r}"
+            )
+        if not isinstance(self.head, HEAD_CONFIGS):
+            problems.append(
+                f"head must be a head's config, such as DeepLabV3PlusConfig(), got {self.head!r}"
+            )
+        if not isinstance(self.aux_head, FCNConfig | None):
+            problems.append(f"aux_head must be a FCNConfig or None, got {self.aux_head!r}")
+        if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int | np.integer):
+            problems.append(f"num_classes must be a whole number, got {self.num_classes!r}")
+        if isinstance(self.class_names, str):
+            problems.append(
+                f"class_names must be a tuple with a name for each class, got {self.class_names!r}"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
 
     def _settle(self, field: str, value: Any) -> None:
         object.__setattr__(self, field, value)  # a frozen dataclass has no other way
@@ -107,7 +120,7 @@ class Config:
         return names
 
     def _fitting_preprocessing(self) -> Preprocessing:
-        given, channels = self.preprocessing, getattr(self.backbone, "in_channels", None)
+        given, channels = self.preprocessing, self.in_channels
         if channels is None or channels == len(given.mean):
             return given
         if (given.mean, given.std) != (Preprocessing.mean, Preprocessing.std):
@@ -149,26 +162,12 @@ def mask_classes(num_classes: int) -> int:
 
 # ---------------------------------------------------------------------------- JSON
 
-_KINDS: dict[str, type] = {
-    kind.kind: kind
-    for kind in (
-        ResNetConfig,
-        MobileNetV2Config,
-        MobileNetV3Config,
-        EfficientNetLiteConfig,
-        MobileViTConfig,
-        HRNetConfig,
-        DRNConfig,
-        XceptionConfig,
-        OriginalXceptionConfig,
-        FeaturesConfig,
-        DeepLabV3Config,
-        DeepLabV3PlusConfig,
-        FCNConfig,
-        LRASPPConfig,
-        ClassifierConfig,
-    )
-}
+
+def kinds() -> dict[str, type]:
+    """The parts that a config can have, by their `kind`: registered backbones, features, heads."""
+    backbones = {kind: family.config for kind, family in families().items()}
+    others = {config.kind: config for config in (FeaturesConfig, *HEAD_CONFIGS)}
+    return backbones | others
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -187,9 +186,14 @@ def from_dict(data: Mapping[str, Any], config_type: type = Config) -> Any:
     """
     data = dict(data)
     if (kind := data.pop("kind", None)) is not None:
-        if kind not in _KINDS:
-            raise ValueError(f"kind must be one of {', '.join(sorted(_KINDS))}, got {kind!r}")
-        config_type = _KINDS[kind]
+        known = kinds()
+        if kind not in known:
+            raise ValueError(
+                f"kind must be one of {', '.join(sorted(known))}, got {kind!r}. A backbone of your own "
+                "is known once the module that calls `register_backbone` for it is imported: in Python "
+                "by `import`, in the commands by `--plugin MODULE`"
+            )
+        config_type = known[kind]
     hints = typing.get_type_hints(config_type)
     fields = {field.name for field in dataclasses.fields(config_type)}
     if unknown := sorted(set(data) - fields):
@@ -204,7 +208,12 @@ def _decode(value: Any, hint: Any) -> Any:
     """JSON has no tuples, and does not say which dataclass a dict is."""
     if isinstance(value, Mapping):
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if not (configs := [option for option in options if dataclasses.is_dataclass(option)]):
+        configs: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
+        if not configs:
             raise ValueError(f"a plain value is expected where {dict(value)} stands")
+        if "kind" not in value and len([o for o in options if o is not types.NoneType]) > 1:
+            raise ValueError(
+                f"{dict(value)} must say its kind, one of {', '.join(sorted(kinds()))}"
+            )
         return from_dict(value, configs[0])
     return tuple(value) if isinstance(value, list | tuple) else value

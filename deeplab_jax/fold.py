@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax.layers import BatchNorm, Conv
+from deeplab_jax.model import ModuleT
 
 
 class Shift(nnx.Module):
@@ -21,12 +22,18 @@ class Shift(nnx.Module):
         return (pixels + self.bias[...]).astype(x.dtype).reshape(x.shape)
 
 
-def fold_batch_norm(model: nnx.Module) -> nnx.Module:
+def fold_batch_norm(model: ModuleT) -> ModuleT:
     """A copy of `model` for inference, equal to `model.eval()` up to rounding.
 
-    Every batch norm that follows a convolution by name (`conv` and `bn`, `conv2` and `bn2`, `depthwise`
-    and `depthwise_bn`, `pointwise` and `bn`) multiplies that convolution's kernel and leaves a
-    `Shift`; others stay. The copy has no statistics to train and is nothing to save as a model folder.
+    Every batch norm that follows a convolution multiplies that convolution's kernel and leaves a `Shift`;
+    others stay. Which convolution it follows, its name tells (`conv` and `bn`, `conv2` and `bn2`,
+    `depthwise` and `depthwise_bn`, `pointwise` and `bn`), or the module that both are attributes of,
+    where it has other names:
+
+    >>> class Block(nnx.Module):
+    ...     norm_follows = {"norm_a": "reduce", "norm_b": "expand"}
+
+    The copy has no statistics to train and is nothing to save as a model folder.
     """
     model = nnx.clone(model)
     model.eval()
@@ -46,6 +53,8 @@ def fold_batch_norm(model: nnx.Module) -> nnx.Module:
 
 
 def _conv_before(parent: nnx.Module, norm: str) -> Conv | None:
-    names = (norm.removesuffix("_bn"), norm.replace("bn", "conv"), norm.replace("bn", "pointwise"))
+    names = [norm.removesuffix("_bn"), norm.replace("bn", "conv"), norm.replace("bn", "pointwise")]
+    if (declared := getattr(parent, "norm_follows", None)) is not None:
+        names = [declared[norm]] if norm in declared else []
     convs = (getattr(parent, name, None) for name in names)
     return next((conv for conv in convs if isinstance(conv, Conv)), None)

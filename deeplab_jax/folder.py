@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from flax import nnx
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,6 +26,7 @@ from deeplab_jax import visualize
 from deeplab_jax.config import mask_classes
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.images import ImageError, image_size, read_image, write_image
+from deeplab_jax.model import SegmentationModel
 from deeplab_jax.predict import Plan, check_options, class_ids, config_of, evaluator, make_plan
 
 _BATCHES_AHEAD = 2  # read while one runs
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def predict_folder(
-    model: nnx.Module,
+    model: SegmentationModel,
     images: Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,

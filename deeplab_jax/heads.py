@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import typing
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,7 @@ class ClassifierConfig:
 
 
 HeadConfig = DeepLabV3Config | DeepLabV3PlusConfig | FCNConfig | LRASPPConfig | ClassifierConfig
+HEAD_CONFIGS: tuple[type[HeadConfig], ...] = typing.get_args(HeadConfig)
 
 
 def rates_for(output_stride: int) -> tuple[int, ...]:
@@ -185,6 +187,7 @@ class ASPP(nnx.Module):
         drop_channels: bool = False,
         rngs: nnx.Rngs,
     ):
+        self.branches: nnx.List[ConvNormAct | SeparableConvNormAct]
         self.branches = nnx.List([_conv(in_channels, channels, bias=bias, rngs=rngs)])
         for rate in rates:
             self.branches.append(
@@ -247,7 +250,7 @@ class Decoder(nnx.Module):
     ):
         self.align_corners = align_corners
         self.low = _conv(low_level_channels, low_channels, bias=bias, rngs=rngs)
-        self.convs = nnx.List()
+        self.convs: nnx.List[ConvNormAct | SeparableConvNormAct] = nnx.List()
         for i in range(convs):
             width = low_channels + in_channels if i == 0 else channels
             self.convs.append(
@@ -262,7 +265,7 @@ class Decoder(nnx.Module):
         self, x: jax.Array, low_level: jax.Array, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         low = self.low(low_level)
-        x = ops.resize_bilinear(x, low.shape[1:3], align_corners=self.align_corners)
+        x = ops.resize_bilinear(x, (low.shape[1], low.shape[2]), align_corners=self.align_corners)
         x = jnp.concatenate([low, x], axis=-1)
         for conv, dropout in itertools.zip_longest(self.convs, self.dropouts):
             x = conv(x)
@@ -283,7 +286,7 @@ class DeepLabV3Head(nnx.Module):
         in_channels: int,
         num_classes: int,
         config: DeepLabV3Config = DeepLabV3Config(),
-        output_stride: int = 16,
+        output_stride: int | None = 16,
         *,
         rngs: nnx.Rngs,
     ):
@@ -313,7 +316,7 @@ class DeepLabV3PlusHead(nnx.Module):
         low_level_channels: int,
         num_classes: int,
         config: DeepLabV3PlusConfig = DeepLabV3PlusConfig(),
-        output_stride: int = 16,
+        output_stride: int | None = 16,
         *,
         align_corners: bool = False,
         rngs: nnx.Rngs,
@@ -387,7 +390,7 @@ class LRASPPHead(nnx.Module):
     ) -> jax.Array:
         del rngs  # no dropout
         x = self.cbr(high) * jax.nn.sigmoid(self.scale(global_mean(high)))
-        x = ops.resize_bilinear(x, mid.shape[1:3], align_corners=self.align_corners)
+        x = ops.resize_bilinear(x, (mid.shape[1], mid.shape[2]), align_corners=self.align_corners)
         return self.high_classifier(x) + self.mid_classifier(mid)
 
 
@@ -410,6 +413,9 @@ class ClassifierHead(nnx.Module):
     def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = high if self.hidden is None else ACTIVATIONS[self.activation](self.hidden(high))
         return self.classifier(self.dropout(x, rngs=rngs))
+
+
+Head = DeepLabV3Head | DeepLabV3PlusHead | FCNHead | LRASPPHead | ClassifierHead
 
 
 def _aspp(
@@ -461,7 +467,7 @@ def build_head(
     output_stride: int | None,
     align_corners: bool,
     rngs: nnx.Rngs,
-) -> nnx.Module:
+) -> Head:
     """The head of a config.
 
     Args:
@@ -471,17 +477,28 @@ def build_head(
       output_stride: of the high features; it sets ASPP's rates where the config does not. None where it
         is not known, and then the config has to.
       align_corners: corner rule of the heads that resize.
+
+    Raises ValueError where the backbone lacks features that the head reads.
     """
-    resize = {"align_corners": align_corners, "rngs": rngs}
+
+    def width(tap: str) -> int:
+        if tap not in channels:
+            raise ValueError(
+                f"{type(config).__name__} reads the features {tap!r}, and the backbone has only "
+                f"{', '.join(channels)}"
+            )
+        return channels[tap]
+
+    resize: dict[str, Any] = {"align_corners": align_corners, "rngs": rngs}
     match config:
         case DeepLabV3Config():
-            return DeepLabV3Head(channels["high"], num_classes, config, output_stride, rngs=rngs)
+            return DeepLabV3Head(width("high"), num_classes, config, output_stride, rngs=rngs)
         case DeepLabV3PlusConfig():
-            high, low = channels["high"], channels["low"]
+            high, low = width("high"), width("low")
             return DeepLabV3PlusHead(high, low, num_classes, config, output_stride, **resize)
         case FCNConfig():
-            return FCNHead(channels[config.tap], num_classes, config, rngs=rngs)
+            return FCNHead(width(config.tap), num_classes, config, rngs=rngs)
         case LRASPPConfig():
-            return LRASPPHead(channels["high"], channels["mid"], num_classes, config, **resize)
+            return LRASPPHead(width("high"), width("mid"), num_classes, config, **resize)
         case ClassifierConfig():
-            return ClassifierHead(channels["high"], num_classes, config, rngs=rngs)
+            return ClassifierHead(width("high"), num_classes, config, rngs=rngs)

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -46,24 +47,49 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Initialiser: a normal distribution. Kept on the parameter, see `model.fill`."""
+    """Initialiser: a normal distribution. Kept on the parameter, see `model.create`."""
 
     std: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if not isinstance(key, jax.core.Tracer):
+            # By NumPy: XLA would compile for every shape that there is.
+            return jnp.asarray(self.draw(generator_of(key), shape))
         # Flat: of a small [3, 3, 8, 12] XLA takes up to 20 s to compile the draw on CPU.
         flat = jax.random.normal(key, (math.prod(shape),), jnp.float32)
         return self.std * flat.reshape(shape)
 
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Values from NumPy's generator."""
+        return self.std * generator.standard_normal(shape, np.float32)
+
+
+def generator_of(key: jax.Array) -> np.random.Generator:
+    """NumPy's generator that a key of JAX seeds."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """Initialiser: one value. Kept on the variable, see `model.fill`."""
+    """Initialiser: one value. Kept on the variable, see `model.create`."""
 
     value: float
 
     def __call__(self, shape: tuple[int, ...]) -> jax.Array:
-        return jnp.full(shape, self.value, jnp.float32)
+        return jnp.asarray(self.draw(shape))
+
+    def draw(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The value, by NumPy."""
+        return np.full(shape, self.value, np.float32)
+
+
+def check_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
+    """The same. Raises TypeError, saying what to write, for a seed in place of `nnx.Rngs`, or none."""
+    if rngs is None or isinstance(rngs, int):
+        seed = rngs or 0
+        got = "" if rngs is None else f", got {rngs}"
+        raise TypeError(f"random weights need rngs=nnx.Rngs({seed}) (from flax import nnx){got}")
+    return rngs
 
 
 class Conv(nnx.Module):

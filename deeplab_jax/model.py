@@ -1,35 +1,33 @@
-"""The segmentation model, the named presets and `create`."""
+"""The segmentation model, and how to make one: by `create`, by `build` or by hand."""
 
+import functools
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from deeplab_jax import ops
-from deeplab_jax.backbones import (
-    DRNConfig,
-    EfficientNetLiteConfig,
-    HRNetConfig,
-    MobileNetV2Config,
-    MobileNetV3Config,
-    MobileViTConfig,
-    ResNetConfig,
-    XceptionConfig,
-)
+from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import (
+    ASPP,
+    Decoder,
     DeepLabV3Config,
+    DeepLabV3Head,
     DeepLabV3PlusConfig,
+    DeepLabV3PlusHead,
     FCNConfig,
+    Head,
     HeadConfig,
-    LRASPPConfig,
     build_head,
 )
-from deeplab_jax.layers import BatchNorm, Normal
+from deeplab_jax.layers import BatchNorm, Normal, check_rngs, generator_of
+from deeplab_jax.presets import named_config
+
+ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
 # ---------------------------------------------------------------------------- the model
 
@@ -37,44 +35,66 @@ from deeplab_jax.layers import BatchNorm, Normal
 class SegmentationModel(nnx.Module):
     """A backbone, a head and perhaps an auxiliary head: images -> logits at their size.
 
-    The backbone is any module `(images, *, rngs)` that turns images into a dict of features and says in
-    `channels` how many channels each has; the head reads those that it names. Its `output_stride` sets
-    ASPP's rates where the head's config does not.
-
     Args:
-      backbone: for example `ResNet(ResNetConfig(), rngs=rngs)`, or a module of your own.
+      backbone: for example `ResNet(ResNetConfig(), rngs=rngs)`, or a module of your own: see `Backbone`.
+        Its `channels` say what the head may read, its `output_stride` sets ASPP's rates where the head's
+        config does not.
       num_classes: channels of the logits.
       head: config of the head.
       aux_head: config of a second head for training, None for none.
       align_corners: corner rule of every resize.
       dtype: what the convolutions compute in; batch norm, parameters and logits stay float32.
+      rngs: `nnx.Rngs(seed)`, for the heads' weights.
     """
 
     def __init__(
         self,
-        backbone: nnx.Module,
+        backbone: Backbone[Any],
         num_classes: int = 21,
         *,
         head: HeadConfig,
         aux_head: FCNConfig | None = None,
         align_corners: bool = False,
         dtype: jax.typing.DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None = None,
     ):
-        self.config: Config | None = None  # set by `build`; what a model folder keeps
+        if not isinstance(backbone, nnx.Module):
+            raise TypeError(
+                "the backbone must be a module, such as ResNet(ResNetConfig(50), rngs=nnx.Rngs(0)), got "
+                f"{backbone!r}; `create` makes models by name or of a Config"
+            )
+        check_rngs(rngs)
+        self._config: Config | None = None
         self.align_corners = align_corners
         self.dtype = jnp.dtype(dtype)
         self.backbone_frozen = False
         self.backbone = backbone
-        options = {
+        options: dict[str, Any] = {
             "output_stride": getattr(backbone, "output_stride", None),
             "align_corners": align_corners,
             "rngs": rngs,
         }
-        self.head = build_head(head, backbone.channels, num_classes, **options)
-        self.aux_head = (
+        self.head: Head = build_head(head, backbone.channels, num_classes, **options)
+        self.aux_head: Head | None = (
             build_head(aux_head, backbone.channels, num_classes, **options) if aux_head else None
         )
+
+    @property
+    def config(self) -> Config:
+        """What the model was made of, and what a model folder keeps.
+
+        Raises ValueError for a model built by hand, until it is set.
+        """
+        if self._config is None:
+            raise ValueError(
+                "the model has no config; make it with create, load or load_torch, or set model.config to "
+                "the Config that describes it"
+            )
+        return self._config
+
+    @config.setter
+    def config(self, config: Config) -> None:
+        self._config = config
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Normalised images `[B, H, W, C]` -> float32 logits `[B, H, W, classes]`, any H and W.
@@ -84,18 +104,21 @@ class SegmentationModel(nnx.Module):
           rngs: for dropout and stochastic depth, in training only: `nnx.Rngs(dropout=key)`.
         """
         logits = self._head(self.head, self.features(images, rngs=rngs), rngs)
-        return self.resize(logits, images.shape[1:3])
+        _, rows, columns, _ = images.shape
+        return self.resize(logits, (rows, columns))
 
     def with_aux(
         self, images: jax.Array, *, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
         """Logits of the head and of the auxiliary head (None without one), each at its own size."""
-        features = self.features(images, rngs=rngs)
-        aux = None if self.aux_head is None else self._head(self.aux_head, features, rngs)
-        return self._head(self.head, features, rngs), aux
+        return self._both(self.features(images, rngs=rngs), rngs)
 
     def features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        """The backbone's features, without gradient where the backbone is frozen."""
+        """The backbone's features, without gradient where the backbone is frozen.
+
+        Raises ValueError for images that are not NHWC with as many channels as the backbone takes.
+        """
+        self._check_images(images)
         features = self.backbone(jnp.asarray(images).astype(self.dtype), rngs=rngs)
         return jax.lax.stop_gradient(features) if self.backbone_frozen else features
 
@@ -104,138 +127,232 @@ class SegmentationModel(nnx.Module):
         logits = logits.astype(jnp.float32)
         return ops.resize_bilinear(logits, size, align_corners=self.align_corners)
 
-    def _head(
-        self, head: nnx.Module, features: dict[str, jax.Array], rngs: nnx.Rngs | None
-    ) -> jax.Array:
+    def _both(
+        self, features: dict[str, jax.Array], rngs: nnx.Rngs | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        aux = None if self.aux_head is None else self._head(self.aux_head, features, rngs)
+        return self._head(self.head, features, rngs), aux
+
+    def _head(self, head: Head, features: dict[str, jax.Array], rngs: nnx.Rngs | None) -> jax.Array:
         return head(*(features[name] for name in head.taps), rngs=rngs)
+
+    def _check_images(self, images: jax.Array) -> None:
+        shape = jnp.shape(images)
+        channels = getattr(getattr(self.backbone, "config", None), "in_channels", None)
+        if len(shape) == 4 and channels in (None, shape[3]):
+            return
+        way_out = ""
+        if len(shape) == 4 and shape[1] == channels:
+            way_out = ": these are NCHW, as PyTorch's are; images.transpose(0, 2, 3, 1) is NHWC"
+        elif len(shape) == 3:
+            way_out = ": images[None] is a batch of one"
+        raise ValueError(
+            f"images must be [B, H, W, {channels or 'C'}] (NHWC), got {list(shape)}{way_out}"
+        )
 
 
 class DeepLabV3(SegmentationModel):
     """DeepLabv3 (Chen et al. 2017, arXiv 1706.05587) on any backbone."""
 
-    def __init__(self, backbone, num_classes=21, *, head=DeepLabV3Config(), **options):
+    def __init__(
+        self,
+        backbone: Backbone[Any],
+        num_classes: int = 21,
+        *,
+        head: DeepLabV3Config = DeepLabV3Config(),
+        **options: Any,
+    ):
         super().__init__(backbone, num_classes, head=head, **options)
 
 
 class DeepLabV3Plus(SegmentationModel):
     """DeepLabv3+ (Chen et al. 2018, arXiv 1802.02611) on any backbone."""
 
-    def __init__(self, backbone, num_classes=21, *, head=DeepLabV3PlusConfig(), **options):
+    def __init__(
+        self,
+        backbone: Backbone[Any],
+        num_classes: int = 21,
+        *,
+        head: DeepLabV3PlusConfig = DeepLabV3PlusConfig(),
+        **options: Any,
+    ):
         super().__init__(backbone, num_classes, head=head, **options)
 
 
-# ---------------------------------------------------------------------------- presets
-
-_BACKBONES = {
-    **{f"resnet{depth}": ResNetConfig(depth) for depth in (18, 34, 50, 101, 152)},
-    "mobilenet_v2": MobileNetV2Config(),
-    "mobilenet_v3_large": MobileNetV3Config("large"),
-    "mobilenet_v3_small": MobileNetV3Config("small"),
-    **{f"efficientnet_lite{v}": EfficientNetLiteConfig(v) for v in range(5)},
-    **{f"mobilevit_{size}": MobileViTConfig(size) for size in ("xxs", "xs", "s")},
-    **{f"hrnetv2_w{width}": HRNetConfig(width) for width in (18, 32, 48)},
-    **{f"drn_{v}": DRNConfig(v) for v in ("d_22", "d_38", "d_54", "d_105")},
-    "xception65": XceptionConfig(),
-}
-_HEADS = {
-    "deeplabv3": DeepLabV3Config(),
-    "deeplabv3plus": DeepLabV3PlusConfig(),
-    "fcn": FCNConfig(),
-    "lraspp": LRASPPConfig(),
-}
-# The paper's separable ASPP and decoder suit backbones that are made of separable convolutions.
-_LIGHT = DeepLabV3PlusConfig(separable=True, separable_decoder=True)
-_DENSE = ("resnet", "hrnet", "drn")
-
-PRESETS: dict[str, Config] = {
-    f"{head_name}_{backbone_name}": Config(
-        backbone,
-        _LIGHT if head_name == "deeplabv3plus" and not backbone_name.startswith(_DENSE) else head,
-    )
-    for head_name, head in _HEADS.items()
-    for backbone_name, backbone in _BACKBONES.items()
-    if head_name != "lraspp" or "mobilenet_v3" in backbone_name
-}
+# ---------------------------------------------------------------------------- without a backbone
 
 
-def create(
-    name: str,
-    *,
-    num_classes: int = 21,
-    output_stride: int | None = None,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-    rngs: nnx.Rngs,
-    **fields: Any,
-) -> SegmentationModel:
-    """A model with random weights by its preset's name, in training mode.
+class Features(nnx.Module):
+    """What stands in a model for the backbone that it does not have; it owns no weights."""
+
+    def __init__(self, config: FeaturesConfig):
+        self.config = config
+
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        """Raises TypeError: of images there are no features here."""
+        raise TypeError("this model has no backbone: it is called with features")
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of the features that the model is called with."""
+        return {"high": self.config.high, "low": self.config.low}
+
+    @property
+    def output_stride(self) -> int:
+        """Of the backbone that the features come from."""
+        return self.config.output_stride
+
+
+class FeaturesModel(SegmentationModel):
+    """A head without a backbone: features of another network -> logits at the size of the finest.
 
     Args:
-      name: one of `PRESETS`, as `deeplab list` prints them.
+      features: their channels, and their output stride.
       num_classes: channels of the logits.
-      output_stride: 8, 16 or 32; None keeps the preset's.
-      dtype: what the convolutions compute in.
-      rngs: `nnx.Rngs(seed)`.
-      **fields: any field of the model's, the backbone's or the head's config, for example
-        `in_channels=4`, `multi_grid=(1, 2, 4)`, `aux_head=FCNConfig(tap="aux")`.
-
-    Raises:
-      ValueError: for a name that is not a preset, and for fields or values that the config refuses.
+      **options: as in `SegmentationModel`; `head` is one of them.
     """
-    if name not in PRESETS:
-        raise ValueError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
-    if output_stride is not None:
-        fields["output_stride"] = output_stride
-    config = PRESETS[name].override(num_classes=num_classes, **fields)
-    return fill(build(config, dtype=dtype), rngs)
+
+    def __init__(self, features: FeaturesConfig, num_classes: int = 21, **options: Any):
+        backbone: Any = Features(features)
+        super().__init__(backbone, num_classes, **options)
+
+    def __call__(
+        self, high: jax.Array, low: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Features `[B, h, w, C]` and, where the head reads them, low-level ones -> float32 logits."""
+        return self._head(self.head, self.features(high, low), rngs).astype(jnp.float32)
+
+    def with_aux(
+        self, high: jax.Array, low: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Logits of the head and of the auxiliary head (None without one), each at its own size."""
+        return self._both(self.features(high, low), rngs)
+
+    def features(
+        self, high: jax.Array, low: jax.Array | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> dict[str, jax.Array]:
+        """The features by their names, in the model's dtype.
+
+        Raises ValueError for features of other channels, and where the head reads some that are missing.
+        """
+        del rngs  # nothing is random
+        given = {"high": high} if low is None else {"high": high, "low": low}
+        for name in (*self.head.taps, *given):
+            shape = jnp.shape(given[name]) if name in given else None
+            if shape is None or len(shape) != 4 or shape[3] != self.backbone.channels[name]:
+                raise ValueError(
+                    f"the {name} features must be [B, h, w, {self.backbone.channels[name]}] (NHWC), got "
+                    f"{'none' if shape is None else list(shape)}"
+                )
+        return {name: jnp.asarray(x).astype(self.dtype) for name, x in given.items()}
+
+    @property
+    def aspp(self) -> ASPP:
+        """The head's ASPP; AttributeError where it has none."""
+        if not isinstance(self.head, DeepLabV3Head | DeepLabV3PlusHead):
+            raise AttributeError(f"{type(self.head).__name__} has no aspp")
+        return self.head.aspp
+
+    @property
+    def decoder(self) -> Decoder:
+        """The head's decoder; AttributeError where it has none."""
+        if not isinstance(self.head, DeepLabV3PlusHead):
+            raise AttributeError(f"{type(self.head).__name__} has no decoder")
+        return self.head.decoder
 
 
 # ---------------------------------------------------------------------------- construction
 
 
-def build(config: Config, *, dtype: jax.typing.DTypeLike = jnp.float32) -> nnx.Module:
-    """The model of a config with shapes in place of weights: for `fill`, or for weights of your own.
+def create(
+    preset: str | Config,
+    *,
+    num_classes: int | None = None,
+    output_stride: int | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs | None = None,
+    **fields: Any,
+) -> SegmentationModel:
+    """A model with random weights, in training mode, by its preset's name or of a config.
 
-    Nothing is computed: making random weights one layer at a time takes 16 s for a ResNet-50.
+    Args:
+      preset: one of `PRESETS`, as `deeplab list` prints them, or a `Config`.
+      num_classes: channels of the logits; None keeps the config's, 21 in every preset.
+      output_stride: 8, 16 or 32; None keeps the config's.
+      dtype: what the convolutions compute in.
+      rngs: `nnx.Rngs(seed)`; must be given.
+      **fields: any field of the model's, the backbone's or the head's config, for example
+        `in_channels=4`, `multi_grid=(1, 2, 4)`, `aux_head=FCNConfig(tap="aux")`.
+
+    Raises:
+      TypeError: without `rngs`.
+      ValueError: for a name that is not a preset, and for fields or values that the config refuses.
     """
-
-    key = jax.random.key(0)
-
-    def make() -> nnx.Module:
-        # One key for all: no value is ever drawn, and counting keys would take most of the time.
-        rngs = types.SimpleNamespace(params=lambda: key)
-        options = {"align_corners": config.align_corners, "rngs": rngs}
-        if isinstance(config.backbone, FeaturesConfig):
-            channels = {"high": config.backbone.high, "low": config.backbone.low}
-            stride = config.backbone.output_stride
-            return build_head(
-                config.head, channels, config.num_classes, output_stride=stride, **options
-            )
-        model_type = {DeepLabV3Config: DeepLabV3, DeepLabV3PlusConfig: DeepLabV3Plus}
-        return model_type.get(type(config.head), SegmentationModel)(
-            config.backbone.build(rngs=rngs),
-            config.num_classes,
-            head=config.head,
-            aux_head=config.aux_head,
-            dtype=dtype,
-            **options,
-        )
-
-    model = nnx.eval_shape(make)
+    config = named_config(preset) if isinstance(preset, str) else preset
+    if not isinstance(config, Config):
+        raise TypeError(f"create takes a preset's name or a Config, got {preset!r}")
+    rngs = check_rngs(rngs)
+    given = {"num_classes": num_classes, "output_stride": output_stride}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    config = config.override(**fields)
+    model = build(config, dtype=dtype)
+    if all("init" in variable.get_metadata() for variable in named_variables(model).values()):
+        return fill(model, rngs)
+    model = _make(config, dtype, rngs)  # with layers of Flax's own, which draw one by one
     model.config = config
     return model
 
 
-def fill(model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
-    """Gives every variable of `build`'s model its initial value, all at once."""
-    seed = np.asarray(jax.random.key_data(rngs.params())).tolist()
-    generator = np.random.default_rng(seed)
+def build(config: Config, *, dtype: jax.typing.DTypeLike = jnp.float32) -> SegmentationModel:
+    """The model of a config with shapes in place of weights: for weights of your own, by `with_values`.
+
+    Nothing is computed.
+
+    Raises ValueError where the backbone lacks features that a head reads.
+    """
+    # One key for all: no value is ever drawn, and counting keys would take most of the time.
+    rngs: Any = types.SimpleNamespace(params=functools.partial(jax.random.key, 0))
+    model = nnx.eval_shape(lambda: _make(config, dtype, rngs))
+    model.config = config
+    return model
+
+
+def _make(config: Config, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> SegmentationModel:
+    options: dict[str, Any] = {
+        "head": config.head,
+        "aux_head": config.aux_head,
+        "align_corners": config.align_corners,
+        "dtype": dtype,
+        "rngs": rngs,
+    }
+    if isinstance(config.backbone, FeaturesConfig):
+        return FeaturesModel(config.backbone, config.num_classes, **options)
+    backbone = config.backbone.build(rngs=rngs)
+    if not isinstance(backbone, Backbone):
+        raise TypeError(
+            f"{type(config.backbone).__name__}.build must give a deeplab_jax.Backbone, got "
+            f"{type(backbone).__name__}"
+        )
+    match config.head:
+        case DeepLabV3Config():
+            return DeepLabV3(backbone, config.num_classes, **options)
+        case DeepLabV3PlusConfig():
+            return DeepLabV3Plus(backbone, config.num_classes, **options)
+    return SegmentationModel(backbone, config.num_classes, **options)
+
+
+def fill(model: ModuleT, rngs: nnx.Rngs) -> ModuleT:
+    """A copy of a model of shapes in which every variable has its initial value, all drawn at once.
+
+    The variables must have an initialiser in their metadata, as our layers' do.
+    """
+    generator = generator_of(rngs.params())
     graphdef, state = nnx.split(model)
 
     def value(variable: nnx.Variable) -> nnx.Variable:
         init, shape = variable.get_metadata()["init"], variable.shape
-        if isinstance(init, Normal):
-            return variable.replace(init.std * generator.standard_normal(shape, np.float32))
-        return variable.replace(np.full(shape, init.value, np.float32))
+        random = isinstance(init, Normal)
+        return variable.replace(init.draw(generator, shape) if random else init.draw(shape))
 
     state = jax.tree.map(value, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
     return nnx.merge(graphdef, jax.device_put(state))
@@ -244,19 +361,27 @@ def fill(model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
 # ---------------------------------------------------------------------------- variables
 
 
-def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Every variable by its path, such as "backbone.layer1.0.conv1.kernel"."""
+def named_variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
+    """Every parameter (`nnx.Param`) and running statistic (`nnx.BatchStat`) of a model by its path.
+
+    >>> named_variables(model)["backbone.layer1.0.conv1.kernel"].shape
+    (1, 1, 64, 64)
+    """
     return {_name(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def with_values(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
-    """A copy of `model`, which may be `build`'s, with these values by the names of its variables."""
+def with_values(model: ModuleT, values: Mapping[str, jax.Array]) -> ModuleT:
+    """A copy of `model`, which may be `build`'s, with other values.
+
+    Args:
+      values: an array for each name in `named_variables(model)`.
+    """
     graphdef, state = nnx.split(model)
     filled = [(path, v.replace(values[_name(path)])) for path, v in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def _name(path: tuple[str | int, ...]) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 

@@ -7,15 +7,16 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image
 
+from deeplab_jax.config import Config
 from deeplab_jax.images import read_image, to_rgb
+from deeplab_jax.model import FeaturesModel, SegmentationModel
 from deeplab_jax.ops import compiler_options, resize_bilinear
 from deeplab_jax.preprocessing import normalize, pad_to_multiple
 
@@ -35,7 +36,7 @@ Array = TypeVar("Array", np.ndarray, jax.Array)
 
 
 def predict(
-    model: nnx.Module,
+    model: SegmentationModel,
     image: str | os.PathLike | Image.Image | np.ndarray,
     *,
     scales: Sequence[float] = (1.0,),
@@ -87,15 +88,11 @@ def predict(
     return ids if pixels.ndim == 4 else ids[0]
 
 
-def config_of(model: nnx.Module) -> Any:
-    """The model's config; ValueError if it has none."""
-    config = getattr(model, "config", None)
-    if config is None:
-        raise ValueError(
-            "prediction needs model.config to know the classes and the preprocessing, and this "
-            "model has none; set it to a `Config`"
-        )
-    return config
+def config_of(model: SegmentationModel) -> Config:
+    """The model's config; ValueError where it has none, or is called with features, not images."""
+    if isinstance(model, FeaturesModel):
+        raise ValueError("prediction needs a whole model; this one is a head without a backbone")
+    return model.config
 
 
 def check_options(
@@ -126,7 +123,7 @@ def looks_of(scales: Sequence[float], flip: bool) -> tuple[Look, ...]:
     )
 
 
-def segment(model: nnx.Module, pixels: jax.Array, looks: Sequence[Look]) -> jax.Array:
+def segment(model: SegmentationModel, pixels: jax.Array, looks: Sequence[Look]) -> jax.Array:
     """Class ids `[B, H, W]` of normalised `[B, H, W, C]`, uint8 or, for more classes, uint16.
 
     To be traced, by a function under `jax.jit` that may do more with the ids.
@@ -140,7 +137,8 @@ def segment(model: nnx.Module, pixels: jax.Array, looks: Sequence[Look]) -> jax.
     if len(looks) == 1:
         ids = most_likely(logits[0])
     else:
-        ids = most_likely(sum(map(_probabilities, logits)), threshold=0.5 * len(looks))
+        total = functools.reduce(jnp.add, map(_probabilities, logits))
+        ids = most_likely(total, threshold=0.5 * len(looks))
     return ids.astype(jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16)
 
 
@@ -161,7 +159,7 @@ def _probabilities(logits: jax.Array) -> jax.Array:
 
 
 def evaluator(
-    model: nnx.Module, scales: Sequence[float], flip: bool
+    model: SegmentationModel, scales: Sequence[float], flip: bool
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The function that these options stand for: uint8 `[B, H, W, C]` -> class ids `[B, H, W]`."""
     looks = looks_of(scales, flip)
@@ -173,13 +171,13 @@ def _program() -> Callable[..., jax.Array]:
     return jax.jit(_run, static_argnames="looks", compiler_options=compiler_options())
 
 
-def _run(model: nnx.Module, images: jax.Array, looks: tuple[Look, ...]) -> jax.Array:
+def _run(model: SegmentationModel, images: jax.Array, looks: tuple[Look, ...]) -> jax.Array:
     """Down to class ids on the device, so that a byte or two per pixel leave it."""
     model.eval()  # jit's copy; `nnx.view` would pass over modules that do not define `set_view`
     return segment(model, normalize(images, model.config.preprocessing), looks)
 
 
-def _logits(model: nnx.Module, pixels: jax.Array, scale: float, mirrored: bool) -> jax.Array:
+def _logits(model: SegmentationModel, pixels: jax.Array, scale: float, mirrored: bool) -> jax.Array:
     """Logits of `[B, H, W, C]` at its own size, looked at in another size or in the mirror."""
     height, width = pixels.shape[1:3]
     seen = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deeplab_jax.heads import ASPP
-from deeplab_jax.layers import Conv
+from deeplab_jax.layers import Conv, SeparableConvNormAct
+from deeplab_jax.model import SegmentationModel
 from deeplab_jax.ops import receptive_field
+
+STEM = "backbone.stem"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Row:
 def stage_of(path: str) -> str:
     """The stage of a module for people: "backbone.layer3", "head.aspp.branches.1".
 
+    What it goes by is the names of a backbone's parts, see `Backbone`.
+
     >>> stage_of("backbone.layer3.0.conv1")
     'backbone.layer3'
     """
     parts = path.split(".")
     if parts[0] == "backbone" and parts[1] in ("conv1", "bn1", "stem"):
-        return "backbone.stem"
+        return STEM
     for group in ("blocks", "branches", "convs"):  # lists whose members are stages of their own
         if group in parts:
             return ".".join(parts[: parts.index(group) + 2])
@@ -49,15 +54,15 @@ def stage_of(path: str) -> str:
     return ".".join(parts[:2])
 
 
-def summarize(model: nnx.Module, size: tuple[int, int] = (513, 513)) -> list[Row]:
+def summarize(model: SegmentationModel, size: tuple[int, int] = (513, 513)) -> list[Row]:
     """The rows of a model for images of `size` (rows, columns); only shapes are computed.
 
-    The auxiliary head is counted, as in training. Raises ValueError for a model without a backbone.
+    The auxiliary head is counted, as in training. Raises ValueError for a model without a backbone, and
+    for one without a config.
     """
-    config = model.config
-    if not hasattr(model, "backbone"):
+    if (channels := model.config.in_channels) is None:
         raise ValueError("a summary needs a whole model; this one is a head without a backbone")
-    outputs = _output_shapes(model, (1, *size, config.backbone.in_channels))
+    outputs = _output_shapes(model, (1, *size, channels))
     fields = _receptive_fields(model)
     stages: dict[str, Row] = {}
     for path, module in nnx.iter_modules(model):
@@ -81,30 +86,41 @@ def summarize(model: nnx.Module, size: tuple[int, int] = (513, 513)) -> list[Row
             parameters=row.parameters + parameters,
             multiply_adds=row.multiply_adds + work,
         )
-    return sorted(stages.values(), key=lambda row: _order(row.stage))
+    spatial = list(fields)
+    return sorted(stages.values(), key=lambda row: _order(row.stage, spatial))
 
 
-def _order(stage: str) -> tuple:
-    """Stages in the order in which images pass: as named, but stem first and what fuses last."""
-    backbone, _, rest = stage.partition(".")
-    order = (
-        "stem",
-        "blocks",
-        "layer",
-        "last",
-        "aspp.branches",
-        "aspp.pool",
-        "aspp.project",
-        "refine",
-    )
-    order += ("cbr", "scale", "conv", "decoder.low", "decoder.convs", "hidden")
-    place = next((i for i, prefix in enumerate(order) if rest.startswith(prefix)), len(order))
+HEAD_ORDER = (
+    "aspp.branches",
+    "aspp.pool",
+    "aspp.project",
+    "refine",
+    "cbr",
+    "scale",
+    "conv",
+    "decoder.low",
+    "decoder.convs",
+    "hidden",
+)
+"""The parts of heads, as they begin, in the order in which features pass; the rest comes last."""
+
+
+def _order(stage: str, spatial: list[str]) -> tuple[int, int, int, str]:
+    """The order in which images pass: a backbone's by its spatial layers, a head's by its parts."""
+    place, _, rest = stage.partition(".")
+    if stage == STEM:
+        order = -1
+    elif place == "backbone":
+        order = spatial.index(stage) if stage in spatial else len(spatial)
+    else:
+        starts = (i for i, prefix in enumerate(HEAD_ORDER) if rest.startswith(prefix))
+        order = next(starts, len(HEAD_ORDER))
     index = rest.rpartition(".")[2]
-    head = ("backbone", "head", "aux_head").index(backbone)
-    return head, place, int(index) if index.isdecimal() else 0, stage
+    number = int(index) if index.isdecimal() else 0
+    return ("backbone", "head", "aux_head").index(place), order, number, stage
 
 
-def _output_shapes(model: nnx.Module, images: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def _output_shapes(model: SegmentationModel, images: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Path of every module that ran -> shape of its output."""
 
     def forward(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> nnx.State:
@@ -136,17 +152,17 @@ def _output_shapes(model: nnx.Module, images: tuple[int, ...]) -> dict[str, tupl
     }
 
 
-def _receptive_fields(model: nnx.Module) -> dict[str, int | None]:
+def _receptive_fields(model: SegmentationModel) -> dict[str, int | None]:
     """Of the backbone's stages, and of ASPP's branches behind it."""
-    layers = [(f"backbone.{path}", *rest) for path, *rest in model.backbone.spatial_layers()]
+    layers = list(model.backbone.spatial_layers())
+    steps = [(layer.kernel_size, layer.stride, layer.dilation) for layer in layers]
     fields: dict[str, int | None] = {
-        stage_of(path): receptive_field(layer[1:] for layer in layers[: i + 1])
-        for i, (path, *_) in enumerate(layers)
+        stage_of(f"backbone.{layer.path}"): receptive_field(steps[: i + 1])
+        for i, layer in enumerate(layers)
     }
     if isinstance(aspp := getattr(model.head, "aspp", None), ASPP):
-        backbone = [layer[1:] for layer in layers]
         for i, branch in enumerate(aspp.branches):
-            conv = branch.depthwise if hasattr(branch, "depthwise") else branch.conv
+            conv = branch.depthwise if isinstance(branch, SeparableConvNormAct) else branch.conv
             own = (conv.kernel.shape[0], 1, conv.dilation)
-            fields[f"head.aspp.branches.{i}"] = receptive_field([*backbone, own])
+            fields[f"head.aspp.branches.{i}"] = receptive_field([*steps, own])
     return fields

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import inspect
 import math
 import os
 import sys
@@ -14,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
-from flax import nnx
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from deeplab_jax.checkpoint import check_parent, check_place, save
-from deeplab_jax.command import keep_compiled_programs, run
-from deeplab_jax.config import Config
+from deeplab_jax.command import PLUGIN_HELP, keep_compiled_programs, run
+from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.images import ImageError, find_images, read_image
+from deeplab_jax.model import SegmentationModel
 from deeplab_jax.preprocessing import Preprocessing, normalize
 from port.convert import Conversion, convert
 from port.verify import AGREEMENT, Outcome, Report, verify
@@ -146,7 +147,7 @@ def _described(
     """With what only the user knows of the model: class names and the images' statistics."""
     config = conversion.model.config
     statistics = {name: v for name, v in (("mean", mean), ("std", std)) if v is not None}
-    channels = getattr(config.backbone, "in_channels", None)
+    channels = config.in_channels
     for name, values in statistics.items():
         if len(values) != channels:
             raise ValueError(
@@ -308,14 +309,14 @@ def _write(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def _original(conversion: Conversion) -> nnx.Module:
+def _original(conversion: Conversion) -> SegmentationModel:
     """The model of the checkpoint as it is, with its own classifier where the user wants another."""
     if not conversion.initialised:
         return conversion.model
     return convert(conversion.tensors, layout=conversion.layout.name, **conversion.chosen).model
 
 
-def _at_native_stride(conversion: Conversion) -> nnx.Module:
+def _at_native_stride(conversion: Conversion) -> SegmentationModel:
     """The model of the checkpoint as code bases build it that know one output stride and no options."""
     theirs = {n: v for n, v in conversion.chosen.items() if n not in _added(conversion)}
     return convert(conversion.tensors, layout=conversion.layout.name, **theirs).model
@@ -328,8 +329,8 @@ def _added(conversion: Conversion) -> dict[str, Any]:
 
 
 def _reference(
-    console: Console, conversion: Conversion, model: nnx.Module
-) -> "tuple[torch.nn.Module | None, nnx.Module]":
+    console: Console, conversion: Conversion, model: SegmentationModel
+) -> "tuple[torch.nn.Module | None, SegmentationModel]":
     """The original model with its weights (None without one), and ours to hold against it."""
     layout = conversion.layout
     unchecked = "only names and shapes were checked."
@@ -404,7 +405,7 @@ def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], 
 def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
     """Normalised batches of one; a synthetic picture, smooth with noise on it, where none are given."""
     if images is not None:
-        channels = getattr(config.backbone, "in_channels", None)
+        channels = config.in_channels
         if channels != 3:
             raise ValueError(
                 f"--images are RGB and this model takes {channels or 'features'}: without --images it "
@@ -420,7 +421,7 @@ def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
             raise ImageError("\n".join(["all of --images must be pictures:", *problems]))
         return batches
     rng = np.random.default_rng(0)
-    if not hasattr(config.backbone, "in_channels"):
+    if isinstance(config.backbone, FeaturesConfig):
         high, low = config.backbone.high, config.backbone.low
         return [
             rng.standard_normal(shape, np.float32)
@@ -438,7 +439,8 @@ def main() -> None:
     # Before torch is imported: its threads spin while they wait, which costs a busy machine ten times
     # the time of the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    run(lambda: tyro.cli(port, prog="deeplab-port"))
+    description = f"{inspect.cleandoc(port.__doc__ or '').partition('Args:')[0]}{PLUGIN_HELP}"
+    run(lambda: tyro.cli(port, prog="deeplab-port", description=description))
 
 
 if __name__ == "__main__":

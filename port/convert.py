@@ -16,7 +16,7 @@ from flax import nnx
 
 from deeplab_jax.config import Config
 from deeplab_jax.layers import BatchNorm, Conv, LayerNorm
-from deeplab_jax.model import build, fill
+from deeplab_jax.model import SegmentationModel, build, create
 from port.layouts import LAYOUTS, Layout, Place
 from port.read import SETTINGS_FILE, CheckpointError, read
 
@@ -65,7 +65,7 @@ class Conversion:
       initialised: the tensors that were drawn at random for a new number of classes.
     """
 
-    model: nnx.Module
+    model: SegmentationModel
     layout: Layout
     source: Mapping[str, np.ndarray]
     tensors: Mapping[str, np.ndarray]
@@ -142,7 +142,7 @@ def load_torch(
     output_stride: int | None = None,
     num_classes: int | None = None,
     **fields: Any,
-) -> nnx.Module:
+) -> SegmentationModel:
     """The model of a PyTorch checkpoint, in eval mode.
 
     Args:
@@ -227,7 +227,7 @@ def convert(
         listed = entries(model, family, config, place)
     _check(family, tensors, listed, renewed, checkpoint_classes)
     if renewed:
-        model = fill(model, nnx.Rngs(seed))
+        model = create(config, rngs=nnx.Rngs(seed))
     _assign(model, {e.path: (e, tensors[e.names[-1]]) for e in listed if not _within(e, renewed)})
     model.eval()
     chosen = _chosen(family, config)
@@ -404,7 +404,7 @@ def _some(lines: list[str], most: int = 20) -> str:
 # ---------------------------------------------------------------------------- to PyTorch
 
 
-def to_torch(model: nnx.Module, layout: str) -> "dict[str, torch.Tensor]":
+def to_torch(model: SegmentationModel, layout: str) -> "dict[str, torch.Tensor]":
     """A state_dict that the layout's original code loads with `strict=True`.
 
     The counters `num_batches_tracked`, which only a cumulative average would read, are zero.
@@ -416,7 +416,7 @@ def to_torch(model: nnx.Module, layout: str) -> "dict[str, torch.Tensor]":
     import torch
 
     family = named_layout(layout)
-    config = model_config(model)
+    config = model.config
     try:
         listed = entries(model, family, config)
         _check_expressible(family, config, listed)
@@ -473,7 +473,7 @@ def _differences(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple[str
 
 
 def entries(
-    model: nnx.Module, layout: Layout, config: Config, place: Place | None = None
+    model: SegmentationModel, layout: Layout, config: Config, place: Place | None = None
 ) -> list[Entry]:
     """Every tensor of the model with its name in the layout.
 
@@ -521,7 +521,7 @@ def _rolled_axis(module: nnx.Module, leaf: str) -> int | None:
     return 0 if depthwise else None
 
 
-def weighted_modules(model: nnx.Module) -> dict[str, nnx.Module]:
+def weighted_modules(model: SegmentationModel) -> dict[str, nnx.Module]:
     """The modules that own weights themselves, by their paths, in the order of their paths."""
     return {
         ".".join(map(str, path)): module
@@ -537,13 +537,13 @@ def leaves(module: nnx.Module) -> dict[str, str]:
     return {name: usual.get(name, name) for name in sorted(own, key=[*usual, *own].index)}
 
 
-def _variables(model: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
+def _variables(model: SegmentationModel) -> Iterator[tuple[str, nnx.Variable]]:
     for path, module in weighted_modules(model).items():
         for leaf in leaves(module):
             yield f"{path}.{leaf}", getattr(module, leaf)
 
 
-def _assign(model: nnx.Module, sources: Mapping[str, tuple[Entry, np.ndarray]]) -> None:
+def _assign(model: SegmentationModel, sources: Mapping[str, tuple[Entry, np.ndarray]]) -> None:
     """One tensor at a time, so that the checkpoint is in memory once and a bit beside the model."""
     for path, variable in _variables(model):
         if path in sources:
@@ -551,7 +551,7 @@ def _assign(model: nnx.Module, sources: Mapping[str, tuple[Entry, np.ndarray]]) 
             variable.set_value(jax.device_put(entry.to_flax(tensor)))
 
 
-def _classifiers(model: nnx.Module) -> tuple[str, ...]:
+def _classifiers(model: SegmentationModel) -> tuple[str, ...]:
     """The modules whose channels are the classes."""
     return tuple(path for path in weighted_modules(model) if path.endswith("classifier"))
 
@@ -587,7 +587,7 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
     """The fields that weights cannot tell, as far as this model has them."""
     choices = layout.choices_for(config)
-    if getattr(config.backbone, "in_channels", 3) != 3 and "preprocessing" not in choices:
+    if config.in_channels not in (3, None) and "preprocessing" not in choices:
         choices += ("preprocessing",)  # every code base's habit is about RGB
     chosen: dict[str, Any] = {}
     for place in (config, config.backbone, config.head):
@@ -595,10 +595,3 @@ def _chosen(layout: Layout, config: Config) -> dict[str, Any]:
             if field.name in choices:
                 chosen.setdefault(field.name, getattr(place, field.name))
     return {name: chosen[name] for name in choices if name in chosen}
-
-
-def model_config(model: nnx.Module) -> Config:
-    """The model's config. Raises ValueError for a model that has none."""
-    if getattr(model, "config", None) is None:
-        raise ValueError("the model has no config; make it with create, load or load_torch")
-    return model.config

@@ -21,10 +21,11 @@ from flax import nnx
 
 from deeplab_jax.heads import ClassifierHead
 from deeplab_jax.layers import BatchNorm
+from deeplab_jax.model import FeaturesModel, SegmentationModel
 from deeplab_jax.predict import most_likely
 from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.summary import stage_of
-from port.convert import find_layout, leaves, model_config, named_layout, weighted_modules
+from port.convert import find_layout, leaves, named_layout, weighted_modules
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,7 @@ class Report:
 
 
 def verify(
-    model: nnx.Module,
+    model: SegmentationModel,
     torch_module: "torch.nn.Module",
     *images: np.ndarray,
     layout: str | None = None,
@@ -154,7 +155,7 @@ def verify(
     Raises:
       ValueError: when the module's names are not those of the layout, or the layout has none for ours.
     """
-    config = model_config(model)
+    config = model.config
     state = torch_module.state_dict()
     family = find_layout(_arrays(state)) if layout is None else named_layout(layout)
     place = family.find_place({name: tuple(tensor.shape) for name, tensor in state.items()})
@@ -179,13 +180,14 @@ def verify(
     }
     norms = {p for p, part in ours.items() if isinstance(part, BatchNorm)}
     rolls = {path: n for path, n in family.rolls(config).items() if path in norms}
-    batches = [images] if not hasattr(model, "backbone") else [(batch,) for batch in images]
+    of_features = isinstance(model, FeaturesModel)
+    batches = [images] if of_features else [(batch,) for batch in images]
     channels_last = frozenset(family.channels_last(config, place))
     run_ours = _runner(model, tuple(names))
     worst: dict[str, Row] = {}
     agreeing = pixels = count = 0
     for done, arguments in enumerate(batches, 1):
-        size = arguments[0].shape[1:3] if hasattr(model, "backbone") else None
+        size = None if of_features else arguments[0].shape[1:3]
         arguments = tuple(
             np.asarray(pad_to_multiple(jnp.asarray(a), config.preprocessing.size_multiple))
             for a in arguments
@@ -212,7 +214,7 @@ def verify(
 # ---------------------------------------------------------------------------- both sides
 
 
-def _compared(model: nnx.Module, twins: dict[str, "torch.nn.Module"]) -> list[str]:
+def _compared(model: SegmentationModel, twins: dict[str, "torch.nn.Module"]) -> list[str]:
     """The layers worth a row: batch norms, and convolutions that none follows.
 
     A batch norm whose twin does more (timm's has the activation in it) leaves the row to its convolution.
@@ -229,7 +231,7 @@ def _compared(model: nnx.Module, twins: dict[str, "torch.nn.Module"]) -> list[st
                 compared.append(f"{parent}.{leaf.replace('bn', 'conv')}")
         elif getattr(module, "bias", None) is not None:
             compared.append(path)
-    head = getattr(model, "head", None)
+    head = model.head
     if isinstance(head, ClassifierHead) and head.hidden is not None:
         # Its layers come after global pooling over there and at every pixel here, with an activation
         # between: neither is a function of the other.
@@ -237,7 +239,9 @@ def _compared(model: nnx.Module, twins: dict[str, "torch.nn.Module"]) -> list[st
     return compared
 
 
-def _runner(model: nnx.Module, paths: tuple[str, ...]) -> Callable[..., dict[str, np.ndarray]]:
+def _runner(
+    model: SegmentationModel, paths: tuple[str, ...]
+) -> Callable[..., dict[str, np.ndarray]]:
     """A compiled function: images -> output of each of `paths`, and "logits"."""
     graphdef, state = nnx.split(model)
 
@@ -260,9 +264,9 @@ def _runner(model: nnx.Module, paths: tuple[str, ...]) -> Callable[..., dict[str
     return exactly
 
 
-def _forward(model: nnx.Module, *arguments: jax.Array) -> jax.Array:
+def _forward(model: SegmentationModel, *arguments: jax.Array) -> jax.Array:
     """The model's logits; runs the auxiliary head too, so that its layers are seen."""
-    if getattr(model, "aux_head", None) is None:
+    if model.aux_head is None:
         return model(*arguments)
     logits, _ = model.with_aux(*arguments)
     return model.resize(logits, arguments[0].shape[1:3])

@@ -18,8 +18,9 @@ from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.heads import DeepLabV3PlusConfig
-from deeplab_jax.model import PRESETS, build, fill
+from deeplab_jax.model import build, fill
 from deeplab_jax.preprocessing import Preprocessing
+from deeplab_jax.presets import PRESETS
 
 # A head alone: all kinds of variables, and few of them.
 CONFIG = Config(
@@ -112,9 +113,9 @@ def test_both_forms_can_be_read_without_this_package(tmp_path):
     save(model, tmp_path / "model.safetensors")
     arrays = load_file(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(
-        arrays["aspp.branches.0.conv.kernel"], model.aspp.branches[0].conv.kernel[...]
+        arrays["head.aspp.branches.0.conv.kernel"], model.aspp.branches[0].conv.kernel[...]
     )
-    np.testing.assert_array_equal(arrays["decoder.low.bn.var"], model.decoder.low.bn.var[...])
+    np.testing.assert_array_equal(arrays["head.decoder.low.bn.var"], model.decoder.low.bn.var[...])
 
 
 # ---------------------------------------------------------------------------- overwriting

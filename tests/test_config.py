@@ -2,28 +2,28 @@
 
 import dataclasses
 import json
-import typing
 
+import numpy as np
 import pytest
 
+import deeplab_jax
 from deeplab_jax.backbones import (
-    BackboneConfig,
     EfficientNetLiteConfig,
     MobileNetV2Config,
     MobileNetV3Config,
     OriginalXceptionConfig,
     ResNetConfig,
 )
-from deeplab_jax.config import _KINDS, Config, FeaturesConfig, from_dict, to_dict
+from deeplab_jax.config import Config, FeaturesConfig, from_dict, kinds, to_dict
 from deeplab_jax.heads import (
+    HEAD_CONFIGS,
     ClassifierConfig,
     DeepLabV3Config,
     DeepLabV3PlusConfig,
     FCNConfig,
-    HeadConfig,
 )
-from deeplab_jax.model import PRESETS
 from deeplab_jax.preprocessing import Preprocessing
+from deeplab_jax.presets import PRESETS
 
 
 def through_json(config):
@@ -63,17 +63,22 @@ def test_a_config_with_changes_is_the_same_after_json(config):
     assert hash(again) == hash(config)  # tuples are tuples again, everywhere
 
 
-@pytest.mark.parametrize("kind", _KINDS.values(), ids=_KINDS)
+@pytest.mark.parametrize("kind", kinds().values(), ids=kinds())
 def test_every_kind_of_part_can_be_read(kind):
-    backbone = kind in (*typing.get_args(BackboneConfig), FeaturesConfig)
+    backbone = kind not in HEAD_CONFIGS
     config = Config(kind(), FCNConfig()) if backbone else Config(ResNetConfig(), kind())
     assert through_json(config) == config
 
 
 def test_no_kind_of_part_is_left_out():
     # It could be written, but never read.
-    kinds = (*typing.get_args(BackboneConfig), FeaturesConfig, *typing.get_args(HeadConfig))
-    assert {kind.kind: kind for kind in kinds} == _KINDS
+    public = [
+        v for n, v in vars(deeplab_jax).items() if n.endswith("Config") and hasattr(v, "kind")
+    ]
+    ours = {
+        k: config for k, config in kinds().items() if config.__module__.startswith("deeplab_jax")
+    }
+    assert {config.kind: config for config in public} == ours
 
 
 def test_fields_that_are_left_out_take_their_defaults():
@@ -86,7 +91,7 @@ def test_an_unknown_kind_is_refused_with_all_that_there_are():
     data["backbone"]["kind"] = "vgg"
     with pytest.raises(ValueError, match=r"kind must be one of .*, got 'vgg'") as error:
         from_dict(data)
-    for kind in _KINDS:
+    for kind in kinds():
         assert kind in str(error.value)
 
 
@@ -122,6 +127,41 @@ def test_class_names_must_be_as_many_as_classes():
 def test_a_model_has_a_class():
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         Config(ResNetConfig(), DeepLabV3Config(), num_classes=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"backbone": "resnet50"},
+            r"backbone must be .*, such as ResNetConfig\(50\), got 'resnet50'",
+        ),
+        ({"backbone": DeepLabV3Config()}, "backbone must be a backbone's config"),
+        (
+            {"head": "deeplabv3"},
+            r"head must be .*, such as DeepLabV3PlusConfig\(\), got 'deeplabv3'",
+        ),
+        ({"head": ResNetConfig()}, "head must be a head's config"),
+        ({"aux_head": True}, "aux_head must be a FCNConfig or None, got True"),
+        ({"num_classes": "21"}, "num_classes must be a whole number, got '21'"),
+        ({"num_classes": 2.0}, r"num_classes must be a whole number, got 2\.0"),
+        ({"num_classes": 2, "class_names": "ab"}, "class_names must be a tuple .*, got 'ab'"),
+    ],
+)
+def test_what_is_nearly_a_part_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**({"backbone": ResNetConfig(), "head": DeepLabV3Config()} | fields))
+
+
+def test_a_part_of_several_kinds_must_say_which():
+    data = {"backbone": {"depth": 18}, "head": {"kind": "deeplabv3"}}
+    with pytest.raises(ValueError, match=r"must say its kind, one of .*resnet"):
+        from_dict(data)
+
+
+def test_a_numpy_number_of_classes_is_a_number():
+    config = Config(ResNetConfig(), DeepLabV3Config(), np.int64(3))
+    assert through_json(config) == config
 
 
 def test_configs_are_frozen():

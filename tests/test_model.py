@@ -10,28 +10,30 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deeplab_jax import ops
-from deeplab_jax.backbones import ResNet, ResNetConfig
+from deeplab_jax import PRESETS, ops
+from deeplab_jax.backbones import MobileNetV2Config, ResNet, ResNetConfig
+from deeplab_jax.backbones.registry import families
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import (
     DeepLabV3Config,
     DeepLabV3PlusConfig,
-    DeepLabV3PlusHead,
     FCNConfig,
+    LRASPPConfig,
     rates_for,
 )
 from deeplab_jax.layers import BatchNorm, ConvNormAct, Normal
 from deeplab_jax.model import (
-    _BACKBONES,
-    PRESETS,
     DeepLabV3,
     DeepLabV3Plus,
+    FeaturesModel,
     SegmentationModel,
     build,
     create,
     fill,
     freeze_backbone,
     freeze_batch_norm,
+    named_variables,
+    with_values,
 )
 
 CLASSES = 5
@@ -56,12 +58,14 @@ def logits_shape(model, *shape):
 
 # ---------------------------------------------------------------------------- presets
 
+BACKBONES = [name for family in families().values() for name in family.presets]
+
 
 # Presets are every head on every backbone: each head once, and each backbone once.
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"deeplabv3plus_{backbone}" for backbone in _BACKBONES),
+        *(f"deeplabv3plus_{backbone}" for backbone in BACKBONES),
         "deeplabv3_resnet18",
         "fcn_resnet18",
         "lraspp_mobilenet_v3_large",
@@ -85,7 +89,7 @@ def test_a_preset_can_be_built(name):
 
 def test_the_presets_are_every_head_on_every_backbone():
     heads = ("deeplabv3", "deeplabv3plus", "fcn")
-    names = {f"{head}_{backbone}" for head in heads for backbone in _BACKBONES}
+    names = {f"{head}_{backbone}" for head in heads for backbone in BACKBONES}
     assert set(PRESETS) == names | {"lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_small"}
 
 
@@ -107,7 +111,8 @@ def test_created_models_take_images_of_any_channels_and_give_any_classes(name):
 
 
 def test_an_unknown_preset_is_refused_with_all_that_there_are():
-    with pytest.raises(ValueError, match="no preset is called 'deeplabv4_resnet50'") as error:
+    match = "no preset is called 'deeplabv4_resnet50'; did you mean deeplabv3_resnet50 or "
+    with pytest.raises(ValueError, match=match) as error:
         create("deeplabv4_resnet50", rngs=nnx.Rngs(0))
     for name in PRESETS:
         assert name in str(error.value)
@@ -127,12 +132,81 @@ def test_a_value_that_the_config_refuses_is_refused():
         create("deeplabv3_resnet50", num_classes=0, rngs=nnx.Rngs(0))
 
 
+def test_a_model_can_be_made_of_any_config():
+    config = PRESETS["deeplabv3_resnet18"].override(num_classes=1, align_corners=True)
+    assert create(config, rngs=nnx.Rngs(0)).config == config
+    changed = create(config, num_classes=3, output_stride=8, channels=16, rngs=nnx.Rngs(0)).config
+    assert changed == config.override(num_classes=3, output_stride=8, channels=16)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: create("fcn_resnet18"), r"random weights need rngs=nnx.Rngs\(0\)"),
+        (lambda: create("fcn_resnet18", rngs=7), r"need rngs=nnx.Rngs\(7\) .*, got 7"),
+        (
+            lambda: create(ResNetConfig(), rngs=nnx.Rngs(0)),
+            "a preset's name or a Config, got ResNet",
+        ),
+        (lambda: ResNet(50), r"its config first, as in ResNet\(ResNetConfig\(\), rngs=.*, got 50"),
+        (lambda: ResNet(), r"as in ResNet\(ResNetConfig\(\), rngs=nnx.Rngs\(0\)\)$"),
+        (
+            lambda: ResNet(MobileNetV2Config(), rngs=nnx.Rngs(0)),
+            r"as in ResNet.*, got MobileNetV2C",
+        ),
+        (lambda: ResNet(ResNetConfig(18)), r"random weights need rngs=nnx.Rngs\(0\)"),
+        (lambda: ResNet(config=ResNetConfig(18), rngs=0), r"need rngs=nnx.Rngs\(0\) .*, got 0"),
+        (
+            lambda: DeepLabV3Plus("resnet50", rngs=nnx.Rngs(0)),
+            "must be a module, .* got 'resnet50'",
+        ),
+        (
+            lambda: DeepLabV3(ResNetConfig(), rngs=nnx.Rngs(0)),
+            "must be a module, .* got ResNetConfig",
+        ),
+    ],
+)
+def test_near_misses_say_what_to_write(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_images_that_are_not_nhwc_are_refused():
+    model = build(PRESETS["fcn_resnet18"])
+    with pytest.raises(ValueError, match=r"\[B, H, W, 3\] \(NHWC\), got \[2, 3, 32, 48\]: .*NCHW"):
+        model(images(2, 3, 32, 48))
+    with pytest.raises(ValueError, match=r"got \[32, 48, 3\]: images\[None\] is a batch of one"):
+        model.with_aux(images(32, 48, 3))
+    with pytest.raises(ValueError, match=r"images must be .*, got \[2, 32, 48, 4\]$"):
+        model(images(2, 32, 48, 4))
+
+
 def test_making_a_large_model_is_quick():
     # Drawing one layer at a time takes half a minute and more, as each shape compiles. The processor's
     # time counts, not the clock's, as other programs may run beside the tests; 4 s is usual.
     start = time.process_time()
     create("deeplabv3plus_resnet101", rngs=nnx.Rngs(0))
     assert time.process_time() - start < 15
+
+
+def test_building_a_large_model_by_hand_is_quick():
+    # Where XLA compiles each draw, it takes 10 s and more; 1.5 s is usual.
+    start = time.process_time()
+    rngs = nnx.Rngs(0)
+    model = DeepLabV3Plus(ResNet(ResNetConfig(101), rngs=rngs), rngs=rngs)
+    assert time.process_time() - start < 5
+    kernels = [
+        np.asarray(v[...]) for n, v in named_variables(model).items() if n.endswith("kernel")
+    ]
+    assert len({float(kernel.flat[0]) for kernel in kernels}) == len(kernels)
+
+
+def test_variables_go_from_one_model_to_another():
+    source = small_model()
+    values = {name: variable[...] for name, variable in named_variables(source).items()}
+    copy = with_values(build(source.config), values)
+    for name, variable in named_variables(copy).items():
+        np.testing.assert_array_equal(variable[...], values[name])
 
 
 # ---------------------------------------------------------------------------- initial values
@@ -257,12 +331,54 @@ def test_one_corner_rule_is_for_the_whole_model(align_corners):
     )
 
 
+FEATURES = FeaturesConfig(high=8, low=6)
+
+
 def test_a_model_of_features_is_the_head_alone():
-    config = Config(FeaturesConfig(high=8, low=6), DeepLabV3PlusConfig(channels=4), CLASSES)
-    model = fill(build(config), nnx.Rngs(0))
-    assert isinstance(model, DeepLabV3PlusHead)
+    config = Config(FEATURES, DeepLabV3PlusConfig(channels=4), CLASSES)
+    model = create(config, rngs=nnx.Rngs(0))
+    assert type(model) is FeaturesModel
+    assert isinstance(model, SegmentationModel)
+    assert model.config == config
+    assert model.aspp is model.head.aspp
+    assert model.decoder is model.head.decoder
+    assert {name.partition(".")[0] for name in named_variables(model)} == {"head"}
     model.eval()
-    assert jit(model)(images(2, 3, 4, 8), images(2, 9, 13, 6)).shape == (2, 9, 13, CLASSES)
+    high, low = images(2, 3, 4, 8), images(2, 9, 13, 6)
+    logits = jit(model)(high, low)
+    assert logits.shape == (2, 9, 13, CLASSES)
+    np.testing.assert_array_equal(logits, jit(lambda h, x: model.with_aux(h, x)[0])(high, low))
+
+
+def test_a_head_that_reads_no_low_level_features_needs_none():
+    config = Config(FEATURES, DeepLabV3Config(channels=4), CLASSES, aux_head=FCNConfig(channels=2))
+    model = create(config, dtype="bfloat16", rngs=nnx.Rngs(0))
+    model.eval()
+    assert jit(model)(images(2, 3, 4, 8)).dtype == jnp.float32
+    logits, aux = jit(model.with_aux)(images(2, 3, 4, 8))
+    assert logits.shape == aux.shape == (2, 3, 4, CLASSES)
+    with pytest.raises(AttributeError, match="decoder"):
+        _ = model.decoder
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([(2, 3, 4, 8)], r"the low features must be \[B, h, w, 6\] \(NHWC\), got none"),
+        ([(2, 8, 3, 4), (2, 9, 13, 6)], r"the high features .* 8\] \(NHWC\), got \[2, 8, 3, 4\]"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(features, message):
+    model = build(Config(FEATURES, DeepLabV3PlusConfig(channels=4), CLASSES))
+    with pytest.raises(ValueError, match=message):
+        model(*(images(*shape) for shape in features))
+
+
+def test_features_that_there_are_not_are_refused():
+    with pytest.raises(
+        ValueError, match=r"LRASPPConfig reads the features 'mid', .* only high, low"
+    ):
+        build(Config(FEATURES, LRASPPConfig()))
 
 
 # ---------------------------------------------------------------------------- auxiliary head
@@ -323,7 +439,10 @@ def test_a_backbone_of_a_few_lines_is_enough():
     model = DeepLabV3(
         Backbone(rngs=rngs), CLASSES, head=DeepLabV3Config(rates=(), channels=4), rngs=rngs
     )
-    assert model.config is None
+    with pytest.raises(
+        ValueError, match=r"has no config; make it with create, .* or set model.config"
+    ):
+        _ = model.config
     run = nnx.jit(lambda model, x: model(x, rngs=nnx.Rngs(dropout=0)))
     assert run(model, images(2, 17, 33, 3)).shape == (2, 17, 33, CLASSES)
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import segmentation
 
+from deeplab_jax import DeepLabV3, ResNet, ResNetConfig
 from deeplab_jax.heads import FCNConfig
 from deeplab_jax.model import create
 from port import LAYOUTS, CheckpointError, load_torch, to_torch
@@ -294,7 +295,7 @@ def test_a_mobilenet_of_no_known_width_is_refused_with_its_channels():
 CLASSIFIERS = {
     "torchvision": ["head.classifier", "aux_head.classifier"],
     "vainf": ["head.decoder.classifier"],
-    "standalone": ["decoder.classifier"],
+    "standalone": ["head.decoder.classifier"],
     "torchvision-classification": ["head.classifier"],
 }
 
@@ -358,7 +359,7 @@ def test_both_classifiers_of_lraspp_start_anew():
 def test_new_classifiers_are_drawn_from_the_seed():
     state = checkpoint("standalone")
     first, again, other = (
-        _tensors(convert(state, num_classes=11, seed=seed).model)["decoder.classifier.kernel"]
+        _tensors(convert(state, num_classes=11, seed=seed).model)["head.decoder.classifier.kernel"]
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
@@ -368,7 +369,7 @@ def test_new_classifiers_are_drawn_from_the_seed():
 def test_the_checkpoints_own_number_of_classes_keeps_its_classifier():
     conversion = convert(checkpoint("standalone"), num_classes=7)
     assert conversion.initialised == ()
-    kernel = _tensors(conversion.model)["decoder.classifier.kernel"]
+    kernel = _tensors(conversion.model)["head.decoder.classifier.kernel"]
     expected = checkpoint("standalone")["decoder.output.3.weight"]
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), expected)
 
@@ -534,10 +535,9 @@ def test_a_trained_head_on_other_classes_goes_back():
 
 
 def test_a_model_without_a_config_is_refused():
-    class Mine(nnx.Module):
-        pass
-
-    assert "the model has no config" in unexportable(Mine(), "torchvision")
+    rngs = nnx.Rngs(0)
+    by_hand = DeepLabV3(ResNet(ResNetConfig(18), rngs=rngs), rngs=rngs)
+    assert "the model has no config" in unexportable(by_hand, "torchvision")
 
 
 def test_a_model_born_here_runs_in_torchvision():
@@ -570,7 +570,10 @@ def test_a_checkpoint_without_a_classifier_gets_one_of_any_number_of_classes():
     for classes in (21, 11):
         state = {k: v for k, v in checkpoint("standalone").items() if ".output.3." not in k}
         conversion = convert(state, num_classes=classes)
-        assert conversion.initialised == ("decoder.classifier.kernel", "decoder.classifier.bias")
+        assert conversion.initialised == (
+            "head.decoder.classifier.kernel",
+            "head.decoder.classifier.bias",
+        )
         assert conversion.model.config.num_classes == classes
 
 

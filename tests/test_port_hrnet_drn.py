@@ -36,8 +36,9 @@ from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.layers import Conv, Norm
-from deeplab_jax.model import PRESETS, build, create, fill
+from deeplab_jax.model import build, create, fill
 from deeplab_jax.ops import receptive_field
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.summary import summarize
 from port import CheckpointError, load_torch, to_torch, verify
 from port.backbones.drn import AuthorsDRN

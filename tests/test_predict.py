@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from deeplab_jax import folder, images
+from deeplab_jax import DeepLabV3, ResNet, ResNetConfig, folder, images
 from deeplab_jax.folder import output_names, predict_folder
 from deeplab_jax.images import ImageError, find_images, image_size, read_image
 from deeplab_jax.layers import BatchNorm
@@ -283,10 +283,10 @@ def test_wrong_images_and_options_say_what_is_right():
         predict(model, np.zeros((0, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r"(?s)scales must be.*tile must be at least"):
         predict(model, picture(4, 4), scales=(), tile=3)
-    model = Brightest()
-    model.config = None
-    with pytest.raises(ValueError, match=r"needs model\.config"):
-        predict(model, picture(4, 4))
+    rngs = nnx.Rngs(0)
+    by_hand = DeepLabV3(ResNet(ResNetConfig(18), rngs=rngs), rngs=rngs)
+    with pytest.raises(ValueError, match=r"has no config; .* or set model\.config"):
+        predict(by_hand, picture(4, 4))
 
 
 # ---------------------------------------------------------------------------- reading

@@ -13,8 +13,9 @@ from deeplab_jax import Config, FCNConfig, MobileNetV2Config, ResNetConfig, buil
 from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.layers import BatchNorm
-from deeplab_jax.model import PRESETS, fill, named_variables
+from deeplab_jax.model import fill, named_variables
 from deeplab_jax.preprocessing import Preprocessing
+from deeplab_jax.presets import PRESETS
 from train.config import (
     DataConfig,
     DistributedConfig,
@@ -186,7 +187,7 @@ def test_an_auxiliary_head_is_added(classifier):
 
 
 def test_a_start_that_is_none_says_what_is_one(tmp_path):
-    with pytest.raises(ValueError, match="`deeplab list` prints, got 'resnet50'"):
+    with pytest.raises(ValueError, match="'resnet50'; did you mean fcn_resnet50"):
         make_model(ModelConfig("resnet50"), CLASSES, seed=0, data_shards=1)
     with pytest.raises(ModelError, match="does not exist"):
         start_of(init=tmp_path / "nothing")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from deeplab_jax.command import keep_compiled_programs, run
+from deeplab_jax.command import PLUGIN_HELP, keep_compiled_programs, run
 from train.config import TrainConfig
 from train.configs import RECIPES
 from train.data.look import look, prepare
@@ -33,7 +33,7 @@ def main() -> None:
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands | tools,
             prog="deeplab-train",
-            description="Train DeepLab models in JAX, and evaluate them.",
+            description=f"Train DeepLab models in JAX, and evaluate them. {PLUGIN_HELP}",
         )
     )
 

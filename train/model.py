@@ -10,7 +10,8 @@ from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig, FCNConfig
 from deeplab_jax.layers import BatchNorm
-from deeplab_jax.model import PRESETS, fill, named_variables
+from deeplab_jax.model import FeaturesModel, SegmentationModel, create, named_variables
+from deeplab_jax.presets import named_config
 from train.config import ModelConfig
 
 
@@ -24,7 +25,7 @@ class Start:
       origin: where they come from, in words.
     """
 
-    model: nnx.Module
+    model: SegmentationModel
     params: dict[str, jax.Array]
     stats: dict[str, jax.Array]
     origin: str
@@ -43,15 +44,14 @@ def make_model(
     Raises:
       ValueError: for a preset that is none, or a model folder that cannot be a start.
     """
-    if config.preset not in PRESETS:
-        raise ValueError(
-            f"model.preset must be one of those that `deeplab list` prints, got {config.preset!r}"
-        )
+    preset = named_config(config.preset)
     source = None if config.init is None else load(config.init)
-    wanted = _config(config, None if source is None else source.config, class_names)
+    if isinstance(source, FeaturesModel):
+        raise ModelError(f"{config.init} cannot be trained: it is a head without a backbone")
+    wanted = _config(config, preset, None if source is None else source.config, class_names)
     model = build(wanted, dtype=config.dtype)
     values = {
-        name: v[...] for name, v in named_variables(fill(build(wanted), nnx.Rngs(seed))).items()
+        name: v[...] for name, v in named_variables(create(wanted, rngs=nnx.Rngs(seed))).items()
     }
     origin = f"{config.preset} with new weights"
     if source is not None:
@@ -72,8 +72,9 @@ def make_model(
     return Start(model, params, stats, origin)
 
 
-def _config(config: ModelConfig, source: Config | None, class_names: tuple[str, ...]) -> Config:
-    preset = PRESETS[config.preset]
+def _config(
+    config: ModelConfig, preset: Config, source: Config | None, class_names: tuple[str, ...]
+) -> Config:
     if source is None:
         base = preset
     elif isinstance(source.head, ClassifierConfig):  # of an image-classification network
@@ -99,7 +100,7 @@ def _fitting(source: dict[str, nnx.Variable], values: dict[str, jax.Array]) -> d
     }
 
 
-def _set_up(model: nnx.Module, config: ModelConfig, data_shards: int) -> None:
+def _set_up(model: SegmentationModel, config: ModelConfig, data_shards: int) -> None:
     """What batch norms do in training, and what stays frozen."""
     if config.batch_norm != "global":
         group_batch_norm(model, data_shards if config.batch_norm == "local" else config.batch_norm)

@@ -1,34 +1,28 @@
-"""Dilated classification networks.
+"""Dilated classification networks, a file per family; `Backbone` says what each of them does.
 
-Each turns images `[B, H, W, C]` into a dict of features: `low`, `mid` and `aux` at strides 4, 8 and
-16 and `high` at the output stride (those with a larger stride than the output stride keep its size).
-What is random in training draws from the `rngs` of the call, as in the heads.
+The families stand here in the order of `deeplab list`.
 """
 
-from deeplab_jax.backbones.drn import DRN, DRNConfig
-from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
-from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
+# isort: off
+from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
+from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from deeplab_jax.backbones.mobilevit import MobileViT, MobileViTConfig
-from deeplab_jax.backbones.original_xception import OriginalXception, OriginalXceptionConfig
-from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
+from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
+from deeplab_jax.backbones.drn import DRN, DRNConfig
 from deeplab_jax.backbones.xception import Xception, XceptionConfig
+from deeplab_jax.backbones.original_xception import OriginalXception, OriginalXceptionConfig
 
-BackboneConfig = (
-    ResNetConfig
-    | MobileNetV2Config
-    | MobileNetV3Config
-    | EfficientNetLiteConfig
-    | MobileViTConfig
-    | HRNetConfig
-    | DRNConfig
-    | XceptionConfig
-    | OriginalXceptionConfig
-)
+# isort: on
+from deeplab_jax.backbones.base import Backbone, BackboneConfig
+from deeplab_jax.backbones.registry import HEADS, SEPARABLE_HEADS, register_backbone
 
 __all__ = [
     "DRN",
+    "HEADS",
+    "SEPARABLE_HEADS",
+    "Backbone",
     "BackboneConfig",
     "DRNConfig",
     "EfficientNetLite",
@@ -47,4 +41,5 @@ __all__ = [
     "ResNetConfig",
     "Xception",
     "XceptionConfig",
+    "register_backbone",
 ]

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from deeplab_jax.backbones.base import Backbone
+from deeplab_jax.backbones.registry import register_backbone
 from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
@@ -63,7 +64,7 @@ class DRNConfig:
         return DRN(self, rngs=rngs)
 
 
-class DRN(Backbone):
+class DRN(Backbone[DRNConfig]):
     """Images `[B, H, W, in_channels]` -> features.
 
     The features are low (layer3, at stride 4), mid (layer4), aux (layer5) and high (layer8), these
@@ -152,3 +153,8 @@ def block_types(variant: str) -> tuple[type, ...]:
     block_type = VARIANTS[variant][0]
     first, last = (BasicBlock, PlainBlock) if variant.startswith("c") else (ConvNormAct,) * 2
     return (first, first, *(block_type,) * 4, last, last)
+
+
+register_backbone(
+    DRNConfig, presets={f"drn_{v}": DRNConfig(v) for v in ("d_22", "d_38", "d_54", "d_105")}
+)

@@ -18,6 +18,7 @@ from deeplab_jax.backbones.inverted_residual import (
     spatial_layers,
     taps,
 )
+from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, make_divisible
 
 TABLE = (  # expansion, channels, blocks, stride of the first, kernel: lite0
@@ -76,7 +77,7 @@ class EfficientNetLiteConfig:
         return EfficientNetLite(self, rngs=rngs)
 
 
-class EfficientNetLite(Backbone):
+class EfficientNetLite(Backbone[EfficientNetLiteConfig]):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
 
     def __init__(self, config: EfficientNetLiteConfig, *, rngs: nnx.Rngs):
@@ -167,3 +168,10 @@ def _paddings(config: EfficientNetLiteConfig, blocks: list[Block]) -> list[ops.P
         paddings.append((axis, axis))
         size, reached = -(-size // stride), reached * stride
     return paddings
+
+
+register_backbone(
+    EfficientNetLiteConfig,
+    presets={f"efficientnet_lite{v}": EfficientNetLiteConfig(v) for v in SCALING},
+    heads=SEPARABLE_HEADS,
+)

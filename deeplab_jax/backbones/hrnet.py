@@ -16,6 +16,7 @@ from flax import nnx
 
 from deeplab_jax import ops
 from deeplab_jax.backbones.base import Backbone
+from deeplab_jax.backbones.registry import register_backbone
 from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck, sequence
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, spatial_layer
 
@@ -61,7 +62,7 @@ class HRNetConfig:
         return HRNet(self, rngs=rngs)
 
 
-class HRNet(Backbone):
+class HRNet(Backbone[HRNetConfig]):
     """Images `[B, H, W, in_channels]` -> features, of any size.
 
     The features are low (layer1, stride 4), mid and aux (stage 3's streams at strides 8 and 16) and
@@ -256,3 +257,8 @@ class ExchangeUnit(nnx.Module):
         if self.upsample == "bilinear":
             return ops.resize_bilinear(x, size)
         return ops.resize_nearest(x, factor)[:, : size[0], : size[1]]
+
+
+register_backbone(
+    HRNetConfig, presets={f"hrnetv2_w{width}": HRNetConfig(width) for width in WIDTHS}
+)

@@ -16,6 +16,7 @@ from deeplab_jax.backbones.inverted_residual import (
     spatial_layers,
     taps,
 )
+from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, make_divisible
 
 TABLE = (  # expansion, channels, blocks, stride of the first: table 2 of the paper
@@ -75,7 +76,7 @@ class MobileNetV2Config:
         return MobileNetV2(self, rngs=rngs)
 
 
-class MobileNetV2(Backbone):
+class MobileNetV2(Backbone[MobileNetV2Config]):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
 
     def __init__(self, config: MobileNetV2Config, *, rngs: nnx.Rngs):
@@ -158,3 +159,8 @@ def block_table(width: float) -> list[Block]:
             channels = block.channels
             blocks.append(block)
     return blocks
+
+
+register_backbone(
+    MobileNetV2Config, presets={"mobilenet_v2": MobileNetV2Config()}, heads=SEPARABLE_HEADS
+)

@@ -18,6 +18,8 @@ from deeplab_jax.backbones.inverted_residual import (
     spatial_layers,
     taps,
 )
+from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
+from deeplab_jax.heads import LRASPPConfig
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, make_divisible
 
 R, H = "relu", "hard_swish"
@@ -87,7 +89,7 @@ class MobileNetV3Config:
         return MobileNetV3(self, rngs=rngs)
 
 
-class MobileNetV3(Backbone):
+class MobileNetV3(Backbone[MobileNetV3Config]):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux and high, at strides 4, 8, 16 and the
     output stride.
 
@@ -166,3 +168,10 @@ def block_table(size: Literal["large", "small"], width: float) -> list[Block]:
         )
         for kernel, expanded, channels, squeeze, activation, stride in TABLES[size]
     ]
+
+
+register_backbone(
+    MobileNetV3Config,
+    presets={f"mobilenet_v3_{size}": MobileNetV3Config(size) for size in ("large", "small")},
+    heads={**SEPARABLE_HEADS, "lraspp": LRASPPConfig()},
+)

@@ -16,6 +16,7 @@ from deeplab_jax import ops
 from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import OutputStride, check_output_stride, dilate
 from deeplab_jax.backbones.inverted_residual import Block, InvertedResidual, run
+from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
 from deeplab_jax.layers import Conv, ConvNormAct, LayerNorm, Norm, SpatialLayer, spatial_layer
 
 Size = Literal["xxs", "xs", "s"]
@@ -75,7 +76,7 @@ class MobileViTConfig:
         return MobileViT(self, rngs=rngs)
 
 
-class MobileViT(Backbone):
+class MobileViT(Backbone[MobileViTConfig]):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
 
     def __init__(self, config: MobileViTConfig, *, rngs: nnx.Rngs):
@@ -257,3 +258,10 @@ def fold(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     rows, columns = (n // PATCH for n in size)
     x = x.reshape(batch, PATCH, PATCH, rows, columns, channels)
     return x.transpose(0, 3, 1, 4, 2, 5).reshape(batch, *size, channels)
+
+
+register_backbone(
+    MobileViTConfig,
+    presets={f"mobilevit_{size}": MobileViTConfig(size) for size in WIDTHS},
+    heads=SEPARABLE_HEADS,
+)

@@ -19,6 +19,7 @@ from deeplab_jax.backbones.dilation import (
     check_output_stride,
     dilate,
 )
+from deeplab_jax.backbones.registry import register_backbone
 from deeplab_jax.backbones.resnet import sequence
 from deeplab_jax.backbones.xception import STEM, Block, SeparableConv, spatial_layers
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer
@@ -58,7 +59,7 @@ class OriginalXceptionConfig:
         return OriginalXception(self, rngs=rngs)
 
 
-class OriginalXception(Backbone):
+class OriginalXception(Backbone[OriginalXceptionConfig]):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
 
     The first three are the blocks' outputs, before the ReLU that the next block begins with.
@@ -127,3 +128,6 @@ class OriginalXception(Backbone):
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
         return spatial_layers(self.stem, self.blocks, self.exit)
+
+
+register_backbone(OriginalXceptionConfig)

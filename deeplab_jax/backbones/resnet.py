@@ -20,9 +20,11 @@ from deeplab_jax.backbones.dilation import (
     check_output_stride,
     dilate,
 )
+from deeplab_jax.backbones.registry import register_backbone
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
-BLOCKS = {
+Depth = Literal[18, 34, 50, 101, 152]
+BLOCKS: dict[Depth, tuple[int, ...]] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -50,7 +52,7 @@ class ResNetConfig:
     """
 
     kind: ClassVar[str] = "resnet"
-    depth: Literal[18, 34, 50, 101, 152] = 50
+    depth: Depth = 50
     output_stride: OutputStride = 16
     first_block_dilation: FirstBlockDilation = "previous"
     multi_grid: tuple[int, ...] = ()
@@ -70,7 +72,7 @@ class ResNetConfig:
         return ResNet(self, rngs=rngs)
 
 
-class ResNet(Backbone):
+class ResNet(Backbone[ResNetConfig]):
     """Images `[B, H, W, in_channels]` -> features.
 
     The features are low (layer1, stride 4), mid (layer2, stride 8), aux (layer3) and high (layer4,
@@ -92,7 +94,7 @@ class ResNet(Backbone):
             )
         stages, channels = [], 64
         for blocks in _plan(config):
-            stage = nnx.List()
+            stage: nnx.List[BasicBlock | Bottleneck] = nnx.List()
             for width, stride, dilation, second in blocks:
                 rates = {"dilation": dilation}
                 if block_type is BasicBlock:
@@ -251,3 +253,6 @@ class Bottleneck(nnx.Module):
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         return jax.nn.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+register_backbone(ResNetConfig, presets={f"resnet{depth}": ResNetConfig(depth) for depth in BLOCKS})

@@ -18,6 +18,7 @@ from deeplab_jax.backbones.dilation import (
     check_output_stride,
     dilate,
 )
+from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
 from deeplab_jax.backbones.resnet import Downsample, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
@@ -202,7 +203,7 @@ class Block(nnx.Module):
 # ---------------------------------------------------------------------------- networks
 
 
-class Xception(Backbone):
+class Xception(Backbone[XceptionConfig]):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
 
     mid and aux are the blocks' outputs, before the ReLU that the next block begins with.
@@ -290,3 +291,6 @@ def spatial_layers(
         yield from block.spatial_layers(f"blocks.{i}")
     for i, conv in enumerate(exit_convs):
         yield spatial_layer(f"exit.{i}", conv.depthwise)
+
+
+register_backbone(XceptionConfig, presets={"xception65": XceptionConfig()}, heads=SEPARABLE_HEADS)

@@ -29,9 +29,11 @@ class Standalone(Layout):
         del config, place
         names = {}
         for i in range(4):
-            names |= conv_bn(f"aspp.branches.{i}", f"aspp.aspp{i + 1}.0", f"aspp.aspp{i + 1}.1")
-        names |= conv_bn("aspp.pool", "aspp.avg_pool.1", "aspp.avg_pool.2")
-        names |= conv_bn("aspp.project", "aspp.conv1", "aspp.bn1")
-        names |= conv_bn("decoder.low", "decoder.conv1", "decoder.bn1")
-        names |= conv_bn("decoder.convs.0", "decoder.output.0", "decoder.output.1")
-        return names | {"decoder.classifier": "decoder.output.3"}
+            names |= conv_bn(
+                f"head.aspp.branches.{i}", f"aspp.aspp{i + 1}.0", f"aspp.aspp{i + 1}.1"
+            )
+        names |= conv_bn("head.aspp.pool", "aspp.avg_pool.1", "aspp.avg_pool.2")
+        names |= conv_bn("head.aspp.project", "aspp.conv1", "aspp.bn1")
+        names |= conv_bn("head.decoder.low", "decoder.conv1", "decoder.bn1")
+        names |= conv_bn("head.decoder.convs.0", "decoder.output.0", "decoder.output.1")
+        return names | {"head.decoder.classifier": "decoder.output.3"}
