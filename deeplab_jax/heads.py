@@ -24,6 +24,7 @@ from deeplab_jax.layers import (
     Activation,
     Conv,
     ConvNormAct,
+    LayerNorm,
     SeparableConvNormAct,
     global_mean,
 )
@@ -133,12 +134,14 @@ class ClassifierConfig:
       hidden: channels of a layer before the classifier (MobileNetV3: 1280), None for none.
       activation: of that layer.
       dropout: rate before the classifier.
+      norm_epsilon: of a layer norm before all of them (ConvNeXt), None for none.
     """
 
     kind: ClassVar[str] = "classifier"
     hidden: int | None = None
     activation: Activation = "hard_swish"
     dropout: float = 0.2
+    norm_epsilon: float | None = None
 
 
 HeadConfig = DeepLabV3Config | DeepLabV3PlusConfig | FCNConfig | LRASPPConfig | ClassifierConfig
@@ -404,6 +407,8 @@ class ClassifierHead(nnx.Module):
     ):
         self.activation = config.activation
         width = config.hidden or in_channels
+        epsilon = config.norm_epsilon
+        self.norm = None if epsilon is None else LayerNorm(in_channels, epsilon=epsilon)
         self.hidden = (
             Conv(in_channels, width, bias=True, fan="in", rngs=rngs) if config.hidden else None
         )
@@ -411,7 +416,8 @@ class ClassifierHead(nnx.Module):
         self.classifier = _classifier(width, num_classes, rngs)
 
     def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = high if self.hidden is None else ACTIVATIONS[self.activation](self.hidden(high))
+        x = high if self.norm is None else self.norm(high)
+        x = x if self.hidden is None else ACTIVATIONS[self.activation](self.hidden(x))
         return self.classifier(self.dropout(x, rngs=rngs))
 
 

@@ -261,6 +261,17 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class LayerScale(nnx.Module):
+    """A factor for each of the channels of `[..., channels]` (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    def __init__(self, channels: int, initial: float):
+        value = Constant(initial)
+        self.gamma = nnx.Param(value((channels,)), init=value)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.gamma[...].astype(x.dtype)
+
+
 class ConvNormAct(nnx.Module):
     """Convolution, batch norm, activation: `[B, H, W, in]` -> `[B, H', W', out]`.
 

@@ -232,9 +232,9 @@ def _compared(model: SegmentationModel, twins: dict[str, "torch.nn.Module"]) -> 
         elif getattr(module, "bias", None) is not None:
             compared.append(path)
     head = model.head
-    if isinstance(head, ClassifierHead) and head.hidden is not None:
-        # Its layers come after global pooling over there and at every pixel here, with an activation
-        # between: neither is a function of the other.
+    if isinstance(head, ClassifierHead) and (head.hidden is not None or head.norm is not None):
+        # Its layers come after global pooling over there and at every pixel here, with an activation or a
+        # norm between: neither is a function of the other.
         compared = [path for path in compared if not path.startswith("head.")]
     return compared
 

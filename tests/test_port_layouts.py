@@ -36,6 +36,7 @@ from torchvision.models import segmentation
 
 from deeplab_jax.backbones import (
     BackboneConfig,
+    ConvNeXtConfig,
     EfficientNetLiteConfig,
     MobileNetV2Config,
     MobileNetV3Config,
@@ -178,11 +179,14 @@ def _smp(
 ) -> Case:
     stride = backbone.output_stride
     model |= {"encoder_weights": None, "classes": 7, "encoder_output_stride": stride}
-    rule = "previous" if encoder.startswith("tu-") else "same"  # timm's own, or smp's
+    fields = {}
+    if isinstance(backbone, ResNetConfig | MobileNetV2Config | EfficientNetLiteConfig):
+        rule = "previous" if encoder.startswith("tu-") else "same"  # timm's own, or smp's
+        fields = {"first_block_dilation": rule}
     return Case(
         "smp",
         lambda: getattr(smp, name)(encoder, **model),
-        dataclasses.replace(backbone, first_block_dilation=rule),
+        dataclasses.replace(backbone, **fields),
         V3PLUS if "Plus" in name else V3,
         options={"output_stride": stride} | (options or {}),
         shapes=((2, 48, 80, backbone.in_channels),),
@@ -342,6 +346,21 @@ DEEPER |= {
     "timm-mbv2-140": _timm("mobilenetv2_140", _v2(1.4)),
     "timm-mbv3-large": _timm("mobilenetv3_large_100", _v3_timm("large", 32)),
     "timm-lite4": _timm("efficientnet_lite4", dataclasses.replace(_LITE_TIMM, variant=4)),
+}
+
+# ---- ConvNeXt, of torchvision, of timm, and of timm within segmentation_models_pytorch
+
+COMPARED |= {
+    "tvc-convnext-tiny": _tvc("convnext_tiny", ConvNeXtConfig("tiny", 32)),
+    "timm-convnext-tiny-os16": _timm("convnext_tiny", ConvNeXtConfig("tiny", 16)),
+    "timm-convnext-tiny-os8": _timm("convnext_tiny", ConvNeXtConfig("tiny", 8)),
+    "smp-v3plus-tu-convnext-tiny-os16": _smp(
+        "DeepLabV3Plus", "tu-convnext_tiny", ConvNeXtConfig("tiny", 16)
+    ),
+}
+DEEPER |= {
+    f"timm-convnext-{size}": _timm(f"convnext_{size}", ConvNeXtConfig(size, 32))
+    for size in ("tiny", "small", "base")
 }
 
 # ---- efficientnet-lite-pytorch
@@ -513,8 +532,8 @@ def _layers_that_run(ported: Ported) -> int:
     count = biased  # a batch norm has a bias too
     assert norms < count
     if isinstance(config.head, ClassifierConfig):
-        # No logits per pixel over there; and the head with a hidden layer is a test of its own below.
-        return count - (2 if config.head.hidden else 0)
+        # No logits per pixel over there; and heads of more layers than one are a test of their own below.
+        return count - (2 if config.head.hidden or config.head.norm_epsilon else 0)
     unused = getattr(config.backbone, "last_conv", None) == "unused"
     return count + 1 - unused
 

@@ -13,6 +13,7 @@ from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
 from deeplab_jax.backbones.drn import DRN, DRNConfig
 from deeplab_jax.backbones.xception import Xception, XceptionConfig
 from deeplab_jax.backbones.original_xception import OriginalXception, OriginalXceptionConfig
+from deeplab_jax.backbones.convnext import ConvNeXt, ConvNeXtConfig
 
 # isort: on
 from deeplab_jax.backbones.base import Backbone, BackboneConfig
@@ -24,6 +25,8 @@ __all__ = [
     "SEPARABLE_HEADS",
     "Backbone",
     "BackboneConfig",
+    "ConvNeXt",
+    "ConvNeXtConfig",
     "DRNConfig",
     "EfficientNetLite",
     "EfficientNetLiteConfig",

@@ -1,6 +1,7 @@
 """The families of backbones, as PyTorch code names them; a file each."""
 
 from port.backbones.base import Naming
+from port.backbones.convnext import TimmConvNeXt, TimmFeaturesConvNeXt, TorchvisionConvNeXt
 from port.backbones.drn import AuthorsDRN
 from port.backbones.efficientnet_lite import LukeMelasEfficientNetLite, TimmEfficientNetLite
 from port.backbones.hrnet import VainFHRNet
@@ -44,5 +45,8 @@ NAMINGS: list[Naming] = [
     JFZhangXception(),
     BubbliiiingXception(),
     CadeneXception(),
+    TorchvisionConvNeXt(),
+    TimmConvNeXt(),
+    TimmFeaturesConvNeXt(),
 ]
 """All namings; a layout's own come first where it is concerned."""

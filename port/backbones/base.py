@@ -5,9 +5,14 @@ in its checkpoints the backbone is, and has the rest from here, so that any layo
 """
 
 import abc
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from deeplab_jax.config import Config
+from deeplab_jax.heads import ClassifierConfig
 from port.naming import Names, Shapes
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Naming(abc.ABC):
@@ -16,10 +21,13 @@ class Naming(abc.ABC):
     Attributes:
       family: our config of it.
       known: which of its networks we have, for messages.
+      classifier: what the layers of the ImageNet classifier behind it are called: those of our head ->
+        theirs. Empty where there is none to be read.
     """
 
     family: ClassVar[type]
     known: ClassVar[str]
+    classifier: ClassVar[Names] = {}
 
     @abc.abstractmethod
     def recognises(self, shapes: Shapes) -> bool:
@@ -56,3 +64,22 @@ class Naming(abc.ABC):
         """The modules whose output has its channels on the last axis over there, `[B, H, W, C]`."""
         del config
         return ()
+
+    # ---- the ImageNet classifier, where `classifier` names it ----
+
+    def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
+        """The head of the classifier.
+
+        Args:
+          shapes: names and shapes of the whole network.
+        """
+        del shapes
+        return ClassifierConfig()
+
+    def classifier_module(self, config: Config) -> "torch.nn.Module | None":
+        """The original classifier without weights, None where its code cannot be dilated so.
+
+        Raises ImportError when its package is not installed.
+        """
+        del config
+        return None

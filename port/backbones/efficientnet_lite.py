@@ -1,8 +1,17 @@
 """EfficientNet-Lite, as timm and efficientnet-lite-pytorch name it."""
 
+from typing import ClassVar
+
 from deeplab_jax.backbones import EfficientNetLiteConfig, efficientnet_lite
+from deeplab_jax.config import Config
 from port.backbones.base import Naming
-from port.backbones.inverted_residual import is_timms, no_width, timm_names, timm_projections
+from port.backbones.inverted_residual import (
+    is_timms,
+    no_width,
+    timm_module,
+    timm_names,
+    timm_projections,
+)
 from port.naming import Names, Shapes, conv_bn, count
 
 
@@ -24,6 +33,8 @@ class _EfficientNetLite(Naming):
 class TimmEfficientNetLite(_EfficientNetLite):
     """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`."""
 
+    classifier: ClassVar = {"classifier": "classifier"}
+
     def recognises(self, shapes: Shapes) -> bool:
         squeezed = any(".se." in name for name in shapes)
         kernel = shapes.get("blocks.2.0.conv_dw.weight", (0,))[-1]
@@ -35,6 +46,9 @@ class TimmEfficientNetLite(_EfficientNetLite):
     def names(self, config: EfficientNetLiteConfig) -> Names:
         names = timm_names(efficientnet_lite.block_table(config.variant), efficientnet_lite.STEM)
         return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv != "none" else {})
+
+    def classifier_module(self, config: Config):
+        return timm_module(f"efficientnet_lite{config.backbone.variant}", config)
 
 
 class LukeMelasEfficientNetLite(_EfficientNetLite):

@@ -1,9 +1,14 @@
 """What the namings of networks of inverted residuals share: widths by channels, and timm's names."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from deeplab_jax.backbones.inverted_residual import Block
+from deeplab_jax.config import Config
 from port.naming import Names, Shapes, conv_bn, count
+
+if TYPE_CHECKING:
+    import torch
 
 WIDTHS = tuple(n / 100 for n in range(5, 305, 5))
 """The width multipliers that are looked for."""
@@ -76,3 +81,19 @@ def parts(block: Block, channels: int) -> list[str]:
     """What a block has, in order, where its input has so many channels."""
     expand = ["expand"] if block.expanded != channels else []
     return [*expand, "depthwise", *(["se"] if block.squeezed else []), "project"]
+
+
+def timm_module(name: str, config: Config) -> "torch.nn.Module | None":
+    """timm's classifier of that name, or of the one whose weights were born in TensorFlow."""
+    import timm
+
+    name = f"tf_{name}" if config.backbone.padding == "same" else name
+    if not timm.is_model(name):
+        return None
+    stride = config.backbone.output_stride
+    return timm.create_model(
+        name,
+        num_classes=config.num_classes,
+        in_chans=config.backbone.in_channels,
+        **({"output_stride": stride} if stride < 32 else {}),
+    )

@@ -1,11 +1,15 @@
 """MobileNetV2, as torchvision, timm, VainF, mmsegmentation and transformers name it, and as copies do."""
 
+from typing import ClassVar
+
 from deeplab_jax.backbones import MobileNetV2Config, mobilenet_v2
+from deeplab_jax.config import Config
 from port.backbones.base import Naming
 from port.backbones.inverted_residual import (
     WIDTHS,
     is_timms,
     no_width,
+    timm_module,
     timm_names,
     timm_projections,
 )
@@ -33,6 +37,8 @@ class _MobileNetV2(Naming):
 class TorchvisionMobileNetV2(_MobileNetV2):
     """`features.{0..18}`, blocks as nested Sequentials called `conv`."""
 
+    classifier: ClassVar = {"classifier": "classifier.1"}
+
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("features.1.conv.0.0.") for name in shapes)
 
@@ -56,6 +62,13 @@ class TorchvisionMobileNetV2(_MobileNetV2):
             names |= conv_bn("last", f"features.{BLOCKS + 1}.0", f"features.{BLOCKS + 1}.1")
         return names
 
+    def classifier_module(self, config: Config):
+        from torchvision import models
+
+        if config.backbone.output_stride < 32:
+            return None
+        return models.mobilenet_v2(num_classes=config.num_classes, width_mult=config.backbone.width)
+
 
 def nested_projection(shapes: Shapes, block: str) -> int:
     """Output channels of a block: of its last convolution, the last part but one."""
@@ -65,6 +78,7 @@ def nested_projection(shapes: Shapes, block: str) -> int:
 class VainFMobileNetV2(TorchvisionMobileNetV2):
     """torchvision's blocks without the last, cut into `low_level_features` and `high_level_features`."""
 
+    classifier: ClassVar = {}
     low_level_blocks = 4
     """The first so many members of `features` are the low-level features."""
 
@@ -117,6 +131,8 @@ class FlatMobileNetV2(_MobileNetV2):
 class TimmMobileNetV2(_MobileNetV2):
     """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`."""
 
+    classifier: ClassVar = {"classifier": "classifier"}
+
     def recognises(self, shapes: Shapes) -> bool:
         squeezed = any(".se." in name for name in shapes)
         kernel = shapes.get("blocks.2.0.conv_dw.weight", (0,))[-1]
@@ -130,6 +146,9 @@ class TimmMobileNetV2(_MobileNetV2):
         table = mobilenet_v2.block_table(config.width)
         names = timm_names(table, table[0].expanded)
         return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv else {})
+
+    def classifier_module(self, config: Config):
+        return timm_module(f"mobilenetv2_{round(100 * config.backbone.width):03d}", config)
 
 
 class MMSegMobileNetV2(_MobileNetV2):

@@ -1,6 +1,10 @@
 """MobileNetV3, as torchvision and timm name it."""
 
+from typing import ClassVar
+
 from deeplab_jax.backbones import MobileNetV3Config, mobilenet_v3
+from deeplab_jax.config import Config
+from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming
 from port.backbones.inverted_residual import (
     WIDTHS,
@@ -8,6 +12,7 @@ from port.backbones.inverted_residual import (
     no_width,
     parts,
     timm_blocks,
+    timm_module,
     timm_names,
     timm_projections,
 )
@@ -32,6 +37,8 @@ class _MobileNetV3(Naming):
 class TorchvisionMobileNetV3(_MobileNetV3):
     """`{0..16}`, blocks as a Sequential called `block`."""
 
+    classifier: ClassVar = {"hidden": "classifier.0", "classifier": "classifier.3"}
+
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("1.block.0.0.") for name in shapes)
 
@@ -54,9 +61,24 @@ class TorchvisionMobileNetV3(_MobileNetV3):
             channels = block.channels
         return names | conv_bn("last", f"{len(table) + 1}.0", f"{len(table) + 1}.1")
 
+    def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
+        return ClassifierConfig(shapes.get("classifier.0.weight", (1280,))[0])
+
+    def classifier_module(self, config: Config):
+        from torchvision import models
+
+        backbone, stride = config.backbone, config.backbone.output_stride
+        if stride == 8:
+            return None
+        make = getattr(models, f"mobilenet_v3_{backbone.size}")
+        options = {"width_mult": backbone.width, "dilated": stride == 16}
+        return make(num_classes=config.num_classes, **options)
+
 
 class TimmMobileNetV3(_MobileNetV3):
     """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`; the last convolution is a stage too."""
+
+    classifier: ClassVar = {"hidden": "conv_head", "classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
         squeezed = any(name.startswith("blocks.2.0.se.") for name in shapes)
@@ -72,3 +94,12 @@ class TimmMobileNetV3(_MobileNetV3):
         last = timm_blocks(table, stem)[-1][0] + 1
         names = timm_names(table, stem)
         return names | conv_bn("last", f"blocks.{last}.0.conv", f"blocks.{last}.0.bn1")
+
+    def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
+        return ClassifierConfig(shapes.get("conv_head.weight", (1280,))[0])
+
+    def classifier_module(self, config: Config):
+        if config.backbone.output_stride < 32:
+            return None  # timm dilates it as an extractor of features only
+        width = round(100 * config.backbone.width)
+        return timm_module(f"mobilenetv3_{config.backbone.size}_{width:03d}", config)

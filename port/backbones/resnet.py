@@ -1,6 +1,10 @@
 """ResNets, as torchvision, timm and mmsegmentation name them, and as yassouali does."""
 
+from typing import ClassVar
+
 from deeplab_jax.backbones import ResNetConfig, resnet
+from deeplab_jax.config import Config
+from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming
 from port.naming import Names, Shapes, conv_bn, count
 
@@ -13,6 +17,7 @@ class TorchvisionResNet(Naming):
 
     family = ResNetConfig
     known = "ResNet-18 to 152"
+    classifier: ClassVar = {"classifier": "fc"}
 
     def recognises(self, shapes: Shapes) -> bool:
         inner = any(name.startswith("layer1.0.conv1.") for name in shapes)
@@ -38,9 +43,25 @@ class TorchvisionResNet(Naming):
             )
         return names
 
+    def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
+        del shapes
+        return ClassifierConfig(dropout=0.0)
+
+    def classifier_module(self, config: Config):
+        from torchvision import models
+
+        depth, stride = config.backbone.depth, config.backbone.output_stride
+        if depth < 50 and stride < 32:
+            return None
+        dilated = {"replace_stride_with_dilation": [False, stride == 8, stride <= 16]}
+        make = getattr(models, f"resnet{depth}")
+        return make(num_classes=config.num_classes, **(dilated if stride < 32 else {}))
+
 
 class YassoualiResNet(TorchvisionResNet):
     """torchvision's, but for the first convolution, which is in a Sequential `layer0`."""
+
+    classifier: ClassVar = {}
 
     def recognises(self, shapes: Shapes) -> bool:
         inner = any(name.startswith("layer1.0.conv1.") for name in shapes)

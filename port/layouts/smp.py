@@ -8,10 +8,16 @@ rate of the stage before. What the weights cannot tell is in the config.json tha
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import EfficientNetLiteConfig, MobileNetV2Config, ResNetConfig
+from deeplab_jax.backbones import (
+    ConvNeXtConfig,
+    EfficientNetLiteConfig,
+    MobileNetV2Config,
+    ResNetConfig,
+)
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
+from port.backbones.convnext import TimmFeaturesConvNeXt
 from port.backbones.efficientnet_lite import TimmEfficientNetLite
 from port.backbones.mobilenet_v2 import TorchvisionMobileNetV2
 from port.backbones.resnet import TorchvisionResNet
@@ -33,12 +39,17 @@ class SMP(Layout):
     code = "segmentation_models_pytorch"
     models = (
         "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, tu-resnet18 to 152, mobilenet_v2, "
-        "timm-tf_efficientnet_lite0 to 4; options from config.json"
+        "timm-tf_efficientnet_lite0 to 4, tu-convnext_tiny to large; options from config.json"
     )
     choices = ("output_stride", "rates", "preprocessing")
     apart = ("classification_head.",)
     prefixes = (OWN, TIMMS)
-    namings = (TorchvisionResNet, TorchvisionMobileNetV2, TimmEfficientNetLite)
+    namings = (
+        TorchvisionResNet,
+        TorchvisionMobileNetV2,
+        TimmEfficientNetLite,
+        TimmFeaturesConvNeXt,
+    )
     rules: ClassVar = {
         EfficientNetLiteConfig: {
             "first_block_dilation": "same",
@@ -146,9 +157,11 @@ class SMP(Layout):
     def reference(self, config: Config):
         import segmentation_models_pytorch as smp
 
+        if (encoder := _encoder_name(config)) is None:
+            return None
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         return (smp.DeepLabV3Plus if plus else smp.DeepLabV3)(
-            encoder_name=_encoder_name(config),
+            encoder_name=encoder,
             encoder_weights=None,
             encoder_output_stride=config.backbone.output_stride,
             in_channels=config.backbone.in_channels,
@@ -160,10 +173,11 @@ class SMP(Layout):
 
 
 def _is_timms(config: Config) -> bool:
-    return getattr(config.backbone, "first_block_dilation", None) == "previous"
+    rule = getattr(config.backbone, "first_block_dilation", "previous")  # ConvNeXt has timm's alone
+    return rule == "previous"
 
 
-def _encoder_name(config: Config) -> str:
+def _encoder_name(config: Config) -> str | None:
     prefix = "tu-" if _is_timms(config) else ""
     match config.backbone:
         case ResNetConfig(depth=depth):
@@ -172,3 +186,6 @@ def _encoder_name(config: Config) -> str:
             return "mobilenet_v2"
         case EfficientNetLiteConfig(variant=variant):
             return f"timm-tf_efficientnet_lite{variant}"
+        case ConvNeXtConfig(size=size):
+            return f"tu-convnext_{size}"
+    return None
