@@ -134,14 +134,14 @@ class ClassifierConfig:
       hidden: channels of a layer before the classifier (MobileNetV3: 1280), None for none.
       activation: of that layer.
       dropout: rate before the classifier.
-      norm_epsilon: of a layer norm before all of them (ConvNeXt), None for none.
+      head_norm_epsilon: of a layer norm before all of them (ConvNeXt), None for none.
     """
 
     kind: ClassVar[str] = "classifier"
     hidden: int | None = None
     activation: Activation = "hard_swish"
     dropout: float = 0.2
-    norm_epsilon: float | None = None
+    head_norm_epsilon: float | None = None
 
 
 HeadConfig = DeepLabV3Config | DeepLabV3PlusConfig | FCNConfig | LRASPPConfig | ClassifierConfig
@@ -407,7 +407,7 @@ class ClassifierHead(nnx.Module):
     ):
         self.activation = config.activation
         width = config.hidden or in_channels
-        epsilon = config.norm_epsilon
+        epsilon = config.head_norm_epsilon
         self.norm = None if epsilon is None else LayerNorm(in_channels, epsilon=epsilon)
         self.hidden = (
             Conv(in_channels, width, bias=True, fan="in", rngs=rngs) if config.hidden else None

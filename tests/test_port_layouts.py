@@ -533,7 +533,7 @@ def _layers_that_run(ported: Ported) -> int:
     assert norms < count
     if isinstance(config.head, ClassifierConfig):
         # No logits per pixel over there; and heads of more layers than one are a test of their own below.
-        return count - (2 if config.head.hidden or config.head.norm_epsilon else 0)
+        return count - (2 if config.head.hidden or config.head.head_norm_epsilon else 0)
     unused = getattr(config.backbone, "last_conv", None) == "unused"
     return count + 1 - unused
 

@@ -15,7 +15,7 @@ class _ConvNeXt(Naming):
 
     def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
         del shapes
-        return ClassifierConfig(dropout=0.0, norm_epsilon=1e-6)
+        return ClassifierConfig(dropout=0.0, head_norm_epsilon=1e-6)
 
     def linear(self, config: ConvNeXtConfig) -> tuple[str, ...]:
         return tuple(
