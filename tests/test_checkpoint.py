@@ -174,6 +174,8 @@ def test_a_model_without_a_config_cannot_be_saved(tmp_path):
     model.config = None
     with pytest.raises(ModelError, match="has no config; make it with create"):
         save(model, tmp_path / "model")
+    with pytest.raises(ModelError, match="a SegmentationModel can be saved, got ASPP"):
+        save(model.aspp, tmp_path / "model")
     assert tree(tmp_path) == {}
 
 

@@ -15,6 +15,7 @@ from deeplab_jax.backbones import MobileNetV2Config, ResNet, ResNetConfig
 from deeplab_jax.backbones.registry import families
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import (
+    ASPP,
     DeepLabV3Config,
     DeepLabV3PlusConfig,
     FCNConfig,
@@ -143,6 +144,12 @@ def test_a_model_can_be_made_of_any_config():
     ("make", "message"),
     [
         (lambda: create("fcn_resnet18"), r"random weights need rngs=nnx.Rngs\(0\)"),
+        (
+            lambda: create("fcn_resnet18", rngs=jax.random.key(0)),
+            r"rngs=nnx.Rngs\(0\) .*, got .*Arr",
+        ),
+        (lambda: ASPP(8, rngs=3), r"need rngs=nnx.Rngs\(3\) .*, got 3"),
+        (lambda: build("fcn_resnet18"), "build takes a Config, .* got 'fcn_resnet18'"),
         (lambda: create("fcn_resnet18", rngs=7), r"need rngs=nnx.Rngs\(7\) .*, got 7"),
         (
             lambda: create(ResNetConfig(), rngs=nnx.Rngs(0)),
@@ -179,6 +186,8 @@ def test_images_that_are_not_nhwc_are_refused():
         model.with_aux(images(32, 48, 3))
     with pytest.raises(ValueError, match=r"images must be .*, got \[2, 32, 48, 4\]$"):
         model(images(2, 32, 48, 4))
+    with pytest.raises(ValueError, match=r"must be normalised floats, got uint8: see .*normalize"):
+        model(jnp.zeros((2, 32, 48, 3), jnp.uint8))
 
 
 def test_making_a_large_model_is_quick():
