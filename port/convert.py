@@ -505,7 +505,7 @@ def _rolled_axis(module: Weighted, leaf: str) -> int | None:
     return 0 if depthwise else None
 
 
-def weighted_modules(model: SegmentationModel) -> dict[str, Weighted]:
+def weighted_modules(model: nnx.Module) -> dict[str, Weighted]:
     """The modules that own weights, by their paths, in the order of their paths."""
     return {
         ".".join(map(str, path)): module

@@ -1,7 +1,9 @@
 """The whole model: presets, sizes, dtypes, freezing, training, and backbones of one's own."""
 
+import copy
 import dataclasses
 import functools
+import pickle
 import time
 
 import jax
@@ -156,7 +158,10 @@ def test_a_model_can_be_made_of_any_config():
             "a preset's name or a Config, got ResNet",
         ),
         (lambda: ResNet(50), r"its config first, as in ResNet\(ResNetConfig\(\), rngs=.*, got 50"),
-        (lambda: ResNet(), r"as in ResNet\(ResNetConfig\(\), rngs=nnx.Rngs\(0\)\)$"),
+        (
+            lambda: ResNet(rngs=nnx.Rngs(0)),
+            r"as in ResNet\(ResNetConfig\(\), rngs=nnx.Rngs\(0\)\)$",
+        ),
         (
             lambda: ResNet(MobileNetV2Config(), rngs=nnx.Rngs(0)),
             r"as in ResNet.*, got MobileNetV2C",
@@ -208,6 +213,14 @@ def test_building_a_large_model_by_hand_is_quick():
         np.asarray(v[...]) for n, v in named_variables(model).items() if n.endswith("kernel")
     ]
     assert len({float(kernel.flat[0]) for kernel in kernels}) == len(kernels)
+
+
+def test_models_are_copied_and_pickled():
+    model = small_model()
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), nnx.clone(model)):
+        assert copied.config == model.config
+        for name, variable in named_variables(copied).items():
+            np.testing.assert_array_equal(variable[...], named_variables(model)[name][...])
 
 
 def test_variables_go_from_one_model_to_another():
