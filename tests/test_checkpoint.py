@@ -371,7 +371,8 @@ def test_a_flipped_bit_in_the_config_of_a_file_is_an_error(tmp_path):
         load(path)
 
 
-# Where a name is damaged, Orbax refuses the tree while it still reads; what comes back finds its loop closed.
+# Where a name is damaged, Orbax refuses the tree while it still reads, and what comes back finds its loop
+# closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_anywhere_in_the_weights_of_a_folder_is_no_other_model(tmp_path):
     model = make()
