@@ -69,6 +69,8 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
 
 def _check_loadable(model: SegmentationModel) -> None:
     """Raises ModelError where `load` would refuse what `save` writes."""
+    if not isinstance(model, SegmentationModel):
+        raise ModelError(f"a SegmentationModel can be saved, got {type(model).__name__}")
     try:
         config = model.config
     except ValueError as error:

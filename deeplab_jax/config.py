@@ -82,8 +82,10 @@ class Config:
             )
         if not isinstance(self.aux_head, FCNConfig | None):
             problems.append(f"aux_head must be a FCNConfig or None, got {self.aux_head!r}")
-        if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int | np.integer):
+        if not _is_whole(self.num_classes):
             problems.append(f"num_classes must be a whole number, got {self.num_classes!r}")
+        if not problems and not (self.in_channels is None or _is_whole(self.in_channels)):
+            problems.append(f"in_channels must be a whole number, got {self.in_channels!r}")
         if isinstance(self.class_names, str):
             problems.append(
                 f"class_names must be a tuple with a name for each class, got {self.class_names!r}"
@@ -139,6 +141,9 @@ class Config:
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
         if fields.get("num_classes", self.num_classes) != self.num_classes:
             fields = {"activation": None} | fields  # the fitting one
+        for part in fields.keys() & {"backbone", "head"}:
+            if not dataclasses.is_dataclass(fields[part]):
+                raise ValueError(f"{part} must be a config, got {fields[part]!r}")
         places = {"": self} | {p: fields.get(p, getattr(self, p)) for p in ("backbone", "head")}
         names = {p: [f.name for f in dataclasses.fields(part)] for p, part in places.items()}
         unknown = [f for f in fields if not any(f in known for known in names.values())]
@@ -153,6 +158,10 @@ class Config:
         for place, change in changes.items():
             own[place] = dataclasses.replace(places[place], **change)
         return dataclasses.replace(self, **own)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def mask_classes(num_classes: int) -> int:

@@ -85,9 +85,10 @@ class Constant:
 
 def check_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
     """The same. Raises TypeError, saying what to write, for a seed in place of `nnx.Rngs`, or none."""
-    if rngs is None or isinstance(rngs, int):
-        seed = rngs or 0
-        got = "" if rngs is None else f", got {rngs}"
+    if rngs is None or not hasattr(rngs, "params"):
+        seed = rngs if isinstance(rngs, int) else 0
+        found = rngs if isinstance(rngs, int) else type(rngs).__name__
+        got = "" if rngs is None else f", got {found}"
         raise TypeError(f"random weights need rngs=nnx.Rngs({seed}) (from flax import nnx){got}")
     return rngs
 
@@ -130,7 +131,7 @@ class Conv(nnx.Module):
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
         channels = in_channels if fan == "in" else out_channels
         normal = Normal(std or math.sqrt(2 / (kernel_size**2 * channels / groups)))
-        self.kernel = nnx.Param(normal(rngs.params(), shape), init=normal)
+        self.kernel = nnx.Param(normal(check_rngs(rngs).params(), shape), init=normal)
         zero = Constant(0.0)
         self.bias = nnx.Param(zero((out_channels,)), init=zero) if bias else None
 

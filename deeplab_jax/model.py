@@ -137,6 +137,11 @@ class SegmentationModel(nnx.Module):
         return head(*(features[name] for name in head.taps), rngs=rngs)
 
     def _check_images(self, images: jax.Array) -> None:
+        if not jnp.issubdtype(dtype := jnp.result_type(images), jnp.floating):
+            raise ValueError(
+                f"images must be normalised floats, got {dtype}: see deeplab_jax.normalize, or let "
+                "deeplab_jax.predict do it"
+            )
         shape = jnp.shape(images)
         channels = getattr(getattr(self.backbone, "config", None), "in_channels", None)
         if len(shape) == 4 and channels in (None, shape[3]):
@@ -310,6 +315,10 @@ def build(config: Config, *, dtype: jax.typing.DTypeLike = jnp.float32) -> Segme
 
     Raises ValueError where the backbone lacks features that a head reads.
     """
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"build takes a Config, such as PRESETS['deeplabv3_resnet50'], got {config!r}"
+        )
     # One key for all: no value is ever drawn, and counting keys would take most of the time.
     rngs: Any = types.SimpleNamespace(params=functools.partial(jax.random.key, 0))
     model = nnx.eval_shape(lambda: _make(config, dtype, rngs))

@@ -521,7 +521,7 @@ def _rolled_axis(module: nnx.Module, leaf: str) -> int | None:
     return 0 if depthwise else None
 
 
-def weighted_modules(model: SegmentationModel) -> dict[str, nnx.Module]:
+def weighted_modules(model: nnx.Module) -> dict[str, nnx.Module]:
     """The modules that own weights themselves, by their paths, in the order of their paths."""
     return {
         ".".join(map(str, path)): module

@@ -174,6 +174,8 @@ def test_a_model_without_a_config_cannot_be_saved(tmp_path):
     model.config = None
     with pytest.raises(ModelError, match="has no config; make it with create"):
         save(model, tmp_path / "model")
+    with pytest.raises(ModelError, match="a SegmentationModel can be saved, got ASPP"):
+        save(model.aspp, tmp_path / "model")
     assert tree(tmp_path) == {}
 
 
@@ -369,6 +371,9 @@ def test_a_flipped_bit_in_the_config_of_a_file_is_an_error(tmp_path):
         load(path)
 
 
+# Where a name is damaged, Orbax refuses the tree while it still reads, and what comes back finds its loop
+# closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_anywhere_in_the_weights_of_a_folder_is_no_other_model(tmp_path):
     model = make()
     path = save(model, tmp_path / "model")

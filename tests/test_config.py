@@ -142,6 +142,10 @@ def test_a_model_has_a_class():
             r"head must be .*, such as DeepLabV3PlusConfig\(\), got 'deeplabv3'",
         ),
         ({"head": ResNetConfig()}, "head must be a head's config"),
+        (
+            {"backbone": ResNetConfig(in_channels="3")},
+            "in_channels must be a whole number, got '3'",
+        ),
         ({"aux_head": True}, "aux_head must be a FCNConfig or None, got True"),
         ({"num_classes": "21"}, "num_classes must be a whole number, got '21'"),
         ({"num_classes": 2.0}, r"num_classes must be a whole number, got 2\.0"),
@@ -211,6 +215,11 @@ def test_fields_of_the_part_that_is_replaced_are_unknown():
         ValueError, match=r"no such field: depth\. A model of deeplabv3 on mobilenet"
     ):
         PRESETS["deeplabv3_resnet50"].override(backbone=MobileNetV3Config(), depth=18)
+
+
+def test_override_takes_configs_for_parts():
+    with pytest.raises(ValueError, match="backbone must be a config, got 'resnet50'"):
+        PRESETS["deeplabv3_resnet50"].override(backbone="resnet50")
 
 
 def test_override_checks_values():

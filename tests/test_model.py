@@ -1,7 +1,9 @@
 """The whole model: presets, sizes, dtypes, freezing, training, and backbones of one's own."""
 
+import copy
 import dataclasses
 import functools
+import pickle
 import time
 
 import jax
@@ -15,6 +17,7 @@ from deeplab_jax.backbones import MobileNetV2Config, ResNet, ResNetConfig
 from deeplab_jax.backbones.registry import families
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import (
+    ASPP,
     DeepLabV3Config,
     DeepLabV3PlusConfig,
     FCNConfig,
@@ -143,13 +146,22 @@ def test_a_model_can_be_made_of_any_config():
     ("make", "message"),
     [
         (lambda: create("fcn_resnet18"), r"random weights need rngs=nnx.Rngs\(0\)"),
+        (
+            lambda: create("fcn_resnet18", rngs=jax.random.key(0)),
+            r"rngs=nnx.Rngs\(0\) .*, got .*Arr",
+        ),
+        (lambda: ASPP(8, rngs=3), r"need rngs=nnx.Rngs\(3\) .*, got 3"),
+        (lambda: build("fcn_resnet18"), "build takes a Config, .* got 'fcn_resnet18'"),
         (lambda: create("fcn_resnet18", rngs=7), r"need rngs=nnx.Rngs\(7\) .*, got 7"),
         (
             lambda: create(ResNetConfig(), rngs=nnx.Rngs(0)),
             "a preset's name or a Config, got ResNet",
         ),
         (lambda: ResNet(50), r"its config first, as in ResNet\(ResNetConfig\(\), rngs=.*, got 50"),
-        (lambda: ResNet(), r"as in ResNet\(ResNetConfig\(\), rngs=nnx.Rngs\(0\)\)$"),
+        (
+            lambda: ResNet(rngs=nnx.Rngs(0)),
+            r"as in ResNet\(ResNetConfig\(\), rngs=nnx.Rngs\(0\)\)$",
+        ),
         (
             lambda: ResNet(MobileNetV2Config(), rngs=nnx.Rngs(0)),
             r"as in ResNet.*, got MobileNetV2C",
@@ -179,6 +191,8 @@ def test_images_that_are_not_nhwc_are_refused():
         model.with_aux(images(32, 48, 3))
     with pytest.raises(ValueError, match=r"images must be .*, got \[2, 32, 48, 4\]$"):
         model(images(2, 32, 48, 4))
+    with pytest.raises(ValueError, match=r"must be normalised floats, got uint8: see .*normalize"):
+        model(jnp.zeros((2, 32, 48, 3), jnp.uint8))
 
 
 def test_making_a_large_model_is_quick():
@@ -199,6 +213,14 @@ def test_building_a_large_model_by_hand_is_quick():
         np.asarray(v[...]) for n, v in named_variables(model).items() if n.endswith("kernel")
     ]
     assert len({float(kernel.flat[0]) for kernel in kernels}) == len(kernels)
+
+
+def test_models_are_copied_and_pickled():
+    model = small_model()
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), nnx.clone(model)):
+        assert copied.config == model.config
+        for name, variable in named_variables(copied).items():
+            np.testing.assert_array_equal(variable[...], named_variables(model)[name][...])
 
 
 def test_variables_go_from_one_model_to_another():

@@ -64,7 +64,8 @@ class Backbone(nnx.Module, Generic[ConfigT]):
     config: ConfigT
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Backbone[ConfigT]":
-        _check_arguments(cls, args, kwargs)
+        if args or kwargs:  # copies and pickles make an empty one
+            _check_arguments(cls, args, kwargs)
         return super().__new__(cls)
 
     @property

@@ -17,7 +17,7 @@ that of its own stage ("same": segmentation_models_pytorch and others)."""
 def check_output_stride(output_stride: int) -> None:
     """Raises ValueError for a stride that no backbone can be dilated to."""
     if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
 
 
 def dilate(

@@ -66,7 +66,7 @@ class ResNetConfig:
     def __post_init__(self):
         check_output_stride(self.output_stride)
         if self.depth not in BLOCKS:
-            raise ValueError(f"ResNet's depth must be one of {sorted(BLOCKS)}, got {self.depth}")
+            raise ValueError(f"ResNet's depth must be one of {sorted(BLOCKS)}, got {self.depth!r}")
 
     def build(self, *, rngs: nnx.Rngs) -> "ResNet":
         return ResNet(self, rngs=rngs)
