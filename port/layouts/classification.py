@@ -8,7 +8,7 @@ from port.naming import Names, Shapes
 class Classification(Layout):
     """A backbone at the top of a checkpoint and its classifier, both named by `port.backbones`."""
 
-    linear_head = ("head.classifier", "head.hidden")
+    linear_head = ("head.classifier",)
     takes_others = False  # a classifier is its backbone's own
 
     def recognises(self, shapes: Shapes) -> bool:

@@ -17,6 +17,7 @@ class TorchvisionClassification(Classification):
     name = "torchvision-classification"
     code = "torchvision.models and timm's ResNets"
     models = "ImageNet ResNet-18 to 152, MobileNetV2 and V3 and ConvNeXt as dilated networks"
+    linear_head = ("head.classifier", "head.hidden")
     prefixes = ("", "features.")
     namings = (
         TorchvisionResNet,
