@@ -11,6 +11,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from deeplab_jax.orientation import orientation, stored_size, turned_size
+from deeplab_jax.whole_file import write_file
 
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm"),
@@ -144,13 +145,7 @@ def write_image(path: Path, image: Image.Image, **options: object) -> None:
     """
     encoded = io.BytesIO()
     image.save(encoded, Image.registered_extensions()[path.suffix.lower()], **options)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(encoded.getbuffer())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_file(path, encoded.getvalue())
 
 
 def _is_picture(path: Path) -> bool:

@@ -27,6 +27,7 @@ from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.images import ImageError, find_images, read_image
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.preprocessing import Preprocessing, normalize
+from deeplab_jax.whole_file import write_file
 from port.convert import Conversion, convert
 from port.verify import AGREEMENT, Outcome, Report, verify
 
@@ -289,7 +290,8 @@ def _verify(
             "with other values, name them (--output-stride, --mean, --std, --set name=value)."
         )
     if report_file is not None:
-        _write(report_file, result.to_json() + "\n")
+        report_file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(report_file, result.to_json() + "\n")
     return result.outcome
 
 
@@ -300,13 +302,6 @@ def _unproven(conversion: Conversion, against: str | None) -> dict[str, Any]:
     """
     names = (n for n in conversion.assumed if against is None or n == "preprocessing")
     return {name: conversion.chosen[name] for name in names}
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def _original(conversion: Conversion) -> SegmentationModel:

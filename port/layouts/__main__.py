@@ -1,9 +1,9 @@
 """Writes the README's table of layouts from the layouts themselves: `python -m port.layouts`."""
 
-import os
 import sys
 from pathlib import Path
 
+from deeplab_jax.whole_file import write_file
 from port.layouts import LAYOUTS, Layout
 
 START = "<!-- layouts: written by `python -m port.layouts`, do not edit -->"
@@ -45,9 +45,7 @@ def main() -> None:
     readme = Path("README.md")
     if not readme.is_file():
         sys.exit("run this in the folder of README.md")
-    beside = readme.with_name(".README.md.new")
-    beside.write_text(with_table(readme.read_text()))
-    os.replace(beside, readme)
+    write_file(readme, with_table(readme.read_text()))
 
 
 if __name__ == "__main__":
