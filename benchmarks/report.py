@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import OURS, Result
-from train.journal import write_text
+from deeplab_jax.whole_file import write_file
 
 PACKAGES = (
     "jax",
@@ -38,7 +38,7 @@ def report(kind: str, results: Iterable[Result], out: Path) -> int:
         console.print(table(result))
     out.mkdir(parents=True, exist_ok=True)
     record = {"kind": kind, **machine(), "results": [dataclasses.asdict(r) for r in done]}
-    write_text(out / f"{kind}.json", json.dumps(record, indent=1) + "\n")
+    write_file(out / f"{kind}.json", json.dumps(record, indent=1) + "\n")
     plot(done).savefig(out / f"{kind}.png", dpi=120)
     return 0
 

@@ -22,9 +22,9 @@ from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
+from deeplab_jax.whole_file import write_file
 from train import sharding
 from train.config import MeshConfig, ModelConfig, TrainConfig
-from train.journal import write_text
 from train.model import make_model
 from train.optim import OptimConfig, make_optimizer
 from train.steps import initial_state, make_train_step
@@ -118,7 +118,7 @@ def tpu(
         asked |= {"batch_per_chip": batch_per_chip, "space": space, "batch_norm": batch_norm}
         asked |= {"fsdp": fsdp, "remat": remat, "jax": jax.__version__}
         asked |= {"date": datetime.date.today().isoformat()}
-        write_text(out, json.dumps(asked | numbers, indent=2) + "\n")
+        write_file(out, json.dumps(asked | numbers, indent=2) + "\n")
     return 0
 
 

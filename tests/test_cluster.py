@@ -84,7 +84,7 @@ def test_of_pods_jax_asks_kubernetes_where_it_can():
         ),
         (
             COUNT,
-            r"It has JAX_NUM_PROCESSES=4:\s+JAX_COORDINATOR_.* missing\s+JAX_PROCESS_ID .* missing",
+            r"Found JAX_NUM_PROCESSES=4:\s+JAX_COORDINATOR_.* missing\s+JAX_PROCESS_ID .* missing",
         ),
         (
             COUNT | POD,
@@ -92,9 +92,12 @@ def test_of_pods_jax_asks_kubernetes_where_it_can():
         ),
         (COUNT | SLURM, "JAX_COORDINATOR_ADDRESS is missing"),
         (ADDRESS | COUNT | {"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID must be .* below JAX_NUM_PROC"),
-        (ADDRESS | COUNT | {"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID must be a number from 0"),
+        (ADDRESS | COUNT | {"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID must be a number, at least 0"),
         (ADDRESS | COUNT | {"JOB_COMPLETION_INDEX": "7"}, "JOB_COMPLETION_INDEX must be a number"),
-        (ADDRESS | POD | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES must be a number from 1"),
+        (
+            ADDRESS | POD | {"JAX_NUM_PROCESSES": "two"},
+            "JAX_NUM_PROCESSES must be a number, at least 1",
+        ),
         (COUNT | POD | {"JAX_COORDINATOR_ADDRESS": "host0"}, "_ADDRESS must be HOST:PORT"),
         (POD, "JOB_COMPLETION_INDEX is 2: .* Set JAX_NUM_PROCESSES and JAX_COORDINATOR_ADDRESS"),
         (

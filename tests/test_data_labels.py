@@ -8,8 +8,8 @@ from PIL import Image
 
 from train.data import DataError, open_dataset
 from train.data.class_table import from_names, pack, parse_labels, read_classes
-from train.data.look import look
 from train.data.masks import ByColours, ByIds, decode_label
+from train.data_command import data_command
 
 SIZE = (6, 8)
 RED, GREEN, BLACK, WHITE = (200, 0, 0), (0, 200, 0), (0, 0, 0), (255, 255, 255)
@@ -128,7 +128,7 @@ def test_one_bit_is_0_and_1(tmp_path):
         ((0, 128), ("0 (50.0 %), 128 (50.0 %)", "0=background,128=class_128 ")),
         ((0, 128, 255, 0), ("255 (25.0 %)", "128=class_128,255=ignored")),
         ((1, 2, 3), ("1=class_1,2=class_2",)),
-        ((0, 1, 2, 7), ("7 (25.0 %)", "classes.txt, an id=name a line")),
+        ((0, 1, 2, 7), ("7 (25.0 %)", "classes.txt, one id=name per line")),
         ((0,), ("two classes at least", "0 (100.0 %)")),
         ((0, 0), ("are they the right files",)),
         ((3, 255), ("two classes at least, besides 255",)),
@@ -178,11 +178,11 @@ def test_classes_without_a_pixel_are_said(tmp_path):
     ("labels", "words"),
     [
         ("", "must be like 0=background"),
-        ("road", "'road' is no ID=NAME"),
-        ("0=a,1=", "'1=' is no ID=NAME"),
-        ("0=a,-1=b", "'-1=b' is no ID=NAME"),
+        ("road", "'road' is not ID=NAME"),
+        ("0=a,1=", "'1=' is not ID=NAME"),
+        ("0=a,-1=b", "'-1=b' is not ID=NAME"),
         ("0=a,256=b", "the id 256 is above 255"),
-        ("0=a,1=b,0=c", "the id 0 is there twice"),
+        ("0=a,1=b,0=c", "the id 0 occurs twice"),
     ],
 )
 def test_labels_that_are_none_say_what_is_wrong(labels, words):
@@ -295,9 +295,9 @@ def test_smooth_colours_are_no_classes(tmp_path):
     [
         ("a 0 0 0\nb\n", "'b' is not like the others"),
         ("a 0 0 0\nb 0 0 256\n", "colours are 0..255, got .0, 0, 256."),
-        ("a 0 0 0\nb 0 0 0\n", "the colour 0 0 0 is there twice"),
+        ("a 0 0 0\nb 0 0 0\n", "the colour 0 0 0 occurs twice"),
         ("0=a\nb\n", "'b' is not like the others"),
-        ("0=a\n0=b\n", "the id 0 is there twice"),
+        ("0=a\n0=b\n", "the id 0 occurs twice"),
     ],
 )
 def test_a_file_of_classes_is_of_one_form(tmp_path, lines, words):
@@ -309,8 +309,12 @@ def test_a_file_of_classes_is_of_one_form(tmp_path, lines, words):
 @pytest.mark.parametrize(
     ("decode", "label_map", "words"),
     [
-        (ByIds({0: 0, 3: 1}), grey(0, 3, 7), "the labels 7 are no class"),
-        (ByColours({pack(*RED): 0}), coloured(RED, GREEN), "the colours 0 200 0 are no class"),
+        (ByIds({0: 0, 3: 1}), grey(0, 3, 7), "the labels 7 are neither classes nor ignored"),
+        (
+            ByColours({pack(*RED): 0}),
+            coloured(RED, GREEN),
+            "the colours 0 200 0 are neither classes",
+        ),
         (ByColours({pack(*RED): 0}), palette((0, 1), [RED, GREEN]), "the colours 0 200 0"),
     ],
 )
@@ -400,7 +404,7 @@ def test_a_label_map_with_a_tag_of_its_own_is_refused(tmp_path, tag):
 # ---------------------------------------------------------------------------- commands
 
 
-def test_looking_prints_what_was_assumed(tmp_path, capsys):
+def test_the_data_command_prints_what_was_assumed(tmp_path, capsys):
     url = folder(tmp_path, grey(0, 100), grey(0))
-    assert look(url, labels="0=a,100=b,3=c", sheet=tmp_path / "sheet.png") == 0
+    assert data_command(url, labels="0=a,100=b,3=c", sheet=tmp_path / "sheet.png") == 0
     assert "Warning: no label map has a pixel of c." in capsys.readouterr().out

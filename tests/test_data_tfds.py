@@ -20,7 +20,7 @@ from train.data.augment import AugmentConfig
 from train.data.builders.shapes import SIZE, draw
 from train.data.dataset import class_frequencies
 from train.data.descriptions import DESCRIPTIONS
-from train.data.look import look, prepare
+from train.data_command import data_command, prepare_command
 
 SHAPE = (6, 8)
 
@@ -240,7 +240,7 @@ def pets(root):
 )
 def test_builders_prepare_what_opens_under_their_name(tmp_path, name, make):
     expected = make(tmp_path / "raw")
-    assert prepare(name, source=(tmp_path / "raw",), data_dir=tmp_path / "data") == 0
+    assert prepare_command(name, source=(tmp_path / "raw",), data_dir=tmp_path / "data") == 0
     data = open_dataset(name, data_dir=tmp_path / "data")
     assert data.class_names == DESCRIPTIONS[name].class_names
     for source in (data.train, data.val):
@@ -248,13 +248,13 @@ def test_builders_prepare_what_opens_under_their_name(tmp_path, name, make):
         assert labels(source) == expected
         assert source[0]["image"].shape == (*SHAPE, 3)
         assert source.name(0)
-    with pytest.raises(DataError, match="prepared already"):
-        prepare(name, source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+    with pytest.raises(DataError, match="already prepared"):
+        prepare_command(name, source=(tmp_path / "raw",), data_dir=tmp_path / "data")
 
 
 def test_the_border_of_pets_can_be_a_class(tmp_path):
     pets(tmp_path)
-    prepare("oxford_iiit_pet", source=(tmp_path,), data_dir=tmp_path / "data")
+    prepare_command("oxford_iiit_pet", source=(tmp_path,), data_dir=tmp_path / "data")
     data = open_dataset("oxford_iiit_pet_trimap", data_dir=tmp_path / "data")
     assert data.class_names == ("pet", "background", "border")
     assert labels(data.train) == [0, 1, 2, 0]
@@ -267,7 +267,7 @@ def test_trainaug_is_voc_s_train_and_sbd_s_without_voc_s_val(tmp_path):
     for name in ("2007_000032", "2007_000033", "2008_000001", "2008_000002"):
         ids = np.resize(np.array([5, 6], np.uint8), SHAPE)
         savemat(folder / f"{name}.mat", {"GTcls": {"Segmentation": ids, "Boundaries": ids}})
-    prepare("voc2012_aug", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+    prepare_command("voc2012_aug", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
     train = open_dataset("voc2012_aug", data_dir=tmp_path / "data").train
     assert [train.name(i) for i in range(3)] == ["2007_000032", "2008_000001", "2008_000002"]
     assert [labels(train, i) for i in range(3)] == [[0, 15, 20, 255], [5, 6, 5, 6], [5, 6, 5, 6]]
@@ -278,17 +278,17 @@ def test_trainaug_from_converted_label_maps(tmp_path):
     voc(tmp_path / "raw")
     for name in ("2007_000032", "2007_000033", "2008_000001"):
         label_map(tmp_path / f"raw/VOCdevkit/VOC2012/SegmentationClassAug/{name}.png", (1, 2))
-    prepare("voc2012_aug", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+    prepare_command("voc2012_aug", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
     train = open_dataset("voc2012_aug", data_dir=tmp_path / "data").train
     assert [train.name(i) for i in range(len(train))] == ["2007_000032", "2008_000001"]
 
 
 def test_a_split_that_was_not_prepared_says_so(tmp_path):
     voc(tmp_path / "raw")
-    prepare("voc2012", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+    prepare_command("voc2012", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
     with pytest.raises(DataError, match="without the split trainaug") as error:
         open_dataset("voc2012_aug", data_dir=tmp_path / "data")
-    assert "python -m train prepare voc2012_aug --source" in str(error.value)
+    assert "deeplab-train prepare voc2012_aug --source" in str(error.value)
 
 
 def test_archives_are_unpacked_and_not_left(tmp_path):
@@ -299,7 +299,7 @@ def test_archives_are_unpacked_and_not_left(tmp_path):
         for path in (tmp_path / "raw/annotations").rglob("*.*"):
             archive.write(path, path.relative_to(tmp_path / "raw"))
     sources = (tmp_path / "images.tar.gz", tmp_path / "annotations.zip")
-    prepare("oxford_iiit_pet", source=sources, data_dir=tmp_path / "data")
+    prepare_command("oxford_iiit_pet", source=sources, data_dir=tmp_path / "data")
     assert labels(open_dataset("oxford_iiit_pet", data_dir=tmp_path / "data").val) == [1, 0, 255, 1]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["oxford_iiit_pet"]
 
@@ -307,17 +307,19 @@ def test_archives_are_unpacked_and_not_left(tmp_path):
 def test_what_is_missing_in_a_source_is_listed_and_nothing_is_left(tmp_path):
     voc(tmp_path / "raw")
     with pytest.raises(DataError, match="there is no") as error:
-        prepare("voc2012", source=(tmp_path / "a.tar", tmp_path / "b"), data_dir=tmp_path / "data")
+        prepare_command(
+            "voc2012", source=(tmp_path / "a.tar", tmp_path / "b"), data_dir=tmp_path / "data"
+        )
     assert "a.tar" in str(error.value)
     assert "/b" in str(error.value)
     for file in (tmp_path / "raw").rglob("2007_000032.*"):
         file.unlink()
     with pytest.raises(DataError, match="there is no") as error:
-        prepare("voc2012", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+        prepare_command("voc2012", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
     assert "2007_000032.jpg" in str(error.value)
     assert "2007_000032.png" in str(error.value)
     with pytest.raises(DataError, match="annotations/trimaps"):
-        prepare("oxford_iiit_pet", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+        prepare_command("oxford_iiit_pet", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -328,7 +330,7 @@ def test_a_file_that_is_no_whole_archive_is_an_error(tmp_path, name):
         archive.add(tmp_path / "raw", "raw")
     (tmp_path / name).write_bytes((tmp_path / "whole").read_bytes()[:700])
     with pytest.raises(DataError, match="zip or tar archive, and whole"):
-        prepare("voc2012", source=(tmp_path / name,), data_dir=tmp_path / "data")
+        prepare_command("voc2012", source=(tmp_path / name,), data_dir=tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -368,7 +370,7 @@ def test_a_missing_data_set_says_how_to_get_it(tmp_path, name):
         open_dataset(name, data_dir=tmp_path)
     *_, command = str(error.value).splitlines()
     sources = " ".join(DESCRIPTIONS[name].sources)
-    assert command == f"python -m train prepare {name} --source {sources} --data-dir {tmp_path}"
+    assert command == f"deeplab-train prepare {name} --source {sources} --data-dir {tmp_path}"
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -381,7 +383,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 def test_without_a_name_the_data_sets_are_listed(tmp_path, capsys):
     open_dataset("shapes", data_dir=tmp_path)
-    assert look(data_dir=tmp_path) == 0
+    assert data_command(data_dir=tmp_path) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].endswith(str(tmp_path))
     rows = dict(line.split(maxsplit=1) for line in printed)
@@ -390,10 +392,13 @@ def test_without_a_name_the_data_sets_are_listed(tmp_path, capsys):
     assert rows.keys() >= DESCRIPTIONS.keys()
 
 
-def test_look_prints_tables_and_writes_pictures_beside_their_labels(tmp_path, capsys):
+def test_the_data_command_prints_tables_and_writes_pictures_beside_their_labels(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     config = AugmentConfig(crop=(48, 64))
-    assert look("shapes", data_dir=tmp_path / "data", sheet=sheet, augment=config, examples=4) == 0
+    assert (
+        data_command("shapes", data_dir=tmp_path / "data", sheet=sheet, augment=config, examples=4)
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "9 examples, all 128 x 96" in printed
     assert "triangle" in printed
@@ -410,6 +415,6 @@ def test_look_prints_tables_and_writes_pictures_beside_their_labels(tmp_path, ca
 
 def test_the_sheet_leaves_out_the_padding_of_a_crop_larger_than_all_pictures(tmp_path):
     sheet = tmp_path / "sheet.png"
-    assert look("shapes", data_dir=tmp_path / "data", sheet=sheet, examples=4) == 0
+    assert data_command("shapes", data_dir=tmp_path / "data", sheet=sheet, examples=4) == 0
     with Image.open(sheet) as image:  # two columns of picture, overlay and labels, 128 x 96 each
         assert image.size == (2 * 3 * 128 + 6, 2 * 96 + 6)

@@ -18,7 +18,9 @@ from deeplab_jax.model import fill, named_variables
 from train import __main__ as command
 from train.config import MeshConfig
 from train.data import DataError, Dataset
-from train.evaluate import Evaluator, _open, _Total, check_classes, with_output_stride
+from train.evaluate import Evaluator, _Total
+from train.evaluate_command import _open, check_classes
+from train.output_stride import with_output_stride
 from train.sharding import make_mesh
 
 CLASSES = 3
@@ -288,13 +290,13 @@ def test_ids_are_what_they_were_in_the_run_of_the_model(data, tmp_path):
     ids = Pictures().label(0)
 
     def classes_of_ids(labels=None):
-        dataset = _open(f"folder:{data}", None, labels, model, names)
+        dataset = _open(f"folder:{data}", None, labels, None, model, names)
         label = dataset.train.label(0)
         return [int(label[ids == i][0]) for i in range(3)], dataset
 
     order, dataset = classes_of_ids()
     assert (order, dataset.class_names) == ([0, 1, 2], names)
-    assert "taken for the model's: a, b, c." in dataset.notes[0]
+    assert "the model's are used: a, b, c." in dataset.notes[0]
 
     trained = {"data": {"name": f"folder:{data}", "labels": "1=a,0=b,2=c"}}
     (tmp_path / "run/config.json").write_text(json.dumps(trained))

@@ -99,7 +99,7 @@ def test_a_file_that_is_removed_while_it_is_locked_is_no_lock(tmp_path, monkeypa
     assert len(times) == 2
 
 
-def test_another_host_that_gives_signs_of_life_keeps_the_folder(tmp_path):
+def test_another_host_with_a_heartbeat_keeps_the_folder(tmp_path):
     """As where flock does not reach other hosts."""
     left_by_another_host(tmp_path / "run")
     waited = []
@@ -128,17 +128,17 @@ def test_another_host_that_ends_meanwhile_leaves_no_lock_that_is_not_there(tmp_p
         pass
 
 
-def test_another_host_that_gives_none_loses_it(tmp_path, caplog):
+def test_another_host_without_a_heartbeat_loses_it(tmp_path, caplog):
     left_by_another_host(tmp_path / "run")
     waited = []
     with only_run_in(tmp_path / "run", beat=30, sleep=waited.append):
         assert json.loads((tmp_path / "run" / NAME).read_text())["pid"] == os.getpid()
     assert 60 < sum(waited) < 90
-    assert "not left in order by process 7 on elsewhere: waiting 75 s" in caplog.text
-    assert "There was none" in caplog.text
+    assert "is locked by process 7 on elsewhere: waiting 75 s for its heartbeat" in caplog.text
+    assert "No heartbeat" in caplog.text
 
 
-def test_a_run_gives_signs_of_life(tmp_path):
+def test_a_run_has_a_heartbeat(tmp_path):
     with only_run_in(tmp_path, beat=0.01, sleep=never):
         os.utime(tmp_path / NAME, (1, 1))
         for _ in range(500):

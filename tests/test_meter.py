@@ -11,7 +11,7 @@ from train.meter import Meter, duration
 
 
 def train(folder, first, last, *, total=12, log_every=4, losses=float):
-    with Journal(folder, total=total, start=first - 1, speaks=True) as journal:
+    with Journal(folder, total=total, start=first - 1, is_main_process=True) as journal:
         meter = Meter(None, journal, batch_size=8, log_every=log_every, total=total)
         for step in range(first, last + 1):
             metrics = {"loss": losses(step), "gradient_norm": 1.0, "learning_rate": 0.0029}

@@ -40,14 +40,14 @@ def test_the_latest_comes_back(folder):
 def test_one_whose_files_are_cut_short_is_named_with_the_way_out(folder):
     for file in (folder / "2").rglob("d/*"):
         os.truncate(file, 10)
-    with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* go on from step 1"):
+    with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* resume from step 1"):
         restore(folder)
 
 
 def test_metadata_that_is_cut_short_is_damage_too(folder):
     for file in (folder / "2").rglob("_METADATA"):
         os.truncate(file, 10)
-    with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* go on from step 1"):
+    with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* resume from step 1"):
         restore(folder)
 
 
@@ -85,27 +85,27 @@ def shapes_of(optimizer="sgd", classes=11, ema=False, name="conv1", **fields):
         ({}, ""),
         (
             {"classes": 12},
-            "The checkpoint is of 11 classes, the data has 12\n"
+            "The checkpoint has 11 classes, the data has 12\n"
             "head.decoder.classifier.kernel is [1, 1, 8, 11] in the checkpoint, [1, 1, 8, 12] in this "
             "config",
         ),
         (
             {"name": "stem", "optimizer": "adamw"},
-            "in the checkpoint alone: 1 arrays (backbone.conv1.kernel)\n"
-            "in this config alone: 1 arrays (backbone.stem.kernel)",
+            "only in the checkpoint: 1 arrays (backbone.conv1.kernel)\n"
+            "only in this config: 1 arrays (backbone.stem.kernel)",
         ),
         (
             {"optimizer": "adamw"},
             "optimizer: sgd -> adamw or lamb\n"
-            "in the checkpoint alone: 2 arrays (optimizer.1.trace.backbone.conv1.kernel, "
+            "only in the checkpoint: 2 arrays (optimizer.1.trace.backbone.conv1.kernel, "
             "optimizer.1.trace.head.decoder.classifier.kernel)\n"
-            "in this config alone: 5 arrays (optimizer.0.count, optimizer.0.mu.backbone.conv1.kernel, "
+            "only in this config: 5 arrays (optimizer.0.count, optimizer.0.mu.backbone.conv1.kernel, "
             "optimizer.0.mu.head.decoder.classifier.kernel, ...)",
         ),
         (
             {"ema": True},
             "ema: off -> on\n"
-            "in this config alone: 3 arrays (ema.backbone.bn.mean, ema.backbone.conv1.kernel, "
+            "only in this config: 3 arrays (ema.backbone.bn.mean, ema.backbone.conv1.kernel, "
             "ema.head.decoder.classifier.kernel)",
         ),
     ],

@@ -37,7 +37,7 @@ CLASSES = ("a", "b", "c")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_its_command_and_names_things_that_exist(name):
     recipe = RECIPES[name]
-    assert re.search(rf"^    python -m train {name}\b", recipe.__doc__, re.M)
+    assert re.search(rf"^    deeplab-train {name}\b", recipe.__doc__, re.M)
     assert recipe.CONFIG.model.preset in PRESETS
     assert recipe.CONFIG.data.name in DESCRIPTIONS
     assert recipe.CONFIG.run.name == name
@@ -47,7 +47,7 @@ def test_a_recipe_says_its_command_and_names_things_that_exist(name):
 def test_a_recipe_says_how_its_own_data_set_is_prepared(name):
     data = RECIPES[name].CONFIG.data.name
     sources = " ".join(DESCRIPTIONS[data].sources)
-    said = re.findall(r"^    python -m train prepare (.*)$", RECIPES[name].__doc__, re.M)
+    said = re.findall(r"^    deeplab-train prepare (.*)$", RECIPES[name].__doc__, re.M)
     assert said == ([f"{data} --source {sources}"] if sources else [])
 
 
@@ -77,7 +77,7 @@ def test_what_is_wrong_is_listed_together():
 
 
 def test_processes_are_given_whole():
-    with pytest.raises(ValueError, match="go together: got host:1, None, None"):
+    with pytest.raises(ValueError, match="given together: got host:1, None, None"):
         DistributedConfig(coordinator="host:1")
 
 
@@ -93,7 +93,7 @@ def test_a_resume_elsewhere_is_no_other_run_but_another_rate_is():
 def test_a_field_that_was_not_there_yet_is_a_difference():
     began = json.loads(to_json(TrainConfig()))
     del began["loss"]["dice"]
-    assert differences(began, json.loads(to_json(TrainConfig()))) == ["loss.dice: not there -> 0.0"]
+    assert differences(began, json.loads(to_json(TrainConfig()))) == ["loss.dice: not set -> 0.0"]
 
 
 def test_other_classes_are_a_difference_where_both_tell():

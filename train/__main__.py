@@ -1,4 +1,4 @@
-"""The command `deeplab-train`: a subcommand per recipe, and data, prepare, evaluate."""
+"""The command `deeplab-train`: a subcommand for each recipe, and data, prepare, evaluate."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -9,8 +9,8 @@ import tyro
 from deeplab_jax.command import PLUGIN_HELP, keep_compiled_programs, run
 from train.config import TrainConfig
 from train.configs import RECIPES
-from train.data.look import look, prepare
-from train.evaluate import evaluate_command
+from train.data_command import data_command, prepare_command
+from train.evaluate_command import evaluate_command
 from train.loop import train
 
 
@@ -28,7 +28,7 @@ def _recipe(module: ModuleType) -> Callable[[TrainConfig], int]:
 def main() -> None:
     """Runs the command."""
     commands = {name: _recipe(module) for name, module in RECIPES.items()}
-    tools = {"data": look, "prepare": prepare, "evaluate": evaluate_command}
+    tools = {"data": data_command, "prepare": prepare_command, "evaluate": evaluate_command}
     run(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands | tools,

@@ -16,13 +16,13 @@ BEST = "miou"
 _LISTED = 3  # names of arrays in a message
 _MODEL = ("params.", "stats.")
 _MARKS = {"optimizer": {"sgd": ".trace.", "adamw or lamb": ".nu."}, "ema": {"on": "ema."}}
-"""What the names of a part of the state tell of its kind."""
+"""Parts of the names in the state, by what they show that it is of."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class CheckpointError(OSError):
-    """A checkpoint that cannot be written, while those that are there are whole, or cannot be read."""
+    """A checkpoint that cannot be read, or cannot be written (earlier ones are intact)."""
 
 
 class Checkpoints:
@@ -31,7 +31,7 @@ class Checkpoints:
     What is half written when a process dies has another name and is never taken for a checkpoint.
 
     Args:
-      folder: is made if it is not there.
+      folder: the folder of the checkpoints, created if missing.
       config: how many to keep. The latest are kept whatever their score: a resume needs them.
     """
 
@@ -67,7 +67,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Writes a state in the background; `wait` for it before the process may end.
+        """Writes a state in the background; call `wait` before the process ends.
 
         Raises CheckpointError, as `wait` does, if this or the one before cannot be written.
 
@@ -83,7 +83,7 @@ class Checkpoints:
         """Raises CheckpointError if a step's arrays are not those of `shapes`, saying what differs.
 
         Args:
-          changes: what else has changed since the run began, in words, to be named then.
+          changes: what else has changed since the run was started, for the message.
         """
         with self._reading(step):
             saved = self._manager.item_metadata(step)
@@ -92,14 +92,15 @@ class Checkpoints:
             return
         run = self._manager.directory.parent
         init = f", with --model.init {run / 'model'} to start from its weights and architecture"
-        since = ["Since the run began:", *(f"  {change}" for change in changes)]
+        since = ["Changed since the run was started:", *(f"  {change}" for change in changes)]
         raise CheckpointError(
             "\n".join(
                 [
-                    f"{run} cannot go on with this config: its checkpoint of step {step} does not fit.",
+                    f"{run} cannot be resumed with this config: its checkpoint of step {step} "
+                    "does not fit.",
                     *(f"  {line}" for line in lines),
                     *(since if changes else ()),
-                    "Go back to the config and data that it began with, or choose another --run"
+                    "Use the config and data that it was started with, or choose another --run"
                     + (init if (run / "model").exists() else ""),
                 ]
             )
@@ -115,12 +116,12 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
 
     def preempted(self, step: int) -> bool:
-        """Whether this run has been told to end (SIGTERM on any of its hosts): then, at the same step
-        in every process. Only where `jax.distributed` was initialised."""
+        """Whether this run has been asked to stop (SIGTERM on any of its hosts), at the same step in
+        every process. Only where `jax.distributed` was initialised."""
         return jax.distributed.is_initialized() and self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
+        """Waits until everything saved is on disk."""
         with self._writing():
             self._manager.wait_until_finished()
 
@@ -135,7 +136,7 @@ class Checkpoints:
             before = max((s for s in self._manager.all_steps() if s != step), default=0)
             raise CheckpointError(
                 f"{folder} cannot be read: {reason}. It is damaged: choose another --run, or remove it to "
-                f"go on from step {before}"
+                f"resume from step {before}"
             ) from error
 
     @contextlib.contextmanager
@@ -147,8 +148,8 @@ class Checkpoints:
             if "os_error_code" not in str(error) and not isinstance(error, PermissionError):
                 raise
             raise CheckpointError(
-                f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Mend that, and "
-                f"start again: the run goes on from step {self.latest() or 0}"
+                f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Fix that, and "
+                f"run the same command again: it resumes from step {self.latest() or 0}"
             ) from error
 
 
@@ -156,7 +157,7 @@ class Checkpoints:
 
 
 def misfits(saved: Any, wanted: Any) -> list[str]:
-    """In words, how the arrays of a checkpoint differ from those that are wanted; none if they do not.
+    """How the arrays of a checkpoint differ from those that are wanted, a line each; empty if they do not.
 
     Args:
       saved, wanted: trees of shapes, see `steps.State`.
@@ -172,21 +173,21 @@ def misfits(saved: Any, wanted: Any) -> list[str]:
 
 
 def _classes(saved: Shapes, wanted: Shapes) -> list[str]:
-    """What is said where the last layer has another number of classes."""
+    """A line where the last layer has another number of classes."""
     counts = {
         (saved[name][-1], shape[-1])
         for name, shape in wanted.items()
         if name.endswith("classifier.kernel") and name in saved
     }
     return [
-        f"The checkpoint is of {before} classes, the data has {now}"
+        f"The checkpoint has {before} classes, the data has {now}"
         for before, now in counts
         if before != now
     ]
 
 
 def _training(saved: Shapes, wanted: Shapes) -> list[str]:
-    """What is said of another optimiser, as far as the names of its state tell, and of the average."""
+    """Lines for another optimiser, as far as its state's names tell, and for the moving average."""
     return [
         f"{part}: {before} -> {now}"
         for part, marks in _MARKS.items()
@@ -200,21 +201,21 @@ def _kind(shapes: Shapes, part: str, marks: Mapping[str, str]) -> str:
 
 
 def _differing(saved: Shapes, wanted: Shapes) -> list[str]:
-    odd = [name for name in wanted if saved.get(name, wanted[name]) != wanted[name]]
+    changed = [name for name in wanted if saved.get(name, wanted[name]) != wanted[name]]
     lines = [
         f"{name} is {list(saved[name])} in the checkpoint, {list(wanted[name])} in this config"
-        for name in odd[:_LISTED]
+        for name in changed[:_LISTED]
     ]
-    if len(odd) > _LISTED:
-        lines.append(f"and {len(odd) - _LISTED} more are of another shape")
-    for where, there, other in (
+    if len(changed) > _LISTED:
+        lines.append(f"and {len(changed) - _LISTED} more have other shapes")
+    for where, shapes, other in (
         ("the checkpoint", saved, wanted),
         ("this config", wanted, saved),
     ):
-        if alone := [name for name in there if name not in other]:
+        if alone := [name for name in shapes if name not in other]:
             more = ", ..." if len(alone) > _LISTED else ""
             lines.append(
-                f"in {where} alone: {len(alone)} arrays ({', '.join(alone[:_LISTED])}{more})"
+                f"only in {where}: {len(alone)} arrays ({', '.join(alone[:_LISTED])}{more})"
             )
     return lines
 

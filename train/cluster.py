@@ -1,4 +1,4 @@
-"""How the processes of a run over several hosts find each other."""
+"""How the processes of a distributed run find each other."""
 
 import importlib.util
 import os
@@ -22,12 +22,13 @@ reads neither. torchrun's port is its own, so nobody can join with what it sets 
 
 
 def join_processes(config: DistributedConfig) -> None:
-    """Connects the processes of a run over several hosts; does nothing where there is one.
+    """Connects the processes of a distributed run; does nothing for a single process.
 
-    Before any other use of JAX, unless somebody (such as Ray) has connected them already.
+    Call it before any other use of JAX. Processes that are already connected (by Ray, say) stay so.
 
     Raises:
-      ValueError: there are other processes and it is not clear who is who, or they cannot be reached.
+      ValueError: there are other processes, and their number or this one's index is not known, or they
+        cannot be reached.
     """
     if jax.distributed.is_initialized():
         return
@@ -43,9 +44,14 @@ def join_processes(config: DistributedConfig) -> None:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=config.heartbeat)
     except Exception as error:  # of JAX, and of the clients of many clusters
         raise ValueError(
-            f"the processes of this run cannot find each other: {str(error).rstrip('.')}. Start it as a "
-            f"task of srun or mpirun, or say who is who: {FLAGS.format('HOST:PORT', 'N', 'INDEX')}"
+            f"the processes of this run cannot find each other: {str(error).rstrip('.')}. Start it "
+            f"with srun or mpirun, or pass {FLAGS.format('HOST:PORT', 'N', 'INDEX')}"
         ) from error
+
+
+def is_main_process() -> bool:
+    """Whether this is the process, of all of a run, that writes files and prints."""
+    return jax.process_index() == 0
 
 
 def how_to_join(
@@ -55,20 +61,20 @@ def how_to_join(
     has_tpu: bool = False,
     asks_kubernetes: bool = False,
 ) -> dict[str, Any] | None:
-    """What to tell `jax.distributed.initialize`; {} where it finds out by itself, None for a process alone.
+    """The arguments of `jax.distributed.initialize`; {} where JAX detects them, None for a single process.
 
     Flags come first, then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or Kubernetes'
-    JOB_COMPLETION_INDEX), then what JAX knows: Open MPI, Slurm, TPUs and Kubernetes.
+    JOB_COMPLETION_INDEX), then what JAX detects: Open MPI, Slurm, TPUs and Kubernetes.
 
     Args:
       has_tpu: this machine has TPUs.
       asks_kubernetes: JAX can ask Kubernetes itself, with the package `kubernetes`.
 
     Raises:
-      ValueError: there are other processes and it is not clear who is who.
+      ValueError: there are other processes, and their number or this one's index is not known.
     """
     if config.coordinator is not None:
-        return _told(environment, config.coordinator, config.processes, config.process)
+        return _arguments(environment, config.coordinator, config.processes, config.process)
     environment = {name: value for name, value in environment.items() if value}
     given = environment.keys() & {COORDINATOR, PROCESSES, PROCESS}
     platforms = environment.get("JAX_PLATFORMS", "tpu")
@@ -82,51 +88,51 @@ def how_to_join(
             host = f"{environment.get('MASTER_ADDR', 'HOST')}:PORT"
             flags = FLAGS.format(host, environment[size], environment.get(rank, "INDEX"))
             raise ValueError(
-                f"{size} is {environment[size]}: this process was started with others, and JAX does not "
-                f"know that launcher. Say who is who, with a port that is free: {flags} (or set "
+                f"{size} is {environment[size]}: this process is one of several, started by a "
+                f"launcher that JAX does not support. Pass, with a free port, {flags} (or set "
                 f"{COORDINATOR}, {PROCESSES} and {PROCESS}). Or unset {size} to train in this process alone"
             )
     if POD in environment and "KUBERNETES_SERVICE_HOST" in environment:
         if asks_kubernetes:
             return {}
         raise ValueError(
-            f"{POD} is {environment[POD]}: this pod is one of an indexed Job, and nothing says of how "
-            f"many. Set {PROCESSES} and {COORDINATOR} in the pods' template, such as "
+            f"{POD} is {environment[POD]}: this pod belongs to an indexed Job, and the number of pods is "
+            f"not known. Set {PROCESSES} and {COORDINATOR} in the pods' template, such as "
             f"JOB-0.SERVICE:1234 with a headless service, or {PROCESSES}=1 where the Job has one pod"
         )
     return None
 
 
 def _from_variables(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What JAX_... say; raises ValueError, listing what is set and what is missing, where they do not."""
+    """The arguments from JAX_...; raises ValueError, listing what is set and what is missing or invalid."""
     index = PROCESS if PROCESS in environment else POD
     if environment.get(PROCESSES) == "1" and environment.get(index, "0") == "0":
         return None
     names = (COORDINATOR, PROCESSES, index)
     wanted = (COORDINATOR, PROCESSES, f"{PROCESS} (or {POD})")
     problems = [
-        f"{said} is missing"
-        for name, said in zip(names, wanted, strict=True)
+        f"{shown} is missing"
+        for name, shown in zip(names, wanted, strict=True)
         if name not in environment
     ]
     address, count, process = (environment.get(name) for name in names)
     if address is not None and ":" not in address:
         problems.append(f"{COORDINATOR} must be HOST:PORT")
     if count is not None and _number(count) < 1:
-        problems.append(f"{PROCESSES} must be a number from 1")
+        problems.append(f"{PROCESSES} must be a number, at least 1")
     elif process is not None and not 0 <= _number(process) < _number(count, default=2**31):
-        problems.append(f"{index} must be a number from 0, below {PROCESSES}")
+        problems.append(f"{index} must be a number, at least 0 and below {PROCESSES}")
     if problems:
-        there = ", ".join(f"{name}={environment[name]}" for name in names if name in environment)
+        found = ", ".join(f"{name}={environment[name]}" for name in names if name in environment)
         raise ValueError(
-            f"the environment must say in full who is who. It has {there}:\n  "
+            f"the environment variables of a distributed run are incomplete or invalid. Found {found}:\n  "
             + "\n  ".join(problems)
             + f"\nSet all three in every process, or none, or use {FLAGS.format('HOST:PORT', 'N', 'INDEX')}"
         )
-    return _told(environment, address, int(count), int(process))
+    return _arguments(environment, address, int(count), int(process))
 
 
-def _told(
+def _arguments(
     environment: Mapping[str, str], coordinator: str, processes: int, process: int
 ) -> dict[str, Any]:
     arguments = {
@@ -134,7 +140,7 @@ def _told(
         "num_processes": processes,
         "process_id": process,
     }
-    # Of Slurm and Open MPI, JAX also learns which GPU is whose; elsewhere there is nothing to be asked.
+    # From Slurm and Open MPI, JAX also learns which GPU is whose; elsewhere there is nothing to detect.
     return (
         arguments
         if _is_task(environment)
@@ -151,7 +157,7 @@ def _is_task(environment: Mapping[str, str]) -> bool:
 
 
 def _number(text: str | None, *, default: int = -1) -> int:
-    """A number from 0 as the environment has it; -1 for what is none."""
+    """A whole number in an environment variable; -1 where it is not one."""
     if text is None:
         return default
     return int(text) if text.isdecimal() else -1

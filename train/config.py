@@ -1,4 +1,4 @@
-"""What a training run is, as data: frozen, typed, readable on the command line and in a run's folder."""
+"""The configuration of a training run: frozen dataclasses, set by flags and kept in the run's folder."""
 
 import dataclasses
 import json
@@ -15,23 +15,28 @@ from train.optim import OptimConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """
+    """The data set, and how it is read.
+
     Attributes:
-      name: a data set's name (`python -m train data` lists them) or `folder:PATH`.
-      data_dir: where prepared data sets lie; None is TFDS's own folder.
-      class_names: of a `folder:` without a classes.txt.
-      labels: the class of each id in a folder's label maps, such as
+      name: a data set's name (`deeplab-train data` lists them), `folder:PATH`, or `tfds:NAME` for any other
+        that TFDS has prepared, NAME being NAME[/CONFIG][:VERSION].
+      data_dir: the folder of prepared data sets; None is TFDS's own.
+      class_names: of a `folder:` without a classes.txt, or of `tfds:`.
+      labels: the class of each id in the label maps of a `folder:` or of `tfds:`, such as
         "0=background,100=road,200=car,7=ignored". Classes are in the order of their names; ids that share
         a name are merged; ids that are not listed are errors, but 255, which is ignored.
-      unreadable: stop at an example that cannot be read, or skip it, count it and say so.
-      threads: that read and augment, in each process.
-      workers: processes that do it instead; worth it where threads cannot keep the device busy.
+      keys: the features of `tfds:` that are picture, label map and (optional) name, such as
+        "image,segmentation_mask,file_name"; needed where there are more than two image features.
+      unreadable: stop at an example that cannot be read, or skip it, count it and report it.
+      threads: number of threads that read and augment, in each process.
+      workers: number of processes that do it instead; worth it where threads cannot keep the device busy.
     """
 
     name: str = "shapes"
     data_dir: Path | None = None
     class_names: tuple[str, ...] | None = None
     labels: str | None = None
+    keys: str | None = None
     unreadable: Literal["stop", "skip"] = "stop"
     threads: int = 16
     workers: int = 0
@@ -39,7 +44,8 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """
+    """The model, and where its weights come from.
+
     Attributes:
       preset: the architecture, see `deeplab list`.
       init: a model folder to start from. Its backbone, with its config and preprocessing, takes the
@@ -88,16 +94,16 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How the processes of a run over several hosts find each other.
+    """How the processes of a distributed run find each other.
 
-    TPU pod slices, Slurm and Open MPI say it themselves; elsewhere give all three, or set
+    TPU pod slices, Slurm and Open MPI are detected; elsewhere give all three, or set
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. See `train.cluster`.
 
     Attributes:
-      coordinator: host:port of process 0.
-      processes: how many there are.
-      process: which of them this is, from 0.
-      heartbeat: seconds without a sign of life after which a process is taken for dead.
+      coordinator: address of process 0, host:port.
+      processes: number of processes.
+      process: index of this process, from 0.
+      heartbeat: seconds without a heartbeat after which a process is considered dead.
     """
 
     coordinator: str | None = None
@@ -109,8 +115,8 @@ class DistributedConfig:
         given = [v is not None for v in (self.coordinator, self.processes, self.process)]
         if any(given) and not all(given):
             raise ValueError(
-                "distributed.coordinator, distributed.processes and distributed.process go together: "
-                f"got {self.coordinator}, {self.processes}, {self.process}"
+                "distributed.coordinator, distributed.processes and distributed.process must be given "
+                f"together: got {self.coordinator}, {self.processes}, {self.process}"
             )
         if self.coordinator is None:
             return
@@ -119,7 +125,7 @@ class DistributedConfig:
             problems.append(f"distributed.coordinator must be host:port, got {self.coordinator}")
         if not 0 <= self.process < self.processes:
             problems.append(
-                "distributed.process must be a number from 0, below distributed.processes, got "
+                "distributed.process must be at least 0 and below distributed.processes, got "
                 f"{self.process} of {self.processes}"
             )
         if problems:
@@ -128,11 +134,12 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """
+    """How often checkpoints are written, and how many are kept.
+
     Attributes:
       every: steps between checkpoints; each evaluation saves one too.
-      keep: latest ones that are kept.
-      keep_best: those with the best mIoU that are kept besides.
+      keep: number of latest checkpoints to keep.
+      keep_best: number of checkpoints with the best mIoU to keep besides.
     """
 
     every: int = 500
@@ -142,10 +149,11 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """
+    """How often and how the model is evaluated during training.
+
     Attributes:
       every: steps between evaluations on the validation split; the last step has one in any case.
-      batch_size: images at a time, over all devices.
+      batch_size: images at a time, on all devices together.
       bucket: images of many sizes are padded at the bottom and right, with what zero is after
         normalisation, to multiples of this, so that few sizes compile; 1 pads only as far as the
         model's preprocessing asks.
@@ -158,18 +166,19 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """
+    """The whole configuration of a training run.
+
     Attributes:
-      run: the folder that the run writes; one that is there already is resumed.
+      run: the folder that the run writes; an existing run is resumed.
       epochs: passes over the training split.
       steps: optimiser steps, instead of epochs.
-      batch_size: examples in a step, over all devices and processes.
-      accumulate: parts that a batch is computed in, one after the other, to save memory.
+      batch_size: examples in a step, on all devices of all processes together.
+      accumulate: number of parts that a batch is split into, computed one after the other to save memory.
       ema: decay of the moving average of the weights, which is then what is evaluated and saved; 0
         for none.
-      seed: of the new weights, of the order of examples, of augmentation and of dropout.
+      seed: seed of new weights, of the order of examples, of augmentation and of dropout.
       log_every: steps between lines of the log and of TensorBoard.
-      accept_changes: resume although the config differs from the one that the run began with.
+      accept_changes: resume although the config differs from the one the run was started with.
     """
 
     run: Path = Path("runs/default")
@@ -208,16 +217,17 @@ class TrainConfig:
             problems.append(f"epochs must be above 0, got {self.epochs}")
         if self.batch_size % self.accumulate:
             problems.append(
-                f"accumulate must divide the batch: {self.accumulate} does not divide {self.batch_size}"
+                f"batch_size must be a multiple of accumulate: {self.accumulate} does not divide "
+                f"{self.batch_size}"
             )
         if not 0 <= self.ema < 1:
-            problems.append(f"ema must be a decay below 1, as 0.999, got {self.ema}")
+            problems.append(f"ema must be at least 0 and below 1, such as 0.999, got {self.ema}")
         if problems:
             raise ValueError("\n".join(problems))
 
 
 TOPOLOGY = ("mesh.", "distributed.", "data.threads", "data.workers", "data.data_dir")
-"""What may change when a run is resumed: where it computes, not what."""
+"""Options that may change when a run is resumed: where it computes, not what."""
 
 BOOKKEEPING = (
     "run",
@@ -227,26 +237,26 @@ BOOKKEEPING = (
     "evaluation.",
     "data.unreadable",
 )
-"""What changes nothing in the weights that come out."""
+"""Options that do not change the resulting weights."""
 
 
 def to_json(config: TrainConfig, class_names: Sequence[str] = ()) -> str:
-    """The config as a run's folder keeps it, with the classes of its data."""
+    """The config as JSON, with the classes of its data, for the run's folder."""
     fields = dataclasses.asdict(config) | ({"classes": class_names} if class_names else {})
     return json.dumps(fields, indent=2, default=str) + "\n"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two configs as JSON has them, "optim.learning_rate: 0.01 -> 0.02" each.
+    """The differences between two configs in JSON, such as "optim.learning_rate: 0.01 -> 0.02".
 
-    What cannot change the result (`TOPOLOGY` and `BOOKKEEPING`) is left out, and classes where one of
-    the two does not tell.
+    What cannot change the result (`TOPOLOGY` and `BOOKKEEPING`) is left out, and classes where only one
+    of the two has them.
     """
     old, new = _flat(old), _flat(new)
     if not ("classes" in old and "classes" in new):
         old, new = ({k: v for k, v in flat.items() if k != "classes"} for flat in (old, new))
     return [
-        f"{name}: {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
+        f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
         for name in sorted(old | new)
         if old.get(name) != new.get(name) and not name.startswith((*TOPOLOGY, *BOOKKEEPING))
     ]

@@ -1,8 +1,8 @@
-"""What a run tells: the progress bar, the log, the numbers of every step that is logged, TensorBoard.
+"""The journal of a run: progress bar, log, metrics of every logged step, TensorBoard.
 
 RUN/config.json        what was asked for
 RUN/environment.json   versions, devices and the state of the code
-RUN/log.txt            what was said, with times
+RUN/log.txt            messages, with times
 RUN/metrics.jsonl      a line per logged step or evaluation
 RUN/tensorboard/       the same for TensorBoard, with pictures
 """
@@ -10,7 +10,6 @@ RUN/tensorboard/       the same for TensorBoard, with pictures
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -26,22 +25,26 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from deeplab_jax.whole_file import write_file
+
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class Journal:
-    """Writes a run's folder and the terminal; a context manager. Silent in all processes but one.
+    """Writes a run's folder and the terminal; a context manager. Silent in all processes but the main one.
 
     Args:
-      folder: the run's.
-      total: steps of the run.
-      start: the step that it goes on from; what an earlier try wrote of later ones is dropped.
-      speaks: whether this process is the one that writes.
+      folder: the run's folder.
+      total: number of steps of the run.
+      start: the step that it resumes after; lines of later steps, from before a crash, are dropped.
+      is_main_process: whether this process is the one that writes.
     """
 
-    def __init__(self, folder: Path, *, total: int, start: int, speaks: bool):
-        self._speaks = speaks
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not speaks)
+    def __init__(self, folder: Path, *, total: int, start: int, is_main_process: bool):
+        self._is_main_process = is_main_process
+        self._console = Console(
+            stderr=True, soft_wrap=True, highlight=False, quiet=not is_main_process
+        )
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,10 +52,10 @@ class Journal:
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not speaks or not self._console.is_terminal,
+            disable=not is_main_process or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=total, completed=start, numbers="")
-        if speaks:
+        if is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             _drop_after(folder / "metrics.jsonl", start)
             self._log = (folder / "log.txt").open("a")
@@ -67,22 +70,22 @@ class Journal:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self._bar.stop()
-        if self._speaks:
+        if self._is_main_process:
             if error is not None:
-                self._write(f"ended by {kind.__name__}: {error}")
+                self._write(f"stopped by {kind.__name__}: {error}")
             self._log.close()
             self._metrics.close()
             self._board.close()
 
     def say(self, text: str) -> None:
-        """A line for people."""
-        if self._speaks:
+        """Prints a line, and logs it."""
+        if self._is_main_process:
             self._console.print(escape(text))
             self._write(text)
 
     def note(self, text: str) -> None:
-        """A line for the log, and for people where no bar shows the same."""
-        if self._speaks:
+        """Logs a line, and prints it where no progress bar shows the same."""
+        if self._is_main_process:
             if self._bar.disable:
                 self._console.print(escape(text))
             self._write(text)
@@ -95,25 +98,25 @@ class Journal:
         self._bar.update(self._task, completed=step, description=doing, numbers=numbers)
 
     def show(self, table: Table) -> None:
-        """A table for people, in the terminal alone: the run's folder has its numbers."""
+        """Prints a table; it is not logged, as the run's folder has its numbers."""
         self._console.print(table)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step, such as {"train/loss": 0.3}."""
-        if self._speaks:
+        """Records metrics of a step, such as {"train/loss": 0.3}."""
+        if self._is_main_process:
             finite = {name: v if np.isfinite(v) else None for name, v in values.items()}
             print(json.dumps({"step": step, **finite}), file=self._metrics, flush=True)
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """A picture for TensorBoard."""
-        if self._speaks:
+        """Adds a picture to TensorBoard."""
+        if self._is_main_process:
             self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides the config."""
+    """The versions, devices and state of the code that a result depends on."""
     code = Path(__file__).parent
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -126,15 +129,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it has all of `text` or is as it was before."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says of the code, None where it is no checkout or there is no git."""
+    """The output of a git command; None where git or the repository is missing."""
     try:
         done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
     except OSError:
@@ -143,9 +139,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _drop_after(file: Path, step: int) -> None:
-    """Lines of steps that will be done again."""
+    """Removes the lines of steps that will be repeated."""
     if file.exists():
         lines = file.read_text().splitlines(keepends=True)
         # A line that a crash cut off is dropped too.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(file, "".join(kept))
+        write_file(file, "".join(kept))

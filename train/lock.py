@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that says whose it is and that no crash leaves behind."""
+"""One run at a time in a folder: a lock that names its owner and that no crash leaves behind."""
 
 import contextlib
 import datetime
@@ -17,11 +17,11 @@ from typing import TextIO
 NAME = ".lock"
 
 BEAT = 30.0
-"""Seconds between signs of life. Bucket and network mounts show a change after a minute at worst, and so
-does the wait of `BEATS`."""
+"""Seconds between heartbeats. Bucket and network mounts show a change within a minute, which is less than
+the wait of `BEATS`."""
 
 BEATS = 2.5
-"""Signs of life that must fail to come before another host's lock is taken to be of a crash."""
+"""Heartbeats that must be missing before the run of another host is considered crashed."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -36,15 +36,15 @@ class LockError(OSError):
 def only_run_in(
     folder: Path, *, beat: float = BEAT, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[None]:
-    """Holds the lock of a run's folder, which is made if it is not there.
+    """Holds the lock of a run's folder, which is created if missing.
 
     The kernel keeps the lock (flock) and gives it back however the process ends. Where it does not
-    reach other hosts, as on mounted buckets, signs of life do: the time that the file was last changed.
-    Where a folder can have no lock at all, a warning says so.
+    reach other hosts, as on mounted buckets, a heartbeat does: the time at which the file was last changed.
+    Where the file system has no locks at all, a warning says so.
 
     Args:
-      beat: seconds between signs of life.
-      sleep: waits for so many seconds.
+      beat: seconds between heartbeats.
+      sleep: a function that waits for so many seconds.
 
     Raises:
       LockError: another run has it.
@@ -54,7 +54,7 @@ def only_run_in(
     file = _locked(folder / NAME)
     if file is None:
         log.warning(
-            f"{folder} is on a file system without locks: two runs in it at once would go unnoticed"
+            f"{folder} is on a file system without locks: a second run in it would not be noticed"
         )
         yield
         return
@@ -115,7 +115,7 @@ def _sign(file: TextIO) -> None:
 
 
 def _kernel() -> str:
-    """Within which flock is sure to work; hosts, and pods above all, may share a name."""
+    """An id of the running kernel, within which flock works; hosts, above all pods, may share a name."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else platform.node()
 
@@ -133,13 +133,13 @@ def _owner(file: TextIO) -> dict[str, str | int]:
 def _refusal(path: Path, owner: dict[str, str | int]) -> LockError:
     who = "process {pid} on {host}, since {since}" if owner else "one that has just started"
     return LockError(
-        f"{path.parent} is being written by another run, {who.format(**owner)}. Wait for it, or end it "
+        f"{path.parent} is being written by another run, {who.format(**owner)}. Wait for it, or stop it "
         f"with `kill {owner.get('pid', 'PID')}` (it saves first), or choose another --run"
     )
 
 
 def _beat(path: Path, beat: float, ended: threading.Event) -> None:
-    """Signs of life, for as long as the process lives."""
+    """Touches the file every `beat` seconds, for as long as the process lives."""
     while not ended.wait(beat):
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -153,15 +153,15 @@ def _outwait_another_host(
     if not owner or owner["kernel"] == _kernel():
         return
     log.warning(
-        f"{path.parent} was not left in order by process {owner['pid']} on {owner['host']}: waiting "
-        f"{BEATS * beat:.0f} s for a sign of its life"
+        f"{path.parent} is locked by process {owner['pid']} on {owner['host']}: waiting "
+        f"{BEATS * beat:.0f} s for its heartbeat"
     )
     before = _changed(path)
     for _ in range(10):
         sleep(BEATS * beat / 10)
         if _changed(path) != before:
             raise _refusal(path, owner)
-    log.warning("There was none: going on from its last checkpoint")
+    log.warning("No heartbeat, so that run has crashed: taking over its folder")
 
 
 def _changed(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""A training run, from its config to a model folder: `train` reads down the page."""
+"""A training run from its config to a model folder: prepare, loop, finish."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -23,9 +24,10 @@ from deeplab_jax.checkpoint import save
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config
 from deeplab_jax.model import with_values
+from deeplab_jax.whole_file import write_file
 from train import lock, report, sharding
 from train.checkpoint import Checkpoints
-from train.cluster import join_processes
+from train.cluster import is_main_process, join_processes
 from train.config import TrainConfig, differences, to_json
 from train.data import (
     AugmentConfig,
@@ -36,11 +38,18 @@ from train.data import (
     open_dataset,
 )
 from train.evaluate import Evaluator
-from train.journal import Journal, environment, write_text
+from train.journal import Journal, environment
 from train.meter import Diverged, Meter
-from train.model import make_model
+from train.model import Start, make_model
 from train.optim import OptimConfig, make_optimizer
-from train.steps import State, inference_values, initial_state, make_train_step
+from train.steps import (
+    Batch,
+    Metrics,
+    State,
+    inference_values,
+    initial_state,
+    make_train_step,
+)
 from train.stop import StopSignal
 
 CONFIG = "config.json"
@@ -49,61 +58,97 @@ EXAMPLES = 4
 """Images of the validation split that TensorBoard shows; the best and worst ones in the folder."""
 
 FINISHED, DIVERGED, STOPPED, PEER_LOST = 0, 1, 143, 17
-"""Exit statuses: done; the loss is no number; told to end, and saved; another process died."""
+"""Exit statuses: done; the loss is NaN or infinite; stopped by a signal, and saved; a peer died."""
 
 
 def train(config: TrainConfig) -> int:
-    """Trains, or goes on with, the run in `config.run`; returns the exit status.
+    """Trains, or resumes, the run in `config.run`; returns the exit status.
 
     Raises:
-      ValueError, OSError: for anything that the user can mend, with the way out.
+      ValueError, OSError: for anything that the user can fix, with how to fix it.
     """
     join_processes(config.distributed)
-    speaks = jax.process_index() == 0
     try:
         mesh = sharding.make_mesh(config.mesh)
         _check(config, mesh)
-        with lock.only_run_in(config.run) if speaks else contextlib.nullcontext():
-            return _train(config, mesh, speaks)
+        with lock.only_run_in(config.run) if is_main_process() else contextlib.nullcontext():
+            return _train(config, mesh)
     except Diverged as error:
-        print(f"{error}. The last checkpoint is from before.", file=sys.stderr)
+        print(f"{error}. The last checkpoint was saved before that.", file=sys.stderr)
         return DIVERGED
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        _leave(error)
+        _exit_at_once(error)
 
 
-def _train(config: TrainConfig, mesh: Mesh, speaks: bool) -> int:
-    # ---------------------------------------------------------------- data and model
+def _train(config: TrainConfig, mesh: Mesh) -> int:
+    run = _prepare(config, mesh)
+    with Checkpoints(config.run / "checkpoints", config.checkpoint) as checkpoints:
+        first, state = _begin_or_resume(run, checkpoints)
+        journal = Journal(
+            config.run, total=run.total, start=first, is_main_process=is_main_process()
+        )
+        with journal, run.batches, StopSignal() as stop_requested:
+            _introduce(run, first, journal)
+            step, state = _run_steps(run, first, state, checkpoints, journal, stop_requested)
+            if step < run.total:
+                journal.say(f"Stopped. Step {step} is saved; run the same command to resume.")
+                return STOPPED
+            _finish(run, state, journal)
+    return FINISHED
+
+
+# ---------------------------------------------------------------------------- prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run that is ready to start: everything but its state.
+
+    Attributes:
+      config: what was asked for.
+      mesh: all devices.
+      dataset: both splits, and the names of the classes.
+      start: the model, and its first weights.
+      batches: of the training split.
+      total: number of steps.
+      make_state: (params, stats) -> the state before the first step.
+      shapes, shardings: of the arrays of the state, in the same tree.
+      pixels: shardings of what the step takes of a batch.
+      train_step: (state, batch) -> (state, metrics), compiled when it is first called.
+      evaluator: of the validation split.
+    """
+
+    config: TrainConfig
+    mesh: Mesh
+    dataset: Dataset
+    start: Start
+    batches: TrainBatches
+    total: int
+    make_state: Callable[..., State]
+    shapes: State
+    shardings: State
+    pixels: Mapping[str, NamedSharding]
+    train_step: Callable[[State, Batch], tuple[State, Metrics]]
+    evaluator: Evaluator
+
+
+def _prepare(config: TrainConfig, mesh: Mesh) -> _Run:
+    """Opens the data, builds the model, and puts together the training step and the evaluation."""
     dataset = open_dataset(
         config.data.name,
         data_dir=config.data.data_dir,
         class_names=config.data.class_names,
         labels=config.data.labels,
+        keys=config.data.keys,
     )
     start = make_model(
         config.model, dataset.class_names, seed=config.seed, data_shards=mesh.shape["data"]
     )
-    batches = TrainBatches(
-        dataset.train,
-        _augmentation(config, start.model.config),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-        workers=config.data.workers,
-        height_multiple=sharding.row_multiple(
-            config.mesh, start.model.config.backbone.output_stride
-        ),
-        unreadable=config.data.unreadable,
-    )
+    batches = _batches(config, dataset, start.model.config)
     total = config.steps or math.ceil(config.epochs * len(dataset.train) / config.batch_size)
-
-    # ---------------------------------------------------------------- optimiser, state, steps
     optimizer, schedule = make_optimizer(_optim(config), start.params, total)
-
     make_state = functools.partial(initial_state, optimizer=optimizer, ema=config.ema > 0)
     shapes = jax.eval_shape(make_state, start.params, start.stats)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.mesh.fsdp)
@@ -123,156 +168,54 @@ def _train(config: TrainConfig, mesh: Mesh, speaks: bool) -> int:
         bucket=config.evaluation.bucket,
         unreadable=config.data.unreadable,
     )
-
-    with Checkpoints(config.run / "checkpoints", config.checkpoint) as checkpoints:
-        # ------------------------------------------------------------ begin, or go on
-        first = checkpoints.latest() or 0
-        if first:
-            _check_resume(config, dataset, checkpoints, first, shapes, total)
-            state = checkpoints.restore(first, sharding.with_shardings(shapes, shardings))
-        if speaks:  # before a new run takes its time: a folder without a config would be refused
-            write_text(config.run / CONFIG, to_json(config, dataset.class_names))
-            write_text(config.run / "environment.json", json.dumps(environment(), indent=2))
-        if not first:
-            state = jax.jit(make_state, out_shardings=shardings)(start.params, start.stats)
-        journal = Journal(config.run, total=total, start=first, speaks=speaks)
-        with journal, batches, StopSignal() as told_to_end:
-            journal.say(_introduction(config, dataset, mesh, start.origin))
-            journal.say(f"Step {first} of {total}." if first else f"{total} steps.")
-            if first < total:
-                journal.say("Compiling the first step")
-            meter = Meter(
-                dataset.train,
-                journal,
-                batch_size=config.batch_size,
-                log_every=config.log_every,
-                total=total,
-            )
-
-            # -------------------------------------------------------- the loop
-            step, ended = first, False
-            coming = itertools.islice(meter.waiting(batches.iterate(first)), total - first)
-            for step, batch in enumerate(coming, first + 1):
-                arrays = sharding.to_devices({n: batch[n] for n in pixels}, pixels)
-                state, metrics = train_step(state, arrays)
-                meter.add(step, metrics, batch["index"])
-                ended, means = told_to_end() or checkpoints.preempted(step), None
-                if step % config.evaluation.every == 0 and step < total and not ended:
-                    meter.catch_up()
-                    means = _evaluate(evaluator, state, step, dataset, journal).means()
-                    meter.restart()
-                if means or ended or step == total or step % config.checkpoint.every == 0:
-                    meter.catch_up()  # what is no number must not get on disk
-                    checkpoints.save(step, state, means)
-                if ended:
-                    break
-            checkpoints.wait()
-            if step < total:
-                journal.say(
-                    f"Told to end: step {step} is saved, the same command goes on from there."
-                )
-                return STOPPED
-
-            # -------------------------------------------------------- the end
-            evaluation = _evaluate(evaluator, state, total, dataset, journal)
-            extremes = evaluation.extremes(EXAMPLES)
-            shown = evaluator.examples(inference_values(state), tuple(extremes.values()))
-            values = sharding.gathered(inference_values(state), mesh)
-            if speaks:
-                model = with_values(start.model, values)
-                model.eval()
-                save(model, config.run / "model", overwrite=True)
-                report.write(
-                    config.run / "evaluation",
-                    evaluation,
-                    dataset.class_names,
-                    dict(zip(extremes, shown, strict=True)),
-                    {"run": str(config.run), "step": total},
-                )
-                journal.show(report.table(evaluation, dataset.class_names))
-                if batches.skipped:
-                    journal.say(f"Not readable, replaced by others: {dict(batches.skipped)}")
-                journal.say(
-                    f"Look at {config.run}; try: deeplab predict {config.run}/model PICTURE"
-                )
-    return FINISHED
+    return _Run(
+        config=config,
+        mesh=mesh,
+        dataset=dataset,
+        start=start,
+        batches=batches,
+        total=total,
+        make_state=make_state,
+        shapes=shapes,
+        shardings=shardings,
+        pixels=pixels,
+        train_step=train_step,
+        evaluator=evaluator,
+    )
 
 
-# ---------------------------------------------------------------------------- before the first step
-
-
-def _check(config: TrainConfig, mesh: Mesh) -> None:
-    """Raises ValueError, listing them, for what does not fit the devices or the run's folder."""
-    problems = []
-    shards = mesh.shape["data"]
-    if config.batch_size % (shards * config.accumulate):
-        problems.append(
-            f"batch_size must be a multiple of the mesh's data shards times accumulate: {shards} x "
-            f"{config.accumulate} does not divide {config.batch_size}"
-        )
-    groups = config.model.batch_norm
-    if isinstance(groups, int) and (groups < 1 or config.batch_size // config.accumulate % groups):
-        problems.append(
-            f"model.batch_norm must divide what is computed at once: {groups} does not divide "
-            f"{config.batch_size // config.accumulate} examples"
-        )
-    if jax.process_index() == 0 and (problem := _no_place(config.run)):
-        problems.append(f"{problem}: choose another --run")
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _no_place(run: Path) -> str | None:
-    """Why a run cannot be in a folder; None where it can begin or go on there."""
-    if not run.exists():
-        return None
-    if not run.is_dir():
-        return f"{run} is a file"
-    names = {path.name for path in run.iterdir()} - {lock.NAME}  # a crash leaves that
-    return f"{run} is there and is not a run" if names and CONFIG not in names else None
-
-
-def _check_resume(
-    config: TrainConfig,
-    dataset: Dataset,
-    checkpoints: Checkpoints,
-    step: int,
-    shapes: Any,
-    total: int,
-) -> None:
-    """Raises ValueError or CheckpointError where there is nothing to go on with, or the config changed."""
-    if step > total:
-        raise ValueError(
-            f"{config.run} is at step {step} already, beyond the {total} that are asked for: choose "
-            "another --run, or more steps"
-        )
-    began = json.loads((config.run / CONFIG).read_text())
-    changes = differences(began, json.loads(to_json(config, dataset.class_names)))
-    checkpoints.check(step, shapes, changes)  # first: what does not fit cannot be accepted
-    if changes and not config.accept_changes:
-        raise ValueError(
-            f"{config.run} was begun with another config. Choose another --run, or --accept-changes to "
-            "go on from its last checkpoint with this one:\n  " + "\n  ".join(changes)
-        )
+def _batches(config: TrainConfig, dataset: Dataset, model: Config) -> TrainBatches:
+    return TrainBatches(
+        dataset.train,
+        _augmentation(config, model),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        workers=config.data.workers,
+        height_multiple=sharding.row_multiple(config.mesh, model.backbone.output_stride),
+        unreadable=config.data.unreadable,
+    )
 
 
 def _augmentation(config: TrainConfig, model: Config) -> AugmentConfig:
-    """What a picture does not fill is zero to the model, as in evaluation."""
+    """The augmentation, with padding that is zero to the model, as in evaluation."""
     mean = tuple(round(255 * value) for value in model.preprocessing.mean[:3])
     return dataclasses.replace(config.augment, fill=config.augment.fill or mean)
 
 
 def _optim(config: TrainConfig) -> OptimConfig:
-    """A frozen backbone must not even decay."""
+    """The optimiser's config; a frozen backbone has no weight decay either."""
     frozen = config.model.freeze_backbone
     return dataclasses.replace(config.optim, backbone_factor=0) if frozen else config.optim
 
 
 def _class_weights(config: TrainConfig, dataset: Dataset) -> np.ndarray | None:
-    """The loss's weight of each class, counted in the training split where the config asks for it.
+    """The weight of each class in the loss, from the training split's class frequencies if so configured.
 
     Raises:
-      ValueError: as many weights are given as there are not classes.
+      ValueError: the number of weights is not the number of classes.
     """
     weights = config.loss.class_weights
     if weights is None:
@@ -287,53 +230,199 @@ def _class_weights(config: TrainConfig, dataset: Dataset) -> np.ndarray | None:
     return np.asarray(weights, np.float32)
 
 
-def _introduction(config: TrainConfig, dataset: Dataset, mesh: Mesh, origin: str) -> str:
+def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
+    """The step to start after, 0 for a new run, and the state at that step."""
+    config = run.config
+    first = checkpoints.latest() or 0
+    if first:
+        _check_resume(run, checkpoints, first)
+        state = checkpoints.restore(first, sharding.with_shardings(run.shapes, run.shardings))
+    if (
+        is_main_process()
+    ):  # before a new run takes its time: without a config it could not be resumed
+        write_file(config.run / CONFIG, to_json(config, run.dataset.class_names))
+        write_file(config.run / "environment.json", json.dumps(environment(), indent=2))
+    if not first:
+        make_state = jax.jit(run.make_state, out_shardings=run.shardings)
+        state = make_state(run.start.params, run.start.stats)
+    return first, state
+
+
+def _introduce(run: _Run, first: int, journal: Journal) -> None:
+    """Says what is about to be trained, on what."""
+    config, dataset = run.config, run.dataset
     device = jax.devices()[0].device_kind
-    layout = " x ".join(f"{n} {axis}" for axis, n in mesh.shape.items() if n > 1)
+    layout = " x ".join(f"{n} {axis}" for axis, n in run.mesh.shape.items() if n > 1)
     notes = "".join(f"{note}\n" for note in dataset.notes)
-    return (
-        f"{origin}\n{dataset.name}: {len(dataset.train)} examples to learn from, "
-        f"{len(dataset.val)} to validate on, {dataset.num_classes} classes\n{notes}"
+    journal.say(
+        f"{run.start.origin}\n{dataset.name}: {len(dataset.train)} training images, "
+        f"{len(dataset.val)} validation images, {dataset.num_classes} classes\n{notes}"
         f"{config.model.dtype} on {jax.device_count()} x {device}{layout and f' ({layout})'}"
     )
+    journal.say(f"Resuming at step {first} of {run.total}." if first else f"{run.total} steps.")
+    if first < run.total:
+        journal.say("Compiling the first step")
 
 
-def _evaluate(
-    evaluator: Evaluator, state: State, step: int, dataset: Dataset, journal: Journal
-) -> report.Evaluation:
+# ---------------------------------------------------------------------------- loop
+
+
+def _run_steps(
+    run: _Run,
+    first: int,
+    state: State,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    stop_requested: Callable[[], bool],
+) -> tuple[int, State]:
+    """Trains from step `first` to the last, or to where it is stopped; returns that step and its state.
+
+    Everything up to that step is on disk then.
+    """
+    config, total = run.config, run.total
+    meter = Meter(
+        run.dataset.train,
+        journal,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        total=total,
+    )
+    step = first
+    batches = itertools.islice(meter.waiting(run.batches.iterate(first)), total - first)
+    for step, batch in enumerate(batches, first + 1):
+        arrays = sharding.to_devices({name: batch[name] for name in run.pixels}, run.pixels)
+        state, metrics = run.train_step(state, arrays)
+        meter.add(step, metrics, batch["index"])
+        stopping, means = stop_requested() or checkpoints.preempted(step), None
+        if step % config.evaluation.every == 0 and step < total and not stopping:
+            meter.catch_up()
+            means = _evaluate(run, state, step, journal).means()
+            meter.restart()
+        if means or stopping or step == total or step % config.checkpoint.every == 0:
+            meter.catch_up()  # NaN must not get on disk
+            checkpoints.save(step, state, means)
+        if stopping:
+            break
+    checkpoints.wait()
+    return step, state
+
+
+def _evaluate(run: _Run, state: State, step: int, journal: Journal) -> report.Evaluation:
     """Scores on the validation split, and a few of its images for TensorBoard, always the same."""
     journal.advance(step, doing="evaluating")
     values = inference_values(state)
-    evaluation = evaluator(values)
+    evaluation = run.evaluator(values)
     means = evaluation.means()
     journal.scalars(step, {f"val/{name}": value for name, value in means.items()})
     journal.say(f"step {step}: " + ", ".join(f"{n} {v:.4f}" for n, v in means.items()))
     first = sorted(evaluation.images, key=lambda image: image.index)[:EXAMPLES]
-    for number, example in enumerate(evaluator.examples(values, first), 1):
-        journal.picture(step, f"val/{number}", report.comparison(example, dataset.class_names))
+    for number, example in enumerate(run.evaluator.examples(values, first), 1):
+        picture = report.comparison(example, run.dataset.class_names)
+        journal.picture(step, f"val/{number}", picture)
     return evaluation
+
+
+# ---------------------------------------------------------------------------- finish
+
+
+def _finish(run: _Run, state: State, journal: Journal) -> None:
+    """Evaluates the trained model, and writes it and the report into the run's folder."""
+    folder, names = run.config.run, run.dataset.class_names
+    evaluation = _evaluate(run, state, run.total, journal)
+    extremes = evaluation.extremes(EXAMPLES)
+    examples = run.evaluator.examples(inference_values(state), tuple(extremes.values()))
+    values = sharding.gathered(inference_values(state), run.mesh)
+    if not is_main_process():
+        return
+    model = with_values(run.start.model, values)
+    model.eval()
+    save(model, folder / "model", overwrite=True)
+    report.write(
+        folder / "evaluation",
+        evaluation,
+        names,
+        dict(zip(extremes, examples, strict=True)),
+        {"run": str(folder), "step": run.total},
+    )
+    journal.show(report.table(evaluation, names))
+    if run.batches.skipped:
+        journal.say(f"Unreadable images, replaced by others: {dict(run.batches.skipped)}")
+    journal.say(f"Results are in {folder}. Next: deeplab predict {folder}/model PICTURE")
+
+
+# ---------------------------------------------------------------------------- checks
+
+
+def _check(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ValueError, listing what does not fit the devices or the run's folder."""
+    problems = []
+    shards = mesh.shape["data"]
+    if config.batch_size % (shards * config.accumulate):
+        problems.append(
+            f"batch_size must be a multiple of the mesh's data shards times accumulate: {shards} x "
+            f"{config.accumulate} does not divide {config.batch_size}"
+        )
+    groups = config.model.batch_norm
+    if isinstance(groups, int) and (groups < 1 or config.batch_size // config.accumulate % groups):
+        problems.append(
+            f"model.batch_norm must divide the number of examples computed at once: {groups} does not "
+            f"divide {config.batch_size // config.accumulate} examples"
+        )
+    if is_main_process() and (problem := _why_unusable(config.run)):
+        problems.append(f"{problem}: choose another --run")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _why_unusable(run: Path) -> str | None:
+    """Why a folder cannot be a run's; None where a run can start or resume in it."""
+    if not run.exists():
+        return None
+    if not run.is_dir():
+        return f"{run} is a file"
+    names = {path.name for path in run.iterdir()} - {lock.NAME}  # a crash leaves that
+    return f"{run} exists and is not a run's folder" if names and CONFIG not in names else None
+
+
+def _check_resume(run: _Run, checkpoints: Checkpoints, step: int) -> None:
+    """Raises ValueError or CheckpointError where the run cannot be resumed, or its config has changed."""
+    config = run.config
+    if step > run.total:
+        raise ValueError(
+            f"{config.run} is already at step {step}, past the {run.total} steps asked for: choose "
+            "another --run, or more steps"
+        )
+    began = json.loads((config.run / CONFIG).read_text())
+    changes = differences(began, json.loads(to_json(config, run.dataset.class_names)))
+    checkpoints.check(step, run.shapes, changes)  # first: what does not fit cannot be accepted
+    if changes and not config.accept_changes:
+        raise ValueError(
+            f"{config.run} was started with a different config. Choose another --run, or use "
+            "--accept-changes to resume from its last checkpoint with this one:\n  "
+            + "\n  ".join(changes)
+        )
 
 
 # ---------------------------------------------------------------------------- when it fails
 
 
-def _leave(error: Exception) -> NoReturn:
+def _exit_at_once(error: Exception) -> NoReturn:
     """Ends this process of several at once: an orderly end would wait, up to minutes, for the others.
 
     They then end too: a step without this process fails.
     """
-    # Of a lost peer, XLA tells in errors of any class that begin with a status, such as "UNKNOWN: ".
+    # XLA reports a lost peer in errors of any class that begin with a status, such as "UNKNOWN: ".
     of_a_peer = isinstance(error, ConnectionError | TimeoutError) or re.match(
         "[A-Z_]+: ", str(error)
     )
     if isinstance(error, ValueError | OSError) and not of_a_peer:
-        status, told = BAD_USE, f"error: {error}"
+        status, message = BAD_USE, f"error: {error}"
     else:
         traceback.print_exception(error)
         status = PEER_LOST
-        told = (
-            "This process cannot go on; if another one died, that is why. Start all of them again with "
-            "the same command: the run goes on from its last checkpoint."
+        message = (
+            "This process cannot continue, perhaps because another one died. Start all of them again "
+            "with the same command: the run resumes from its last checkpoint."
         )
-    print(told, file=sys.stderr, flush=True)
+    print(message, file=sys.stderr, flush=True)
     os._exit(status)

@@ -1,4 +1,4 @@
-"""What is known of the steps while they run, without ever making the device wait."""
+"""Loss and speed of the steps while they run, measured without making the device wait."""
 
 import collections
 import time
@@ -13,13 +13,13 @@ from train.journal import Journal
 
 AHEAD = 2
 """Steps that the host may be ahead of the device. Waiting for the last but one keeps the device busy,
-and a loss that is no number is known two steps later."""
+and a loss of NaN is noticed two steps later."""
 
 T = TypeVar("T")
 
 
 class Diverged(Exception):
-    """The loss or the gradient is no number any more; the message names the step and its batch."""
+    """The loss or the gradient is NaN or infinite; the message names the step and its batch."""
 
 
 class Meter:
@@ -59,7 +59,7 @@ class Meter:
           examples: the indices of this process's part of the batch.
 
         Raises:
-          Diverged: one of the steps before was no number.
+          Diverged: the loss or gradient of a step so far is NaN or infinite.
         """
         self._running.append((step, metrics, examples))
         while len(self._running) > AHEAD:
@@ -79,7 +79,8 @@ class Meter:
         bad = [name for name in ("loss", "gradient_norm") if not np.isfinite(values[name])]
         if bad:
             names = [self._source.name(i) for i in examples.tolist()]
-            raise Diverged(f"{' and '.join(bad)} of step {step} is no number. Its batch: {names}")
+            what = bad[0].replace("_", " ")  # of a bad loss, the gradient is bad too
+            raise Diverged(f"{what} is NaN or infinite at step {step}. Its batch: {names}")
         self._losses.append(values["loss"])
         if self._compiled:
             self._timed += 1

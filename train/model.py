@@ -17,12 +17,13 @@ from train.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """
+    """The model at the start of a run, and its first weights.
+
     Attributes:
       model: shapes in place of weights, in training mode.
       params: its first weights, by the names of `named_variables`.
       stats: its first running statistics.
-      origin: where they come from, in words.
+      origin: where the weights come from, in words.
     """
 
     model: SegmentationModel
@@ -37,12 +38,12 @@ def make_model(
     """Builds the model of a run and its first weights.
 
     Args:
-      class_names: of the data set.
-      seed: of the weights that are new.
+      class_names: names of the data set's classes.
+      seed: seed of the weights that are new.
       data_shards: devices along the mesh's `data` axis, for "local" batch norm.
 
     Raises:
-      ValueError: for a preset that is none, or a model folder that cannot be a start.
+      ValueError: for an unknown preset, or a model folder that cannot be started from.
     """
     preset = named_config(config.preset)
     source = None if config.init is None else load(config.init)
@@ -101,7 +102,7 @@ def _fitting(source: dict[str, nnx.Variable], values: dict[str, jax.Array]) -> d
 
 
 def _set_up(model: SegmentationModel, config: ModelConfig, data_shards: int) -> None:
-    """What batch norms do in training, and what stays frozen."""
+    """Sets what batch norms do in training, and what stays frozen."""
     if config.batch_norm != "global":
         group_batch_norm(model, data_shards if config.batch_norm == "local" else config.batch_norm)
     if config.batch_norm_momentum is not None:

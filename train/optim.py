@@ -13,7 +13,8 @@ _UNDECAYED = ("bias", "scale")
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """
+    """The optimiser and its learning-rate schedule.
+
     Attributes:
       optimizer: "sgd" with momentum; "adamw" (Loshchilov & Hutter 2019, arXiv 1711.05101); "lamb", for
         batches of thousands (You et al. 2020, arXiv 1904.00962).

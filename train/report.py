@@ -1,4 +1,4 @@
-"""What people look at after an evaluation: tables, a picture of the confusions, images."""
+"""The report of an evaluation: tables, a picture of the confusion matrix, images."""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from deeplab_jax.images import write_image
 from deeplab_jax.visualize import overlay, palette
-from train.journal import write_text
+from deeplab_jax.whole_file import write_file
 from train.metrics import Scores
 
 
@@ -30,9 +30,10 @@ class ImageScore:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """
+    """The result of an evaluation.
+
     Attributes:
-      scores: of the whole split.
+      scores: scores of the whole split.
       confusion: pixels of each label (row) that were predicted as each class (column), int64.
       images: those with a labelled pixel, the worst first.
     """
@@ -42,7 +43,7 @@ class Evaluation:
     images: tuple[ImageScore, ...]
 
     def means(self) -> dict[str, float]:
-        """The numbers that stand for the whole, by name."""
+        """The mean scores, by name."""
         names = ("miou", "mean_accuracy", "pixel_accuracy", "mean_boundary")
         return {name: getattr(self.scores, name) for name in names}
 
@@ -59,7 +60,8 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """
+    """An image with its label and its prediction.
+
     Attributes:
       score: of the image.
       image: uint8 `[H, W, 3]`, RGB.
@@ -79,7 +81,7 @@ def write(
     examples: Mapping[str, Example],
     options: Mapping[str, Any],
 ) -> None:
-    """Writes all that there is to see into a folder, which is made if it is not there.
+    """Writes the report into a folder, which is created if missing.
 
     scores.json, confusion.png, and a JPEG for each example, in which the image stands beside its label
     and the prediction.
@@ -92,7 +94,7 @@ def write(
       OSError: something cannot be written; every file is whole or as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "scores.json", to_json(evaluation, class_names, options))
+    write_file(folder / "scores.json", to_json(evaluation, class_names, options))
     write_image(folder / "confusion.png", confusion_picture(evaluation.confusion, class_names))
     for name, example in examples.items():
         write_image(folder / f"{name}.jpg", comparison(example, class_names), quality=92)
@@ -118,7 +120,7 @@ def table(evaluation: Evaluation, class_names: Sequence[str]) -> Table:
 
 
 def to_json(evaluation: Evaluation, class_names: Sequence[str], options: Mapping[str, Any]) -> str:
-    """All numbers, with null for what there is not."""
+    """All numbers as JSON, with null for those that are undefined."""
     result = evaluation.scores
     columns = {"iou": result.iou, "accuracy": result.accuracy, "boundary": result.boundary}
     data = {

@@ -1,4 +1,4 @@
-"""Ending a run from outside."""
+"""Stopping a run by a signal."""
 
 import signal
 from types import FrameType
@@ -7,10 +7,10 @@ import jax
 
 
 class StopSignal:
-    """Notes SIGTERM and Ctrl-C, so that the loop can save and end; a context manager.
+    """Notes SIGTERM and Ctrl-C, so that the loop can save and stop; a context manager.
 
     A second Ctrl-C interrupts at once. Where `jax.distributed` runs it takes SIGTERM itself, and
-    `Checkpoints.preempted` tells all processes at the same step.
+    `Checkpoints.preempted` stops all processes at the same step.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        """Whether the run has been told to end."""
+        """Whether the run has been asked to stop."""
         return self._seen
 
     def _note(self, number: int, frame: FrameType | None) -> None:

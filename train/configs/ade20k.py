@@ -1,7 +1,7 @@
 """ADE20K, 150 classes.
 
-    python -m train prepare ade20k --source ADEChallengeData2016.zip
-    python -m train ade20k --model.init resnet101
+    deeplab-train prepare ade20k --source ADEChallengeData2016.zip
+    deeplab-train ade20k --model.init resnet101
 
 From ImageNet weights (`deeplab-port resnet101.pth resnet101`), output stride 16, 513 crops, batch 16, poly
 .01, 160 000 steps, an auxiliary head (mmsegmentation's schedule). Not measured: it takes an accelerator.

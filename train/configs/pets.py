@@ -1,7 +1,7 @@
 """Oxford-IIIT Pets, 2 classes: the pet and the background; the border between them is ignored.
 
-    python -m train prepare oxford_iiit_pet --source images.tar.gz annotations.tar.gz
-    python -m train pets --model.init lite0
+    deeplab-train prepare oxford_iiit_pet --source images.tar.gz annotations.tar.gz
+    deeplab-train pets --model.init lite0
 
 From the ImageNet EfficientNet-Lite0 of `deeplab-port demo lite0`, 321 crops, batch 16, 20 epochs. With
 --data.name oxford_iiit_pet_trimap the border is a third class. Not measured.

@@ -1,6 +1,6 @@
 """Shapes drawn at random, from new weights: minutes on a laptop, nothing to download.
 
-    python -m train quickstart
+    deeplab-train quickstart
 
 Measured: mIoU .89 on held-out pictures (float32), in a minute and a half on two free cores.
 """

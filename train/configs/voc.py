@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 with SBD's extra annotations (trainaug), as the DeepLabv3+ paper trains.
 
-    python -m train prepare voc2012_aug --source VOCtrainval_11-May-2012.tar benchmark.tgz
-    python -m train voc --model.init resnet101
+    deeplab-train prepare voc2012_aug --source VOCtrainval_11-May-2012.tar benchmark.tgz
+    deeplab-train voc --model.init resnet101
 
 From ImageNet weights (`deeplab-port resnet101.pth resnet101`), output stride 16, 513 crops, batch 16, poly
 .007, 30 000 steps (Chen et al. 2018, sec. 4). Not measured: it takes an accelerator.

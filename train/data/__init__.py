@@ -4,6 +4,7 @@ from train.data.augment import AugmentConfig, augment
 from train.data.dataset import (
     DataError,
     Dataset,
+    Selection,
     Source,
     class_frequencies,
     class_weights,
@@ -16,6 +17,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EvalStep",
+    "Selection",
     "Source",
     "TrainBatches",
     "augment",

@@ -27,13 +27,14 @@ _BY_COLOUR = re.compile(r"(\S.*?)[\s,:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """
+    """Which id or colour of a label map is which class.
+
     Attributes:
-      names: of the classes 0, 1, ...
+      names: names of the classes 0, 1, ...
       ids: the class of each id; `IGNORE_LABEL` where it is ignored.
       colours: the class of each colour, as `pack` has it, in the same way; None where none are given.
       explicit: whether every id was given with its name, rather than counted.
-      origin: what said so, for messages.
+      origin: where it comes from, for messages.
     """
 
     names: tuple[str, ...]
@@ -58,6 +59,19 @@ def from_names(names: Sequence[str]) -> ClassTable:
     return _limited(ClassTable(tuple(names), {i: i for i in range(len(names))}))
 
 
+def named_classes(class_names: Sequence[str] | None, labels: str | None) -> ClassTable | None:
+    """The table of the options `class_names` or `labels`; None where neither is given.
+
+    Raises:
+      DataError: both are given; or see `parse_labels`.
+    """
+    if labels is not None and class_names:
+        raise DataError("give either class_names or labels, which names the classes too, not both")
+    if labels is not None:
+        return parse_labels(labels)
+    return from_names(class_names) if class_names else None
+
+
 def parse_labels(text: str) -> ClassTable:
     """The table of the option `labels`, such as "0=background,100=road,200=car".
 
@@ -65,11 +79,11 @@ def parse_labels(text: str) -> ClassTable:
     name `IGNORED` takes an id out.
 
     Raises:
-      DataError: listing what is no ID=NAME, ids outside 0..255 and ids that are there twice.
+      DataError: listing entries that are not ID=NAME, ids outside 0..255 and ids that occur twice.
     """
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     matches = [_BY_ID.fullmatch(entry) for entry in entries]
-    problems = [f"{e!r} is no ID=NAME" for e, m in zip(entries, matches, strict=True) if not m]
+    problems = [f"{e!r} is not ID=NAME" for e, m in zip(entries, matches, strict=True) if not m]
     pairs = [(int(match[1]), match[2]) for match in matches if match]
     table = _by_ids("labels", pairs, problems)
     if problems or not pairs:
@@ -85,8 +99,8 @@ def read_classes(path: Path) -> ClassTable | None:
     there again are merged, and `IGNORED` takes ids or colours out, as for `parse_labels`.
 
     Raises:
-      DataError: listing lines of other forms, numbers that are too large, ids and colours that are
-        there twice.
+      DataError: listing lines of other forms, numbers that are too large, ids and colours that
+        occur twice.
     """
     if not path.is_file():
         return None
@@ -123,7 +137,7 @@ def _by_colours(
 ) -> ClassTable:
     problems += [f"{name}: colours are 0..255, got {rgb}" for name, rgb in lines if max(rgb) > 255]
     pairs = [(pack(*rgb), name) for name, rgb in lines]
-    problems += [f"the colour {unpack(colour)} is there twice" for colour in _twice(pairs)]
+    problems += [f"the colour {unpack(colour)} occurs twice" for colour in _twice(pairs)]
     names, colours = _classes(pairs)
     _, ids = _classes(list(enumerate(name for name, _ in lines)))
     return ClassTable(names, ids, colours, origin=origin)
@@ -131,7 +145,7 @@ def _by_colours(
 
 def _by_ids(origin: str, pairs: list[tuple[int, str]], problems: list[str]) -> ClassTable:
     names, ids = _classes(pairs)
-    problems += [f"the id {i} is there twice" for i in _twice(pairs)]
+    problems += [f"the id {i} occurs twice" for i in _twice(pairs)]
     problems += [f"the id {i} is above 255" for i in ids if i > 255]
     return ClassTable(names, ids, explicit=True, origin=origin)
 

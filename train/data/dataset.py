@@ -1,4 +1,4 @@
-"""What a data set is to the rest of training: two splits of examples, and names of its classes."""
+"""A data set as training sees it: two splits of examples, and the names of their classes."""
 
 import contextlib
 import dataclasses
@@ -61,7 +61,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What to call an example in messages and, once "/" is replaced, in names of files."""
+        """The name of an example, for messages and, once "/" is replaced, in names of files."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
@@ -70,14 +70,45 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-    """
+class Selection:
+    """A `Source` of chosen examples of one or several others.
+
     Attributes:
-      name: that it was opened by.
-      class_names: of the classes 0, 1, ...
-      train: what is learnt from.
-      val: what the score is measured on.
-      notes: what was assumed in opening it, a sentence each, for whoever uses it to say.
+      places: for each example, its source and its index there.
+    """
+
+    places: tuple[tuple[Source, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        source, place = self.places[index]
+        return source[place]
+
+    def label(self, index: int) -> np.ndarray:
+        source, place = self.places[index]
+        return source.label(place)
+
+    def name(self, index: int) -> str:
+        source, place = self.places[index]
+        return source.name(place)
+
+    def size(self, index: int) -> tuple[int, int]:
+        source, place = self.places[index]
+        return source.size(place)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set: two splits of examples, and the names of their classes.
+
+    Attributes:
+      name: the name that it was opened by.
+      class_names: names of the classes 0, 1, ...
+      train: the training split.
+      val: the validation split.
+      notes: what was assumed in opening it, a sentence each, to be shown to the user.
     """
 
     name: str
@@ -88,7 +119,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; `IGNORE_LABEL` is none."""
+        """The number of classes, without `IGNORE_LABEL`."""
         return len(self.class_names)
 
 
@@ -105,7 +136,7 @@ class Encoded(Protocol):
         ...
 
     def name(self, index: int, part: Part = "image") -> str:
-        """What to call an example, see `Source.name`, or the file of a part of it."""
+        """The name of an example, see `Source.name`, or the file of a part of it."""
         ...
 
 
@@ -218,14 +249,14 @@ def class_frequencies(source: Source, num_classes: int) -> np.ndarray:
     """Labelled pixels of each class in a split, int64 `[num_classes]`.
 
     Raises:
-      DataError: listing the examples with labels that are no class.
+      DataError: listing the examples with labels that are not classes.
     """
     total, problems = np.zeros(256, np.int64), []
     counting = in_threads(lambda i: label_counts(source.label(i)), len(source), "counting")
     for index, counts in enumerate(counting):
         total += counts
-        if odd := not_classes(counts, num_classes):
-            problems.append(f"{source.name(index)}: {odd}")
+        if unknown := not_classes(counts, num_classes):
+            problems.append(f"{source.name(index)}: {unknown}")
     if problems:
         raise DataError.listing(f"labels must be {_allowed(num_classes)}:", problems)
     return total[:num_classes]
@@ -239,20 +270,20 @@ def not_classes(counts: np.ndarray, num_classes: int) -> list[int]:
 def class_weights(
     frequencies: np.ndarray, method: Literal["median", "log"] = "median"
 ) -> tuple[float, ...]:
-    """Weights that make up for rare classes; of a class that never occurs, 0.
+    """Class weights that make up for rare classes; 0 for a class that never occurs.
 
     Args:
       frequencies: pixels of each class, see `class_frequencies`.
       method: "median" is median frequency / frequency (SegNet, Badrinarayanan et al. 2017, with the
         frequencies of the whole split); "log" is 1 / log(1.02 + frequency) (ENet, Paszke et al. 2016).
     """
-    there = frequencies > 0
+    occurs = frequencies > 0
     share = frequencies / max(1, frequencies.sum())
     if method == "median":
-        weights = np.median(share[there]) / np.where(there, share, 1)
+        weights = np.median(share[occurs]) / np.where(occurs, share, 1)
     else:
         weights = 1 / np.log(1.02 + share)
-    return tuple(np.where(there, weights, 0.0).tolist())
+    return tuple(np.where(occurs, weights, 0.0).tolist())
 
 
 def _allowed(num_classes: int) -> str:

@@ -1,4 +1,4 @@
-"""The data sets that have names: how TFDS holds each, its classes, and how to get it."""
+"""The data sets that have names: how TFDS stores each, its classes, and how to get it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,19 +11,21 @@ from train.data.folder import open_folder
 from train.data.masks import ByIds
 
 FOLDER = "folder:"
+TFDS = "tfds:"
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """
+    """How a data set is stored, what its ids mean, and how to get it.
+
     Attributes:
-      prepared: what TFDS calls it, NAME or NAME/CONFIG.
+      prepared: its name in TFDS, NAME or NAME/CONFIG.
       builder: module and class in `train.data.builders` that prepare it.
       class_names: of the classes 0, 1, ...
       label_map: the class of each id in its label maps; all other ids are ignored.
-      get: where to have it from, for a person; "" if it is made when it is first opened.
+      get: how a person gets it; "" if it is generated when first opened.
       sources: the archives or folders that it comes in.
-      keys: what picture, label map and name are called in it.
+      keys: the features that are picture, label map and name.
       train, val: its splits.
     """
 
@@ -145,16 +147,16 @@ def description_of(name: str) -> Description:
     """
     if name not in DESCRIPTIONS:
         raise DataError(
-            f"the data set must be one of {', '.join(DESCRIPTIONS)}, or {FOLDER}PATH for a folder of "
-            f"pictures and label maps, got {name!r}"
+            f"the data set must be one of {', '.join(DESCRIPTIONS)}, {FOLDER}PATH for a folder of "
+            f"pictures and label maps, or {TFDS}NAME for any other that TFDS has prepared, got {name!r}"
         )
     return DESCRIPTIONS[name]
 
 
 def folder_of(name: str) -> Path | None:
     """The folder that "folder:PATH" stands for; None for the name of a data set."""
-    there = name.startswith(FOLDER)
-    return Path(name.removeprefix(FOLDER)).expanduser() if there else None
+    is_folder = name.startswith(FOLDER)
+    return Path(name.removeprefix(FOLDER)).expanduser() if is_folder else None
 
 
 def open_dataset(
@@ -163,29 +165,44 @@ def open_dataset(
     data_dir: Path | None = None,
     class_names: tuple[str, ...] | None = None,
     labels: str | None = None,
+    keys: str | None = None,
 ) -> Dataset:
     """A data set by its name.
 
     Args:
-      name: one of `DESCRIPTIONS`, or "folder:PATH" for any folder, see `folder.open_folder`.
+      name: one of `DESCRIPTIONS`; "folder:PATH" for any folder, see `folder.open_folder`; or "tfds:NAME"
+        for any other that TFDS has prepared, see `prepared.open_prepared`.
       data_dir: where prepared data sets are; None is TFDS's own place ($TFDS_DATA_DIR, or
         ~/tensorflow_datasets).
-      class_names: of a folder.
-      labels: the class of each id in a folder's label maps, such as "0=background,100=road,200=car".
+      class_names: of a folder, or of "tfds:".
+      labels: the class of each id in their label maps, such as "0=background,100=road,200=car".
+      keys: the features of "tfds:" that are picture, label map and name, "image,label,file_name".
 
     Raises:
-      DataError: there is no such data set; or it is not prepared, with how to get it; or a folder does
-        not hold together.
+      DataError: there is no such data set; it is not prepared, with how to get it; or its pictures and
+        label maps do not fit together.
     """
+    if keys is not None and not name.startswith(TFDS):
+        raise DataError(f"keys can be given for {TFDS}NAME only, got {keys!r} for {name}")
     if (path := folder_of(name)) is not None:
         check_local({"the data set": name.removeprefix(FOLDER)})
         return open_folder(path, class_names=class_names, labels=labels, name=name)
+    if name.startswith(TFDS):
+        # Imported here as TFDS takes a second, which a folder does not need.
+        from train.data import prepared, tfds
+
+        return prepared.open_prepared(
+            name.removeprefix(TFDS),
+            tfds.directory(data_dir),
+            keys=keys,
+            class_names=class_names,
+            labels=labels,
+        )
     description = description_of(name)
     if class_names is not None or labels is not None:
         raise DataError(
-            f"class names and labels can be given for a {FOLDER}PATH only; {name} has its own"
+            f"class names and labels can be given for {FOLDER}PATH and {TFDS}NAME only; {name} has its own"
         )
-    # Imported here as TFDS takes a second, which a folder does not need.
     from train.data import prepare, tfds
 
     data_dir = tfds.directory(data_dir)
@@ -199,10 +216,10 @@ def open_dataset(
             f"{folder} was prepared without the split {' and '.join(missing)}. Remove that folder.\n"
             f"{how_to_get(name, data_dir)}"
         )
-    image, label, key = description.keys
+    features = tfds.Keys(*description.keys)
     train, val = (
         DecodedSource(
-            tfds.Records(folder, split, image=image, label=label, name=key),
+            tfds.Records(folder, split, features),
             ByIds(description.label_map, others="ignored"),
         )
         for split in (description.train, description.val)
@@ -211,10 +228,10 @@ def open_dataset(
 
 
 def how_to_get(name: str, data_dir: Path) -> str:
-    """What a person has to do to have a data set prepared."""
+    """Instructions for getting and preparing a data set."""
     description = description_of(name)
     sources = " ".join(description.sources)
     return (
-        f"Get it:\n{description.get}\nand prepare it:\n"
-        f"python -m train prepare {name} --source {sources} --data-dir {data_dir}"
+        f"Download it:\n{description.get}\nand prepare it:\n"
+        f"deeplab-train prepare {name} --source {sources} --data-dir {data_dir}"
     )

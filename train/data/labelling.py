@@ -21,9 +21,10 @@ _SMEARED = 20  # different ids or colours; more are no classes but edges, where 
 
 @dataclasses.dataclass(frozen=True)
 class Labelling:
-    """
+    """The classes of a data set, and how its label maps are decoded.
+
     Attributes:
-      names: of the classes.
+      names: names of the classes.
       decode: what makes classes of the file of a label map.
       notes: what was assumed, a sentence each.
     """
@@ -34,22 +35,28 @@ class Labelling:
 
 
 def settle(
-    masks: Mapping[str, Mask], table: ClassTable | None, problems: list[str]
+    masks: Mapping[str, Mask],
+    table: ClassTable | None,
+    problems: list[str],
+    *,
+    in_folder: bool = True,
 ) -> Labelling | None:
-    """The labelling of a folder; None, with the reason in `problems`, where it is not clear.
+    """The labelling of a data set; None, with the reason in `problems`, where it is not clear.
 
     Args:
       masks: all label maps of all splits, by name.
       table: what was said of the classes.
       problems: what is wrong is added, with the way out.
+      in_folder: whether people can add a classes.txt and change the files. Of a set that was prepared,
+        palettes are not compared: its ids are what counts.
     """
     if table and table.colours and _go_by_colour(masks.values(), table.colours):
         return _by_colours(masks, table, problems)
     coloured = {name: mask for name, mask in masks.items() if mask.ids is None}
     if coloured:
-        problems.append(_no_table(coloured, len(masks)))
+        problems.append(_no_table(coloured, len(masks), in_folder))
         masks = {name: mask for name, mask in masks.items() if name not in coloured}
-    labelling = _by_ids(masks, table, problems) if masks else None
+    labelling = _by_ids(masks, table, problems, in_folder) if masks else None
     return None if coloured else labelling
 
 
@@ -57,17 +64,19 @@ def settle(
 
 
 def _by_ids(
-    masks: Mapping[str, Mask], said: ClassTable | None, problems: list[str]
+    masks: Mapping[str, Mask], said: ClassTable | None, problems: list[str], in_folder: bool
 ) -> Labelling | None:
     found = _pixels((mask.ids, mask.pixels) for mask in masks.values())
     explicit = said is not None and said.explicit
     binary = not explicit and _is_binary(masks.values(), found)
-    table = _binary(found, said) if binary else _listed(found, said)
+    table = _binary(found, said) if binary else _listed(found, said, in_folder)
     if isinstance(table, str):
         problems.append(table)
         return None
     classes = {IGNORE_LABEL: IGNORE_LABEL} | dict(table.ids)
-    wrong = [_unknown_ids(masks, found, table), _palettes_that_differ(masks, classes)]
+    wrong = [_unknown_ids(masks, found, table, in_folder)]
+    if in_folder:
+        wrong.append(_palettes_that_differ(masks, classes))
     if any(wrong):
         problems += filter(None, wrong)
         return None
@@ -118,7 +127,7 @@ def _binary(found: Counter[int], said: ClassTable | None) -> ClassTable | str:
     )
 
 
-def _listed(found: Counter[int], said: ClassTable | None) -> ClassTable | str:
+def _listed(found: Counter[int], said: ClassTable | None, in_folder: bool) -> ClassTable | str:
     """The table that was given, or of ids that need no names; or why there is none."""
     if said:
         return _too_few(said) or said
@@ -136,7 +145,7 @@ def _listed(found: Counter[int], said: ClassTable | None) -> ClassTable | str:
         if len(ids) > 1
         else f"label maps must hold two classes at least, besides {IGNORE_LABEL}, which is ignored"
     )
-    return f"{rule}; {hold}. {_ways_out(found)}"
+    return f"{rule}; {hold}. {_ways_out(found, in_folder)}"
 
 
 def _too_few(table: ClassTable) -> str | None:
@@ -149,34 +158,41 @@ def _too_few(table: ClassTable) -> str | None:
     )
 
 
-def _unknown_ids(masks: Mapping[str, Mask], found: Counter[int], table: ClassTable) -> str | None:
+def _unknown_ids(
+    masks: Mapping[str, Mask], found: Counter[int], table: ClassTable, in_folder: bool
+) -> str | None:
     """What is wrong with ids that are in no table."""
     known = {*table.ids, IGNORE_LABEL}
-    odd = {name: [i for i in mask.ids.tolist() if i not in known] for name, mask in masks.items()}
-    if not any(odd.values()):
+    unknown = {
+        name: [i for i in mask.ids.tolist() if i not in known] for name, mask in masks.items()
+    }
+    if not any(unknown.values()):
         return None
     none_of = (
         f"not listed in {table.origin}"
         if table.explicit
         else f"none of the {_number(table.names, 'class')}, nor {IGNORE_LABEL}, which is ignored"
     )
-    where = a_few([f"{name} ({a_few(ids)})" for name, ids in odd.items() if ids])
+    where = a_few([f"{name} ({a_few(ids)})" for name, ids in unknown.items() if ids])
     return (
         f"{where}: these labels are {none_of}. All label maps together hold "
-        f"{_shares(found, str, by_id=True)}. {_ways_out(found)}"
+        f"{_shares(found, str, by_id=True)}. {_ways_out(found, in_folder)}"
     )
 
 
-def _ways_out(found: Counter[int]) -> str:
-    if len(found) > _SMEARED:
+def _ways_out(found: Counter[int], in_folder: bool) -> str:
+    if len(found) > _SMEARED and in_folder:
         return (
             "So many ids are mostly the smeared edges of label maps that were once JPEG, or resized by "
-            "interpolation: export them anew as PNG, resize by nearest neighbour. If all of them are "
-            f"meant, name them in {CLASS_FILE}, an id=name a line"
+            "interpolation: export them again as PNG, resize by nearest neighbour. If all of them are "
+            f"meant, name them in {CLASS_FILE}, one id=name per line"
         )
+    in_file = (
+        f"; or in {CLASS_FILE}, one id=name per line, or one name per line for every id from 0 on"
+    )
     return (
-        f"Say which id is which class: {_flag(found)}; or the same in {CLASS_FILE}, an id=name a line, "
-        f"or a name a line for every id from 0 on. The name {IGNORED} leaves an id out"
+        f"Say which id is which class: {_flag(found)}{in_file if in_folder else ''}. The name {IGNORED} "
+        "leaves an id out"
     )
 
 
@@ -248,19 +264,21 @@ def _by_colours(
     return Labelling(table.names, ByColours(table.colours), tuple(notes))
 
 
-def _no_table(coloured: Mapping[str, Mask], count: int) -> str:
+def _no_table(coloured: Mapping[str, Mask], count: int, in_folder: bool) -> str:
     """What is wrong with label maps in colour, of `count` in all, where no table has their colours."""
     found = _pixels((mask.colours, mask.pixels) for mask in coloured.values())
-    told = (
+    facts = (
         f"{len(coloured)} of {count} label maps are in colour, where grey or palette pictures would hold "
         f"class ids: {a_few(list(coloured))}. Colours found: {_shares(found, unpack)}."
     )
+    if not in_folder:
+        return f"{facts} Choose another feature as the label map (--data.keys), or prepare it with ids."
     if len(found) > _SMEARED:
-        return told + _smeared(found)
+        return facts + _smeared(found)
     lines = [f"class_{n} {unpack(colour)}" for n, (colour, _) in enumerate(found.most_common())]
     return "\n    ".join(
         [
-            f"{told} Say in {CLASS_FILE} which class each is, `name r g b` a line; the name {IGNORED} "
+            f"{facts} Say in {CLASS_FILE} which class each is, `name r g b` a line; the name {IGNORED} "
             "leaves a colour out. Here, with better names, it is",
             *lines,
         ]
@@ -272,7 +290,7 @@ def _smeared(colours: Mapping[int, int]) -> str:
         return ""
     return (
         " So many colours are often smeared edges, of JPEG, of resizing by interpolation or of smooth "
-        "drawing: export the label maps anew as PNG without them."
+        "drawing: export the label maps again as PNG without them."
     )
 
 
@@ -287,16 +305,16 @@ def _remarks(
 ) -> list[str]:
     """What people should know of ids or colours (`word` writes one) that are all clear."""
     notes = []
-    there = {
+    keys_of = {
         c: [word(key) for key in sorted(found) if classes[key] == c] for c in range(len(names))
     }
-    for c, keys in there.items():
+    for c, keys in keys_of.items():
         if len(keys) > 1:
             notes.append(f"Merged as {names[c]}: {', '.join(keys)}.")
     ignored = Counter({key: n for key, n in found.items() if classes[key] == IGNORE_LABEL})
     if ignored:
         notes.append(f"Ignored pixels: {_shares(ignored, word, found.total())}.")
-    if missing := [names[c] for c, keys in there.items() if not keys]:
+    if missing := [names[c] for c, keys in keys_of.items() if not keys]:
         notes.append(f"Warning: no label map has a pixel of {', '.join(missing)}.")
     return notes
 

@@ -87,8 +87,8 @@ class ByIds:
     def __call__(self, file: BinaryIO) -> np.ndarray:
         ids = decode_label(file)
         if self.others == "refused" and cv2.LUT(ids, self._unknown).any():
-            odd = np.unique(ids[self._unknown[ids] > 0]).tolist()
-            raise DataError(f"the labels {a_few(odd)} are no class and not ignored")
+            unknown = np.unique(ids[self._unknown[ids] > 0]).tolist()
+            raise DataError(f"the labels {a_few(unknown)} are neither classes nor ignored")
         return cv2.LUT(ids, self._table)
 
     @functools.cached_property
@@ -119,9 +119,9 @@ class ByColours:
         in_colour = image.mode in _COLOURS
         colours = _packed(image) if in_colour else _palette(image)[label_ids(image)]
         labels = self._table[colours]
-        if (odd := labels == _NO_CLASS).any():
-            found = [unpack(colour) for colour in np.unique(colours[odd]).tolist()]
-            raise DataError(f"the colours {a_few(found)} are no class and not ignored")
+        if (unknown := labels == _NO_CLASS).any():
+            found = [unpack(colour) for colour in np.unique(colours[unknown]).tolist()]
+            raise DataError(f"the colours {a_few(found)} are neither classes nor ignored")
         return labels
 
     @functools.cached_property
@@ -153,7 +153,7 @@ class Mask:
 
 
 def read_mask(file: BinaryIO) -> Mask:
-    """Looks at a label map.
+    """Reads the ids or colours of a label map.
 
     Raises:
       LossyLabel: its format does not keep ids.

@@ -115,8 +115,8 @@ def _find(root: Path) -> dict[str, Pair]:
             return {e.name: Path(e.path) for e in entries if e.is_dir() and e.name[0] != "."}
 
     def child(folder: Path | None, names: Iterable[str]) -> Path | None:
-        there = folders_in(folder) if folder else {}
-        spelt = {name.casefold(): path for name, path in there.items()} | there
+        children = folders_in(folder) if folder else {}
+        spelt = {name.casefold(): path for name, path in children.items()} | children
         found = (spelt.get(name) or spelt.get(name.casefold()) for name in names)
         return next(filter(None, found), None)
 
@@ -150,8 +150,9 @@ def _joined(split: str, words: tuple[str, ...]) -> Iterator[str]:
 def _lists(root: Path) -> dict[str, set[str]]:
     """The names that VOC lists for each split; none where there are no lists."""
     files = {split: root / LISTS / f"{split}.txt" for split in ("train", "val")}
-    there = all(file.is_file() for file in files.values())
-    return {split: {*file.read_text().split()} for split, file in files.items()} if there else {}
+    if not all(file.is_file() for file in files.values()):
+        return {}
+    return {split: {*file.read_text().split()} for split, file in files.items()}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -217,9 +218,7 @@ def _cut(stem: str, ends: tuple[str, ...], start: re.Pattern[str] | None) -> tup
 def _hold_out(pairs: tuple[Pair, ...], problems: list[str]) -> dict[str, tuple[Pair, ...]]:
     """A split by names, so that it stays nearly the same when examples are added."""
     if len(pairs) < 2:
-        problems.append(
-            f"training and validation need an example each, there are {len(pairs)} pairs"
-        )
+        problems.append(f"training and validation need an example each, found {len(pairs)} pairs")
     order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].name.encode()))
     val = set(order[: max(1, len(pairs) // HELD_OUT)])
     return {

@@ -41,9 +41,9 @@ class TrainBatches:
       batch_size: of all processes together.
       seed: of order and augmentation.
       process_index, process_count: which of how many processes this is.
-      threads: that read and augment, a batch each; in each worker, if there are any.
-      workers: processes that do it instead. They start with `iterate`, in seconds; the program's main
-        module must be safe to import.
+      threads: number of threads that read and augment, a batch each; in each worker, if there are any.
+      workers: number of processes that do it instead. They start with `iterate`, in seconds; the
+        program's main module must be safe to import.
       height_multiple: pads crops so that their rows can be cut up evenly, see `augment`.
       unreadable: "stop" raises a DataError with the example's name; "skip" puts the next readable
         example in its place and counts it in `skipped`.

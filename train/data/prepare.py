@@ -20,13 +20,13 @@ _DAMAGED = (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, 
 
 
 def prepare(builder: str, data_dir: Path, sources: Sequence[Path] = ()) -> Path:
-    """Writes a data set as array_record; what is there already is kept.
+    """Writes a data set as array_record; existing ones are kept.
 
     Several processes may do this at once: each writes its own, and the first to finish is kept.
 
     Args:
       builder: module and class in `train.data.builders`.
-      data_dir: where to; archives are unpacked there too, for as long as it takes.
+      data_dir: the folder to write to; archives are unpacked there too, and removed afterwards.
       sources: folders and archives that the data set is in.
 
     Returns:
@@ -48,7 +48,7 @@ def prepare(builder: str, data_dir: Path, sources: Sequence[Path] = ()) -> Path:
         target = data_dir / Path(made.data_dir).relative_to(beside)
         if not sources:
             tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(None):  # it would speak of a download
+        with contextlib.redirect_stdout(None):  # it would report a download
             made.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

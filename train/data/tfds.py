@@ -1,5 +1,6 @@
 """Reading what TFDS has prepared, without TensorFlow: array_record as well as tfrecord files."""
 
+import dataclasses
 import io
 import os
 import struct
@@ -17,22 +18,52 @@ from train.data.dataset import DataError, Part
 INFO_FILE = "dataset_info.json"
 
 
+_FORMATS = (tfds.core.FileFormat.ARRAY_RECORD, tfds.core.FileFormat.TFRECORD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """The names of a data set's features.
+
+    Attributes:
+      image: the picture.
+      label: the label map.
+      name: what an example is called; None where nothing tells.
+    """
+
+    image: str
+    label: str
+    name: str | None = None
+
+
 class Records:
     """The examples of a split of a prepared data set; see `dataset.Encoded`.
 
     Args:
       folder: that has the data set's `dataset_info.json`.
       split: such as "train", "train[:50%]".
-      image, label: what pictures and label maps are called there.
-      name: the feature with an example's name.
+      keys: the features that are picture, label map and name. Without the last, an example goes by its
+        place in the split, such as "train[12]".
+
+    Raises:
+      DataError: the files are in another format than array_record and tfrecord, or cut off.
     """
 
-    def __init__(self, folder: Path, split: str, *, image: str, label: str, name: str):
-        self._keys = {"image": image, "label": label}
-        self._name = name
+    def __init__(self, folder: Path, split: str, keys: Keys):
+        self._keys = {"image": keys.image, "label": keys.label}
+        self._name, self._split = keys.name, split
         info = tfds.builder_from_directory(folder).info
+        if info.file_format not in _FORMATS:
+            raise DataError(
+                f"{folder} must have been prepared as array_record or tfrecord, got "
+                f"{info.file_format.value}: prepare it again with --file_format=array_record"
+            )
         self._features = tfds.features.FeaturesDict(
-            {feature: info.features[feature] for feature in (image, label, name)}
+            {
+                feature: info.features[feature]
+                for feature in (keys.image, keys.label, keys.name)
+                if feature is not None
+            }
         )
         files = info.splits[split].file_instructions
         tfrecord = info.file_format == tfds.core.FileFormat.TFRECORD
@@ -49,8 +80,11 @@ class Records:
         return tuple(io.BytesIO(example[self._keys[part]]) for part in parts)
 
     def name(self, index: int, part: Part = "image") -> str:
-        """The name in the record, of both parts."""
-        return self._read(index)[self._name].decode()
+        """The name in the record, of both parts, or the example's place."""
+        if self._name is None:
+            return f"{self._split}[{index}]"
+        name = self._read(index)[self._name]
+        return name.decode() if isinstance(name, bytes) else str(name)
 
     def _read(self, index: int) -> dict[str, bytes]:
         skip = dict.fromkeys(self._keys.values(), tfds.decode.SkipDecoding())

@@ -1,7 +1,8 @@
-"""What the commands `data` and `prepare` do: look at a data set, and prepare one."""
+"""The commands `deeplab-train data`, which shows a data set, and `deeplab-train prepare`."""
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -20,41 +21,54 @@ from train.data.dataset import (
     class_weights,
     in_threads,
 )
-from train.data.descriptions import DESCRIPTIONS, FOLDER, description_of, how_to_get, open_dataset
+from train.data.descriptions import (
+    DESCRIPTIONS,
+    FOLDER,
+    TFDS,
+    description_of,
+    how_to_get,
+    open_dataset,
+)
 
 _PANEL = 256  # pixels of the longer side of a picture on the sheet
 _GAP = 6
 
 
-def look(
-    name: tyro.conf.Positional[str | None] = None,
+def data_command(
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None,
     /,
     data_dir: Path | None = None,
     class_names: tuple[str, ...] | None = None,
     labels: str | None = None,
+    keys: str | None = None,
     augment: AugmentConfig = AugmentConfig(),
     examples: int = 12,
     seed: int = 0,
     sheet: Path = Path("data.png"),
 ) -> int:
-    """Look at a data set: how many examples, their sizes, the classes, and a sheet of pictures.
+    """Show a data set: number and sizes of examples, class frequencies, and a sheet of pictures.
 
     Args:
-      name: A data set that has a name, or folder:PATH; without it, the names are listed.
-      data_dir: Where prepared data sets are; TFDS's own place by default.
-      class_names: Of the labels of a folder.
-      labels: The class of each id in a folder's label maps, such as 0=background,100=road,200=car.
-      augment: How training would augment; the sheet shows what comes out, without the padding of a crop
-        that is larger than the largest picture.
-      examples: How many there are on the sheet, picked at random.
-      seed: Of what is picked and how it is augmented.
-      sheet: Where to write it, a PNG: augmented pictures, each beside its label map.
+      name: A data set's name, folder:PATH or tfds:NAME; without it, the names are listed.
+      data_dir: The folder of prepared data sets; by default TFDS's own.
+      class_names: Names of the classes 0, 1, ... of folder:PATH or tfds:NAME.
+      labels: The class of each id in the label maps of folder:PATH or tfds:NAME, such as
+        0=background,100=road,200=car.
+      keys: The features of tfds:NAME that are picture, label map and (optional) name, such as
+        image,segmentation_mask,file_name.
+      augment: How training would augment; the sheet shows the result, without the padding of a crop that is
+        larger than the largest picture.
+      examples: Number of examples on the sheet, picked at random.
+      seed: Seed of the choice of examples and of their augmentation.
+      sheet: The PNG to write: augmented pictures, each beside its label map.
     """
     console = Console()
     if name is None:
         _print_names(console, data_dir)
         return 0
-    dataset = open_dataset(name, data_dir=data_dir, class_names=class_names, labels=labels)
+    dataset = open_dataset(
+        name, data_dir=data_dir, class_names=class_names, labels=labels, keys=keys
+    )
     for note in dataset.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     splits = {"train": dataset.train, "val": dataset.val}
@@ -70,25 +84,25 @@ def look(
     return 0
 
 
-def prepare(
-    name: tyro.conf.Positional[str],
+def prepare_command(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
     /,
     source: tuple[Path, ...] = (),
     data_dir: Path | None = None,
 ) -> int:
-    """Prepare a data set from what was downloaded; TensorFlow is not needed.
+    """Prepare a data set from what you downloaded, without TensorFlow.
 
     Args:
-      name: A data set that has a name.
-      source: Its archives (zip, tar), or the folders that they were unpacked to.
-      data_dir: Where to; TFDS's own place by default.
+      name: A data set's name; `deeplab-train data` lists them.
+      source: Its archives (zip, tar), or the folders they were unpacked to.
+      data_dir: The folder for prepared data sets; by default TFDS's own.
     """
     from train.data import tfds  # a second, see open_dataset
     from train.data.prepare import prepare
 
     description, data_dir = description_of(name), tfds.directory(data_dir)
-    if there := tfds.find_prepared(description.prepared, data_dir):
-        raise DataError(f"{name} is prepared already; to do it again, remove {there}")
+    if prepared := tfds.find_prepared(description.prepared, data_dir):
+        raise DataError(f"{name} is already prepared; to prepare it again, remove {prepared}")
     if description.sources and not source:
         raise DataError(f"{name} needs a source. {how_to_get(name, data_dir)}")
     folder = prepare(description.builder, data_dir, source)
@@ -106,12 +120,15 @@ def _print_names(console: Console, data_dir: Path | None) -> None:
     data_dir = tfds.directory(data_dir)
     table = Table("name", "classes", "", box=None)
     for name, description in DESCRIPTIONS.items():
-        there = tfds.find_prepared(description.prepared, data_dir)
-        state = "prepared" if there else "not prepared" if description.get else "drawn when opened"
+        prepared = tfds.find_prepared(description.prepared, data_dir)
+        state = (
+            "prepared" if prepared else "not prepared" if description.get else "drawn on first use"
+        )
         table.add_row(name, str(len(description.class_names)), state)
     table.add_row(f"{FOLDER}PATH", "yours", "pictures and label maps in a folder")
+    table.add_row(f"{TFDS}NAME", "its own", "any other that TFDS has prepared")
     console.print(table)
-    console.print(f"Prepared ones are looked for in {data_dir}", soft_wrap=True, highlight=False)
+    console.print(f"Prepared data sets are read from {data_dir}", soft_wrap=True, highlight=False)
 
 
 def _read_sizes(source: Source) -> np.ndarray:

@@ -1,0 +1,188 @@
+"""The command `deeplab-train evaluate`: a model and a data set -> scores, and pictures of the errors."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from rich.progress import Progress
+
+from deeplab_jax import Config, load
+from deeplab_jax.command import keep_compiled_programs
+from deeplab_jax.config import mask_classes
+from deeplab_jax.model import named_variables
+from deeplab_jax.paths import check_local
+from train import report
+from train.config import MeshConfig
+from train.data import DataError, Dataset, Selection, open_dataset
+from train.data.class_table import CLASS_FILE
+from train.data.descriptions import TFDS, folder_of
+from train.evaluate import Evaluator
+from train.output_stride import with_output_stride
+from train.sharding import make_mesh
+
+
+def evaluate_command(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    data: Annotated[str, tyro.conf.arg(metavar="NAME")],
+    data_dir: Path | None = None,
+    labels: str | None = None,
+    keys: str | None = None,
+    split: Literal["val", "train", "all"] = "val",
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    tile: int | None = None,
+    output_stride: Literal[8, 16, 32] | None = None,
+    batch_size: int = 4,
+    bucket: int = 1,
+    out: Path | None = None,
+    examples: int = 4,
+) -> int:
+    """Evaluate a model: mIoU, accuracy, boundary F-score, and a row per class.
+
+    Args:
+      model: A model folder or a .safetensors file.
+      data: A data set's name, folder:PATH or tfds:NAME; `deeplab-train data` shows one.
+      data_dir: The folder of prepared data sets; by default TFDS's own.
+      labels: The class of each id in the label maps of folder:PATH or tfds:NAME, such as
+        0=background,100=road,200=car; by default what the model was trained with, if it is in its run's
+        folder.
+      keys: The features of tfds:NAME that are picture, label map and (optional) name; by default what the
+        model was trained with, likewise.
+      split: The split to evaluate on; `all` is for folders without splits.
+      scales: Sizes at which each image is predicted; several are averaged.
+      flip: Predict the mirror image too, and average.
+      tile: Cut images into overlapping windows of so many pixels, to save memory.
+      output_stride: Another output stride than in training; ASPP's rates change with it, so that it covers
+        the same area.
+      batch_size: Number of images at a time.
+      bucket: Pad images to multiples of this, so that few sizes compile.
+      out: The folder to write to: scores.json, confusion.png, the best and the worst images.
+      examples: Number of images of each, the best and the worst.
+    """
+    check_local({"model": model, "out": out})
+    keep_compiled_programs(unless_slower=True)
+    network = load(model)
+    if output_stride is not None:
+        network = with_output_stride(network, output_stride)
+    dataset = _open(data, data_dir, labels, keys, model, network.config.class_names)
+    for note in dataset.notes:
+        Console().print(note, markup=False, highlight=False, soft_wrap=True)
+    check_classes(network.config, dataset)
+    parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
+    source = Selection(tuple((part, i) for part in parts[split] for i in range(len(part))))
+    mesh = make_mesh(MeshConfig())
+    looks = {"scales": scales, "flip": flip, "tile": tile}
+    evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **looks)
+    values = {name: variable[...] for name, variable in named_variables(network).items()}
+    values = jax.device_put(values, NamedSharding(mesh, P()))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("evaluating", total=len(source))
+        evaluation = evaluator(values, progress=lambda done: bar.update(task, completed=done))
+    Console().print(report.table(evaluation, dataset.class_names))
+    if out is not None:
+        extremes = evaluation.extremes(examples)
+        shown = evaluator.examples(values, tuple(extremes.values()))
+        shown = dict(zip(extremes, shown, strict=True))
+        asked = {"model": str(model), "data": data, "split": split, "output_stride": output_stride}
+        report.write(out, evaluation, dataset.class_names, shown, asked | looks)
+        Console().print(f"Written to {out}")
+    return 0
+
+
+def check_classes(config: Config, dataset: Dataset) -> None:
+    """Raises DataError where a model's classes are not those of the data set, in the same order.
+
+    Names may differ; what is refused is another number of them, and the same names in another order.
+    """
+    ours, theirs = config.class_names or (), dataset.class_names
+    classes = mask_classes(config.num_classes)
+    if classes != len(theirs):
+        raise DataError(
+            f"the model must have the classes of the data set: it has {classes} "
+            f"({', '.join(ours) or 'without names'}), {dataset.name} has {len(theirs)} "
+            f"({', '.join(theirs)})"
+        )
+    ours, theirs = ([_plain(name) for name in names] for names in (ours, theirs))
+    if sorted(ours) == sorted(theirs) and ours != theirs:
+        raise DataError(
+            f"the model must have the classes of the data set in the same order: its are "
+            f"{', '.join(config.class_names)}; those of {dataset.name}, {', '.join(dataset.class_names)}"
+        )
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _open(
+    data: str,
+    data_dir: Path | None,
+    labels: str | None,
+    keys: str | None,
+    model: Path,
+    class_names: tuple[str, ...] | None,
+) -> Dataset:
+    """Opens the data set, with the classes of training where neither the command nor the data names any."""
+    if data.startswith(TFDS):
+        return _open_tfds(data, data_dir, labels, keys, _training_data(model))
+    folder = folder_of(data)
+    if folder is None or labels is not None or keys is not None:
+        return open_dataset(data, data_dir=data_dir, labels=labels, keys=keys)
+    trained = _training_data(model)
+    labels, trained_on = trained["labels"], folder_of(trained["name"])
+    same_folder = trained_on is not None and folder.resolve() == trained_on.resolve()
+    named = (folder / CLASS_FILE).is_file()
+    if labels is not None and trained_on is not None and (not named or same_folder):
+        note = f"Ids are the classes that they were in training: {labels}."
+        dataset = open_dataset(data, labels=labels)
+    elif class_names is not None and not named:
+        note = f"The folder names no classes; the model's are used: {', '.join(class_names)}."
+        dataset = open_dataset(data, class_names=class_names)
+    else:
+        return open_dataset(data)
+    return dataclasses.replace(dataset, notes=(note, *dataset.notes))
+
+
+def _open_tfds(
+    data: str,
+    data_dir: Path | None,
+    labels: str | None,
+    keys: str | None,
+    trained: Mapping[str, Any],
+) -> Dataset:
+    """Opens a data set of TFDS, as it was in training where the model was trained on it."""
+    class_names, note = None, None
+    if trained["name"] == data:
+        keys = keys or trained["keys"]
+        if labels is None:
+            labels, class_names = trained["labels"], trained["class_names"]
+            if said := labels or ", ".join(class_names or ()):
+                note = f"Ids are the classes that they were in training: {said}."
+    dataset = open_dataset(
+        data,
+        data_dir=data_dir,
+        class_names=class_names and tuple(class_names),
+        labels=labels,
+        keys=keys,
+    )
+    return dataclasses.replace(dataset, notes=(*filter(None, (note,)), *dataset.notes))
+
+
+def _training_data(model: Path) -> dict[str, Any]:
+    """The options `data` of the run that a model is of; nothing but None if it is in no run's folder."""
+    options = dict.fromkeys(("labels", "keys", "class_names"))
+    try:
+        config = json.loads((model.parent / "config.json").read_text())
+        data = options | config["data"]
+        folder_of(data["name"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return options | {"name": ""}
+    return data
