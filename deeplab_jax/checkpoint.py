@@ -21,6 +21,7 @@ from flax import nnx
 
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
+from deeplab_jax.paths import check_local
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
@@ -103,7 +104,8 @@ def check_place(path: Path, *, overwrite: bool) -> None:
 
 
 def check_parent(path: Path) -> None:
-    """Raises ModelError where no file or folder can be made at `path`."""
+    """Raises ModelError where no file or folder can be made at `path`, ValueError where it is a URL."""
+    check_local({"the output": path})
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ModelError(f"{path} cannot be made: {nearest} is not a folder that you may write to")
@@ -120,6 +122,7 @@ def load(
     Raises:
       ModelError: when it is not a model.
     """
+    check_local({"the model": path})
     path = Path(path)
     if not path.exists():
         raise ModelError(f"{path} does not exist; `deeplab-port` and trainings make model folders")

@@ -27,6 +27,7 @@ from deeplab_jax.config import mask_classes
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.images import ImageError, image_size, read_image, write_image
 from deeplab_jax.model import SegmentationModel
+from deeplab_jax.paths import check_local
 from deeplab_jax.predict import Plan, check_options, class_ids, config_of, evaluator, make_plan
 
 _BATCHES_AHEAD = 2  # read while one runs
@@ -158,6 +159,7 @@ def output_names(paths: Sequence[Path]) -> list[Path]:
 
 def _targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where the results of each picture go, without ending."""
+    check_local({"the output": out})
     if out.exists() and not out.is_dir():
         raise ValueError(f"the output must be a folder, {out} is a file")
     targets = dict(zip(paths, (out / name for name in output_names(paths)), strict=True))

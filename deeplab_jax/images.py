@@ -11,6 +11,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from deeplab_jax.orientation import orientation, stored_size, turned_size
+from deeplab_jax.paths import check_local
 from deeplab_jax.whole_file import write_file
 
 SUFFIXES = (
@@ -117,6 +118,7 @@ def find_images(arguments: Sequence[str | os.PathLike]) -> list[Path]:
     """
     found: dict[Path, Path] = {}  # by the real path, so that no picture is there twice
     problems = []
+    check_local({f"picture {number}": path for number, path in enumerate(arguments, 1)})
     for argument in map(Path, arguments):
         if argument.is_dir():
             paths = [p for p in sorted(argument.iterdir()) if _is_picture(p)]

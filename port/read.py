@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_jax.paths import check_local
+
 EMA_WRAPPERS = ("ema", "ema_state", "ema_model", "model_ema", "state_dict_ema", "ema_state_dict")
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "network", "module")
 WRAPPERS += ("weights", "params", "current_model_state", *EMA_WRAPPERS)
@@ -91,6 +93,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     if isinstance(source, Mapping):
         tree, settings = source, {}
     else:
+        check_local({"the checkpoint": source})
         file = _file(Path(source))
         tree, settings = _open(file), _settings(file)
     found, decided, dropped = _unwrap(tree, ema)

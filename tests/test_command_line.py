@@ -205,3 +205,26 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder(unless_slower):
     folder = str(platformdirs.user_cache_path("deeplab_jax") / "compiled")
     expected = None if unless_slower and has_onednn() else folder
     assert jax.config.jax_compilation_cache_dir == expected
+
+
+URL = "gs://bucket/some"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (deeplab_port.main, (URL, "out")),
+        (deeplab_port.main, ("CHECKPOINT", URL)),
+        (deeplab.main, ("predict", URL, "demo")),
+        (deeplab.main, ("predict", "MODEL", URL)),
+        (deeplab.main, ("predict", "MODEL", "demo", "--out", URL)),
+    ],
+)
+def test_urls_are_refused_as_paths(
+    command, arguments, checkpoint, ported, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"CHECKPOINT": checkpoint, "MODEL": ported}
+    assert run(command, monkeypatch, *(places.get(a, a) for a in arguments)) == 2
+    assert "must be a path on this machine, got gs://bucket/some" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

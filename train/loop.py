@@ -237,9 +237,8 @@ def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
     if first:
         _check_resume(run, checkpoints, first)
         state = checkpoints.restore(first, sharding.with_shardings(run.shapes, run.shardings))
-    if (
-        is_main_process()
-    ):  # before a new run takes its time: without a config it could not be resumed
+    if is_main_process():
+        # Before a new run takes its time: without a config it could not be resumed.
         write_file(config.run / CONFIG, to_json(config, run.dataset.class_names))
         write_file(config.run / "environment.json", json.dumps(environment(), indent=2))
     if not first:
