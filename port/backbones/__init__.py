@@ -23,7 +23,7 @@ from port.backbones.xception import (
     YassoualiXception,
 )
 
-__all__ = ["NAMINGS", "Naming"]
+__all__ = ["NAMINGS", "Naming", "register_naming"]
 
 NAMINGS: list[Naming] = [
     TorchvisionResNet(),
@@ -50,3 +50,15 @@ NAMINGS: list[Naming] = [
     TimmFeaturesConvNeXt(),
 ]
 """All namings; a layout's own come first where it is concerned."""
+
+
+def register_naming(naming: Naming) -> None:
+    """Makes the names of a backbone of your own known to every layout.
+
+    The command knows them with `--plugin MODULE`, the module that calls this. A naming of the same class
+    is replaced, as where a notebook runs a cell twice.
+    """
+    same = [known for known in NAMINGS if type(known).__qualname__ == type(naming).__qualname__]
+    for known in same:
+        NAMINGS.remove(known)
+    NAMINGS.append(naming)
