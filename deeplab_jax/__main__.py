@@ -44,8 +44,8 @@ def predict(
         images: Pictures and folders of pictures; `demo` is two photographs that scikit-image ships.
         out: The folder to write to.
         batch_size: Pictures of a size that run at once; by default 8 or what fits in memory.
-        scales: Sizes to look at each picture in; several are averaged.
-        flip: Look at the mirror image too.
+        scales: Scales to predict at; the probabilities of several are averaged.
+        flip: Predict on the mirrored picture too, and average.
         tile: Cut larger pictures into overlapping windows of this many pixels.
         overlay: Write the overlays too.
         alpha: Strength of the colours in the overlay.

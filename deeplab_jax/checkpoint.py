@@ -88,10 +88,10 @@ def _check_loadable(model: SegmentationModel) -> None:
         )
     wanted = {name: tuple(v.shape) for name, v in named_variables(build(config)).items()}
     found = {name: tuple(v.shape) for name, v in named_variables(model).items()}
-    if odd := _unlike(wanted, found):
+    if differing := _unlike(wanted, found):
         raise ModelError(
             "the model cannot be saved, as its variables are not those of its config (was it folded, or "
-            f"changed by hand?): {', '.join(odd)}"
+            f"changed by hand?): {', '.join(differing)}"
         )
 
 
@@ -204,8 +204,8 @@ def _check_shapes(
     wanted: dict[str, nnx.Variable], found: dict[str, tuple[int, ...]], path: Path
 ) -> None:
     shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
-    if odd := _unlike(shapes, {name: tuple(shape) for name, shape in found.items()}):
-        raise ModelError(f"the weights of {path} are not those of its config: {odd}")
+    if differing := _unlike(shapes, {name: tuple(shape) for name, shape in found.items()}):
+        raise ModelError(f"the weights of {path} are not those of its config: {differing}")
 
 
 def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -290,7 +290,7 @@ def _read_file(path: Path):
             metadata = file.metadata() or {}
             if HEADER not in metadata:
                 raise ModelError(
-                    f"{path} is not a model of ours: its header has no config. If PyTorch code wrote "
+                    f"{path} was not saved by deeplab_jax: its header has no config. If PyTorch code wrote "
                     "it, port it with `deeplab-port`."
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -18,9 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from deeplab_jax import ops
 
-KEPT = ("convolution", "statistics")
+REMAT_SAVED = ("convolution", "statistics")
 """Names of the values that training with rematerialisation keeps: `jax.checkpoint` with the policy
-`save_only_these_names(*KEPT)` computes norms and activations, which are cheap, a second time."""
+`save_only_these_names(*REMAT_SAVED)` computes norms and activations, which are cheap, a second time."""
 
 
 @jax.custom_vjp

@@ -52,8 +52,8 @@ def predict(
     Args:
       model: from `create`, `load` or the porter; `model.config` says how pictures are normalised.
       image: a file, a Pillow image, or uint8 RGB `[H, W, 3]` or `[B, H, W, 3]`.
-      scales: sizes to look at the picture in, relative to its own.
-      flip: look at its mirror image too. With several looks their probabilities are averaged.
+      scales: scales to predict at, relative to the picture's own size.
+      flip: predict on the mirrored picture too. The probabilities of several views are averaged.
       tile: cut larger pictures into windows of `tile` x `tile` pixels that overlap by a quarter or
         more. Each pixel's class is that from the window which sees most around it; nothing is
         averaged, as that takes the logits of the whole picture, and they are what does not fit.
@@ -112,18 +112,18 @@ def check_options(
 
 # ---------------------------------------------------------------------------- on the device
 
-Look = tuple[float, bool]
-"""A size to look at a picture in, relative to its own, and whether in the mirror."""
+View = tuple[float, bool]
+"""The scale of one prediction of a picture, and whether on the mirrored picture."""
 
 
-def looks_of(scales: Sequence[float], flip: bool) -> tuple[Look, ...]:
-    """The looks that these options stand for."""
+def views_of(scales: Sequence[float], flip: bool) -> tuple[View, ...]:
+    """Every scale, mirrored too where `flip` is set."""
     return tuple(
         (float(scale), mirrored) for scale in scales for mirrored in (False, True)[: 1 + flip]
     )
 
 
-def segment(model: SegmentationModel, pixels: jax.Array, looks: Sequence[Look]) -> jax.Array:
+def segment(model: SegmentationModel, pixels: jax.Array, views: Sequence[View]) -> jax.Array:
     """Class ids `[B, H, W]` of normalised `[B, H, W, C]`, uint8 or, for more classes, uint16.
 
     To be traced, by a function under `jax.jit` that may do more with the ids.
@@ -131,14 +131,14 @@ def segment(model: SegmentationModel, pixels: jax.Array, looks: Sequence[Look]) 
     Args:
       model: in evaluation mode.
       pixels: see `normalize`.
-      looks: see `looks_of`; of several, the probabilities are averaged.
+      views: see `views_of`; of several, the probabilities are averaged.
     """
-    logits = [_logits(model, pixels, *look) for look in looks]
-    if len(looks) == 1:
+    logits = [_logits(model, pixels, *view) for view in views]
+    if len(views) == 1:
         ids = most_likely(logits[0])
     else:
         total = functools.reduce(jnp.add, map(_probabilities, logits))
-        ids = most_likely(total, threshold=0.5 * len(looks))
+        ids = most_likely(total, threshold=0.5 * len(views))
     return ids.astype(jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16)
 
 
@@ -162,23 +162,23 @@ def evaluator(
     model: SegmentationModel, scales: Sequence[float], flip: bool
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The function that these options stand for: uint8 `[B, H, W, C]` -> class ids `[B, H, W]`."""
-    looks = looks_of(scales, flip)
-    return lambda images: np.asarray(_program()(model, images, looks))
+    views = views_of(scales, flip)
+    return lambda images: np.asarray(_program()(model, images, views))
 
 
 @functools.cache
 def _program() -> Callable[..., jax.Array]:
-    return jax.jit(_run, static_argnames="looks", compiler_options=compiler_options())
+    return jax.jit(_run, static_argnames="views", compiler_options=compiler_options())
 
 
-def _run(model: SegmentationModel, images: jax.Array, looks: tuple[Look, ...]) -> jax.Array:
+def _run(model: SegmentationModel, images: jax.Array, views: tuple[View, ...]) -> jax.Array:
     """Down to class ids on the device, so that a byte or two per pixel leave it."""
     model.eval()  # jit's copy; `nnx.view` would pass over modules that do not define `set_view`
-    return segment(model, normalize(images, model.config.preprocessing), looks)
+    return segment(model, normalize(images, model.config.preprocessing), views)
 
 
 def _logits(model: SegmentationModel, pixels: jax.Array, scale: float, mirrored: bool) -> jax.Array:
-    """Logits of `[B, H, W, C]` at its own size, looked at in another size or in the mirror."""
+    """Logits of `[B, H, W, C]` at its own size, predicted at another scale or on its mirror image."""
     height, width = pixels.shape[1:3]
     seen = (max(1, round(height * scale)), max(1, round(width * scale)))
     x = resize_bilinear(pixels, seen)

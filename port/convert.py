@@ -60,7 +60,7 @@ class Conversion:
       dropped: what was left out of the checkpoint, for people.
       chosen: fields of the config that weights cannot tell, with the values that were taken, and those
         that the user named.
-      assumed: those of them that neither the user nor a config.json told, so that the layout's default
+      assumed: those of them that neither the user nor a config.json gave, so that the layout's default
         was taken.
       initialised: the tensors that were drawn at random for a new number of classes.
     """
@@ -192,17 +192,17 @@ def convert(
     if apart := [name for name in tensors if name.startswith(family.apart)]:
         dropped.append(f"{_some(apart)}: no part of the segmentation")
         tensors = {name: tensor for name, tensor in tensors.items() if name not in apart}
-    told = _settings(family, checkpoint.settings)
+    settings = _settings(family, checkpoint.settings)
     if output_stride is not None:
-        told["output_stride"] = output_stride
-    known = {*told, *fields}
-    config = _config(family, tensors, told.pop("output_stride", None))
+        settings["output_stride"] = output_stride
+    known = {*settings, *fields}
+    config = _config(family, tensors, settings.pop("output_stride", None))
     checkpoint_classes = config.num_classes
     if num_classes is not None:
         fields["num_classes"] = num_classes
         if num_classes != checkpoint_classes:
-            told.pop("class_names", None)
-    config = _obeying(config, {name: v for name, v in told.items() if name not in fields})
+            settings.pop("class_names", None)
+    config = _with_settings(config, {name: v for name, v in settings.items() if name not in fields})
     config = config.override(**fields)
     model = build(config)
     place = family.find_place(_shapes(tensors))
@@ -341,9 +341,9 @@ def _settings(layout: Layout, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{SETTINGS_FILE} beside the weights: {error}") from error
 
 
-def _obeying(config: Config, told: Mapping[str, Any]) -> Config:
+def _with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     try:
-        return config.override(**told)
+        return config.override(**settings)
     except ValueError as error:
         raise CheckpointError(
             f"{SETTINGS_FILE} does not fit the weights beside it: {error}"

@@ -28,9 +28,13 @@ WRAPPERS += ("weights", "params", "current_model_state", *EMA_WRAPPERS)
 SWAPPED = {"ema_state_dict": ("message_hub", "steps"), "current_model_state": ("averaging_state",)}
 EMA_PREFIXES = ("ema.", "model_ema.", "ema_model.")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
-WORN = re.compile(r"^((module|_orig_mod|model)\.)+")
-HALVES = ("float16", "bfloat16", "float64")  # become float32; a dtype in neither list is refused
-KEPT = ("float32", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+ANY_PREFIX = re.compile(r"^((module|_orig_mod|model)\.)+")
+FLOATS = ("float16", "bfloat16", "float64")  # become float32; a dtype in neither list is refused
+OTHER_DTYPES = (
+    "float32",
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
 SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 SAFETENSORS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -49,7 +53,7 @@ numpy._core.multiarray.scalar numpy.core.multiarray._reconstruct numpy._core.mul
 pathlib.PosixPath pathlib._local.PosixPath pathlib.WindowsPath pathlib._local.WindowsPath
 mmengine.logging.history_buffer.HistoryBuffer
 """
-LOOKS = (  # what a file that is no checkpoint seems to be by its first bytes, and the way out
+FILE_KINDS = (  # what a file that is not a checkpoint is, by its first bytes, and the way out
     (rb"\Z", "it is empty; download or copy it again"),
     (rb"version .*git-lfs", "it is a Git LFS pointer; run `git lfs pull` where it came from"),
     (
@@ -99,8 +103,8 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     found, decided, dropped = _unwrap(tree, ema)
     state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}
     dropped += [f"{k}: not a tensor ({type(found[k]).__name__})" for k in found if k not in state]
-    if odd := [name for name in state if not isinstance(name, str)]:
-        raise CheckpointError(f"tensor names must be strings, got {odd[:10]}. Pass a state_dict.")
+    if wrong := [name for name in state if not isinstance(name, str)]:
+        raise CheckpointError(f"tensor names must be strings, got {wrong[:10]}. Pass a state_dict.")
     if not decided:
         state, lines = _split_ema(state, ema)
         dropped += lines
@@ -145,7 +149,7 @@ def _json_object(path: Path, what: str) -> dict[str, Any]:
         found = str(error)
     if not isinstance(found, dict):
         rule = f"{path} must be a JSON object {what}, got {str(found)[:100]!r}"
-        raise CheckpointError(f"{rule}. Mend it or take it away.")
+        raise CheckpointError(f"{rule}. Fix it or remove it.")
     return found
 
 
@@ -178,8 +182,8 @@ def _open(path: Path) -> Any:
         return _open_torch(path, mmap=False)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:  # header length, JSON
         return _open_safetensors(path)
-    look = next(text for pattern, text in LOOKS if re.match(b"(?is)" + pattern, head))
-    raise CheckpointError(f"{path} is not a checkpoint, it starts with {head[:16]!r}: {look}.")
+    kind = next(text for pattern, text in FILE_KINDS if re.match(b"(?is)" + pattern, head))
+    raise CheckpointError(f"{path} is not a checkpoint, it starts with {head[:16]!r}: {kind}.")
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
@@ -308,10 +312,10 @@ def _unwrap(tree: Any, ema: bool) -> tuple[Mapping, bool, list[str]]:
     lines = [f"wrapper {key!r}" for key in chosen[0]]
     kind, way = ("plain", "ema=False") if ema else ("EMA", "ema=True")
     lines += [f"{kind} weights {'.'.join(p)!r}: read(..., {way}) takes them" for p in other]
-    told = {key for path in found for key in path}
+    wrappers = {key for path in found for key in path}
     node = tree
     for key in chosen[0]:
-        lines += [str(name) for name in node if name not in told]
+        lines += [str(name) for name in node if name not in wrappers]
         node = node[key]
     state = found[chosen[0]]
     if state is not node:  # joined from the parts
@@ -331,9 +335,11 @@ def _split_ema(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], list[s
     prefix = next((p for p in EMA_PREFIXES if any(name.startswith(p) for name in state)), "ema.")
     plain = {name: leaf for name, leaf in state.items() if not name.startswith(prefix)}
     averaged = {name.removeprefix(prefix): state[name] for name in state if name not in plain}
-    # A part of the network may be called ema too: a copy has twins of most of its names.
-    twins = {WORN.sub("", name) for name in averaged} & {WORN.sub("", name) for name in plain}
-    if not averaged or (plain and 2 * len(twins) < len(averaged)):
+    # A part of the network may be called ema too: a copy shares most names with the plain weights.
+    shared = {ANY_PREFIX.sub("", name) for name in averaged} & {
+        ANY_PREFIX.sub("", name) for name in plain
+    }
+    if not averaged or (plain and 2 * len(shared) < len(averaged)):
         if ema:
             raise CheckpointError("ema=True, but the checkpoint has no EMA weights. Leave ema out.")
         return state, []
@@ -376,12 +382,12 @@ def _kind(leaf: Any) -> str:
 
 def _to_arrays(state: dict[str, Any]) -> dict[str, np.ndarray]:
     kinds = {name: _kind(leaf) for name, leaf in state.items()}
-    _check_kinds(kinds, HALVES + KEPT)
+    _check_kinds(kinds, FLOATS + OTHER_DTYPES)
     arrays = {}
     for name, leaf in state.items():
         if not isinstance(leaf, np.ndarray):
-            leaf = (leaf.float() if kinds[name] in HALVES else leaf).numpy(force=True)
+            leaf = (leaf.float() if kinds[name] in FLOATS else leaf).numpy(force=True)
         # numpy has no bfloat16; and its ascontiguousarray would make a scalar 1-D
-        dtype = np.float32 if kinds[name] in HALVES else leaf.dtype.newbyteorder("=")
+        dtype = np.float32 if kinds[name] in FLOATS else leaf.dtype.newbyteorder("=")
         arrays[name] = np.asarray(leaf, dtype, order="C")
     return arrays

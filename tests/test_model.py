@@ -93,7 +93,8 @@ def test_a_preset_can_be_built(name):
 def test_the_presets_are_every_head_on_every_backbone():
     heads = ("deeplabv3", "deeplabv3plus", "fcn")
     names = {f"{head}_{backbone}" for head in heads for backbone in BACKBONES}
-    assert set(PRESETS) == names | {"lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_small"}
+    ours = {name for name in PRESETS if "stripes" not in name}  # another test's own backbone
+    assert ours == names | {"lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_small"}
 
 
 def test_v3plus_is_separable_on_backbones_that_are():

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from deeplab_jax import compiler_options
 from deeplab_jax.config import mask_classes
 from deeplab_jax.model import with_values
-from deeplab_jax.predict import check_options, in_windows, looks_of, segment
+from deeplab_jax.predict import check_options, in_windows, segment, views_of
 from deeplab_jax.preprocessing import normalize
 from train.data import DataError, Selection, Source, eval_batches
 from train.metrics import IGNORE_LABEL, boundary_scores, confusion_matrix, scores
@@ -138,7 +138,7 @@ def make_evaluation_step(
     Sums are small: `confusion` and the boundaries' are those of the whole batch; `index`, `miou`,
     `accuracy` and `highest` (the highest label) have an entry `[B]` for each image.
     """
-    looks, classes = looks_of(scales, flip), mask_classes(model.config.num_classes)
+    views, classes = views_of(scales, flip), mask_classes(model.config.num_classes)
 
     def step(values: Values, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
         module = with_values(model, values)
@@ -147,12 +147,12 @@ def make_evaluation_step(
         pixels = normalize(batch["image"], model.config.preprocessing)
         pixels = jnp.where(_inside(labels.shape[1:], batch["size"])[..., None], pixels, 0)
         if tile is None:
-            ids = segment(module, pixels, looks)
+            ids = segment(module, pixels, views)
         else:
             # One after the other: large windows are why images are cut up.
             ids = in_windows(
                 lambda windows: jax.lax.map(
-                    lambda w: segment(module, w, looks), jnp.stack(windows)
+                    lambda w: segment(module, w, views), jnp.stack(windows)
                 ),
                 pixels,
                 tile,

@@ -79,8 +79,8 @@ def evaluate_command(
     parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
     source = Selection(tuple((part, i) for part in parts[split] for i in range(len(part))))
     mesh = make_mesh(MeshConfig())
-    looks = {"scales": scales, "flip": flip, "tile": tile}
-    evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **looks)
+    views = {"scales": scales, "flip": flip, "tile": tile}
+    evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **views)
     values = {name: variable[...] for name, variable in named_variables(network).items()}
     values = jax.device_put(values, NamedSharding(mesh, P()))
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -92,7 +92,7 @@ def evaluate_command(
         shown = evaluator.examples(values, tuple(extremes.values()))
         shown = dict(zip(extremes, shown, strict=True))
         asked = {"model": str(model), "data": data, "split": split, "output_stride": output_stride}
-        report.write(out, evaluation, dataset.class_names, shown, asked | looks)
+        report.write(out, evaluation, dataset.class_names, shown, asked | views)
         Console().print(f"Written to {out}")
     return 0
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from deeplab_jax.layers import KEPT
+from deeplab_jax.layers import REMAT_SAVED
 from deeplab_jax.model import named_variables, with_values
 from deeplab_jax.preprocessing import normalize
 from train.config import TrainConfig
@@ -84,7 +84,7 @@ def make_train_step(
         return total, moved
 
     if config.model.remat:
-        policy = jax.checkpoint_policies.save_only_these_names(*KEPT)
+        policy = jax.checkpoint_policies.save_only_these_names(*REMAT_SAVED)
         loss_of = jax.checkpoint(loss_of, policy=policy)
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 

@@ -101,7 +101,7 @@ class SMP(Layout):
         if not {"encoder_name", "encoder_output_stride"} <= settings.keys():
             raise ValueError(
                 "it has no encoder_name and encoder_output_stride, so it is not "
-                "segmentation_models_pytorch's. Take it away, or pass the folder of save_pretrained"
+                "segmentation_models_pytorch's. Remove it, or pass the folder of save_pretrained"
             )
         stride = settings["encoder_output_stride"]
         # What brings the logits back to the image's size, and what is not built otherwise.
@@ -116,12 +116,12 @@ class SMP(Layout):
         ]
         if other:
             raise ValueError("; ".join(other))
-        told = {"output_stride": stride}
+        fields = {"output_stride": stride}
         if rates := settings.get("decoder_atrous_rates"):
-            told["rates"] = tuple(rates)
+            fields["rates"] = tuple(rates)
         if (dropout := settings.get("decoder_aspp_dropout")) is not None:
-            told["dropout"] = dropout
-        return told
+            fields["dropout"] = dropout
+        return fields
 
     def fields(self, place: Place) -> Mapping[str, Any]:
         """timm dilates its own networks; smp dilates all others, each block of a stage alike."""

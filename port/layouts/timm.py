@@ -32,16 +32,16 @@ class Timm(Classification):
     )
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        told = preprocessing_told(settings)
+        fields = timm_preprocessing(settings)
         architecture = str(settings["architecture"])
         if architecture.startswith("tf_"):
-            return told | TENSORFLOWS
+            return fields | TENSORFLOWS
         if architecture.startswith(("mobilenet", "efficientnet")):
-            told |= {"padding": "symmetric", "norm_epsilon": DEFAULTS["norm_epsilon"]}
-        return told
+            fields |= {"padding": "symmetric", "norm_epsilon": DEFAULTS["norm_epsilon"]}
+        return fields
 
 
-def preprocessing_told(settings: Mapping[str, Any]) -> dict[str, Any]:
+def timm_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The images' mean and standard deviation in timm's config.json.
 
     Raises:
@@ -49,7 +49,7 @@ def preprocessing_told(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "architecture" not in settings:
         raise ValueError(
-            "it has no architecture, so it is not timm's. Take it away, or pass the folder that timm saved"
+            "it has no architecture, so it is not timm's. Remove it, or pass the folder that timm saved"
         )
     statistics = settings.get("pretrained_cfg") or {}
     if not statistics.get("mean") or not statistics.get("std"):

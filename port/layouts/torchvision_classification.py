@@ -10,7 +10,7 @@ from port.backbones.mobilenet_v2 import TorchvisionMobileNetV2
 from port.backbones.mobilenet_v3 import TorchvisionMobileNetV3
 from port.backbones.resnet import TorchvisionResNet
 from port.layouts.classification import Classification
-from port.layouts.timm import preprocessing_told
+from port.layouts.timm import timm_preprocessing
 
 
 class TorchvisionClassification(Classification):
@@ -29,7 +29,7 @@ class TorchvisionClassification(Classification):
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """timm's; torchvision saves none."""
-        return preprocessing_told(settings) if "architecture" in settings else {}
+        return timm_preprocessing(settings) if "architecture" in settings else {}
 
     def prefix(self, config: Config) -> str:
         return "" if isinstance(config.backbone, ResNetConfig | MobileNetV2Config) else "features."

@@ -44,7 +44,7 @@ class _Transformers(Layout):
         if settings.get("model_type") != self.model_type:
             raise ValueError(
                 f"model_type is {settings.get('model_type')!r}, but the weights are of a "
-                f"{self.model_type!r}. It belongs to another model: take it away, or pass the "
+                f"{self.model_type!r}. It belongs to another model: remove it, or pass the "
                 "folder that transformers saved"
             )
         other = [
@@ -54,12 +54,12 @@ class _Transformers(Layout):
         ]
         if other:
             raise ValueError("; ".join(other))
-        told = {
+        fields = {
             field: tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
             for name, field in self.options.items()
             if name in settings
         }
-        return told | _class_names(settings)
+        return fields | _class_names(settings)
 
 
 def _class_names(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -109,10 +109,10 @@ class TransformersMobileNetV2(_Transformers):
     }
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        told = super().settings(settings)
+        fields = super().settings(settings)
         if "tf_padding" in settings:
-            told["padding"] = "same" if settings["tf_padding"] else "symmetric"
-        return told
+            fields["padding"] = "same" if settings["tf_padding"] else "symmetric"
+        return fields
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
         backbone = self.backbone(shapes, output_stride or 32)
