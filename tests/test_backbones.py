@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from deeplab_jax.backbones import (
+    ConvNeXtConfig,
     DRNConfig,
     EfficientNetLiteConfig,
     HRNetConfig,
@@ -42,6 +43,7 @@ SMALL = [
     MobileNetV3Config("small", width=0.5),
     EfficientNetLiteConfig(0),
     MobileViTConfig("xxs"),
+    ConvNeXtConfig("tiny"),
 ]
 
 
@@ -83,16 +85,24 @@ def feature_shapes(config, height, width):
 
 
 def shapes_by_rule(config, height, width):
-    """ceil(size / stride), but no smaller than at the output stride, and the claimed channels."""
+    """ceil(size / stride), but no smaller than at the output stride, and the claimed channels.
+
+    ConvNeXt pads nothing: there it is the floor.
+    """
+    rounded = math.floor if isinstance(config, ConvNeXtConfig) else math.ceil
     shapes = {}
     for name, stride in (("low", 4), ("mid", 8), ("aux", 16), ("high", config.output_stride)):
         step = min(stride, config.output_stride)
-        size = (math.ceil(height / step), math.ceil(width / step))
+        size = (rounded(height / step), rounded(width / step))
         shapes[name] = (2, *size, abstract(config).channels[name])
     return shapes
 
 
 # ---------------------------------------------------------------------------- sizes
+
+
+def test_convnext_fills_up_images_that_are_smaller_than_its_windows():
+    assert feature_shapes(ConvNeXtConfig("tiny", 32), 3, 70)["high"] == (2, 1, 2, 768)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])

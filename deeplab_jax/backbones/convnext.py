@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from deeplab_jax.backbones.base import Backbone
@@ -22,7 +23,7 @@ class Network(NamedTuple):
     channels: tuple[int, int, int, int]
 
 
-NETWORKS: dict[str, Network] = {  # section 3 of the paper
+NETWORKS: dict[Size, Network] = {  # section 3 of the paper
     "tiny": Network((3, 3, 9, 3), (96, 192, 384, 768)),
     "small": Network((3, 3, 27, 3), (96, 192, 384, 768)),
     "base": Network((3, 3, 27, 3), (128, 256, 512, 1024)),
@@ -32,6 +33,7 @@ PATCH = 4
 KERNEL = 7
 EXPANSION = 4
 STD = 0.02  # of the initial kernels
+SMALLEST = 32  # pixels of which there is one of the highest features
 FEATURES = ("low", "mid", "aux", "high")
 
 
@@ -69,7 +71,11 @@ class ConvNeXtConfig:
 
 
 class ConvNeXt(Backbone[ConvNeXtConfig]):
-    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high."""
+    """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
+
+    Nothing is padded: rows and columns that do not fill a window are left out, as in the original. Images
+    of less than 32 pixels, of which it would make nothing, are filled up with zeros to 32.
+    """
 
     def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -78,7 +84,7 @@ class ConvNeXt(Backbone[ConvNeXtConfig]):
         rates = dilate((1, 2, 2, 2), config.output_stride, start=PATCH, first_block="same")
         drops = iter(_drop_rates(sum(counts), config.drop_path))
         self.stem = Patches(config, widths[0], rngs=rngs)
-        self.stages = nnx.List()
+        self.stages: nnx.List[Stage] = nnx.List()
         before = widths[0]
         for i, (count, width) in enumerate(zip(counts, widths, strict=True)):
             stride, rate_before = plan[i]
@@ -100,6 +106,8 @@ class ConvNeXt(Backbone[ConvNeXtConfig]):
         return dict(zip(FEATURES, NETWORKS[self.config.size].channels, strict=True))
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        bottom, right = (max(0, SMALLEST - size) for size in images.shape[1:3])
+        images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
         x, features = self.stem(images), {}
         for name, stage in zip(FEATURES, self.stages, strict=True):
             x = features[name] = stage(x, rngs=rngs)
@@ -191,7 +199,7 @@ class Block(nnx.Module):
         drop_path: float,
         rngs: nnx.Rngs,
     ):
-        options = {"bias": True, "std": STD, "rngs": rngs}
+        options: dict[str, Any] = {"bias": True, "std": STD, "rngs": rngs}
         self.depthwise = Conv(
             channels, channels, KERNEL, dilation=dilation, groups=channels, **options
         )
