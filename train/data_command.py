@@ -80,7 +80,7 @@ def data_command(
     crop = tuple(np.minimum(augment.crop, sizes["train"].max(0)).tolist())
     shown = dataclasses.replace(augment, crop=crop)
     write_image(sheet, contact_sheet(dataset, shown, examples=examples, seed=seed))
-    console.print(f"{examples} augmented examples: {sheet}")
+    console.print(f"{min(examples, len(dataset.train))} augmented examples: {sheet}")
     return 0
 
 
