@@ -218,7 +218,8 @@ def _tell(console: Console, conversion: Conversion) -> None:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Preprocessing):
-        return f"mean {value.mean}, std {value.std}"
+        mean, std = (", ".join(f"{x:.6g}" for x in part) for part in (value.mean, value.std))
+        return f"mean ({mean}), std ({std})"
     return str(value)
 
 
