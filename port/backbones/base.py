@@ -83,3 +83,20 @@ class Naming(abc.ABC):
         """
         del config
         return None
+
+
+def timm_module(name: str, config: Config) -> "torch.nn.Module | None":
+    """timm's classifier of that name, or of the one whose weights were born in TensorFlow."""
+    import timm
+
+    same = getattr(config.backbone, "padding", None) == "same"
+    name = f"tf_{name}" if same else name
+    if not timm.is_model(name):
+        return None
+    stride = config.backbone.output_stride
+    return timm.create_model(
+        name,
+        num_classes=config.num_classes,
+        in_chans=config.backbone.in_channels,
+        **({"output_stride": stride} if stride < 32 else {}),
+    )

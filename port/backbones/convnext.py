@@ -1,21 +1,65 @@
 """ConvNeXt, as torchvision and timm name it, alone and within segmentation_models_pytorch."""
 
+import abc
+from collections.abc import Mapping
 from typing import ClassVar
 
 from deeplab_jax.backbones import ConvNeXtConfig, convnext
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
-from port.backbones.base import Naming
+from port.backbones.base import Naming, timm_module
 from port.naming import Names, Shapes, count
 
 
 class _ConvNeXt(Naming):
+    """What the namings share.
+
+    Attributes:
+      parts: our parts of a block -> theirs.
+      scale: what a block's layer scale is called.
+    """
+
     family = ConvNeXtConfig
     known = "ConvNeXt tiny to large"
+    parts: ClassVar[Mapping[str, str]]
+    scale: ClassVar[str]
 
-    def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
-        del shapes
-        return ClassifierConfig(dropout=0.0, head_norm_epsilon=1e-6)
+    @abc.abstractmethod
+    def stem(self, at: int) -> str:
+        """The stem's convolution (0) or norm (1)."""
+
+    @abc.abstractmethod
+    def down(self, stage: int) -> str:
+        """The downsampling before a stage."""
+
+    @abc.abstractmethod
+    def block(self, stage: int, i: int | str) -> str:
+        """A block of a stage."""
+
+    def config(self, shapes: Shapes, **fields) -> ConvNeXtConfig:
+        """The size from the blocks of the stages and the channels of the first."""
+        channels, in_channels, *_ = shapes[f"{self.stem(0)}.weight"]
+        counts = tuple(count(shapes, f"{self.block(stage, '{}')}.") for stage in range(4))
+        for size, network in convnext.NETWORKS.items():
+            if (network.blocks, network.channels[0]) == (counts, channels):
+                return ConvNeXtConfig(size, in_channels=in_channels, **fields)
+        raise ValueError(
+            f"no ConvNeXt that we know has {counts} blocks and {channels} channels at first"
+        )
+
+    def names(self, config: ConvNeXtConfig) -> Names:
+        names = {"stem.conv": self.stem(0), "stem.norm": self.stem(1)}
+        for stage in range(1, 4):
+            for at, part in enumerate(("norm", "conv")):
+                names[f"stages.{stage}.down.{part}"] = f"{self.down(stage)}.{at}"
+        for block in _blocks(config):
+            _, stage, _, i = block.split(".")
+            theirs = self.block(int(stage), i)
+            names |= {
+                f"{block}.{part}": f"{theirs}.{called}" for part, called in self.parts.items()
+            }
+            names[f"{block}.scale.gamma"] = f"{theirs}.{self.scale}"
+        return names
 
     def linear(self, config: ConvNeXtConfig) -> tuple[str, ...]:
         return tuple(
@@ -26,35 +70,34 @@ class _ConvNeXt(Naming):
         norms = tuple(f"{block}.norm" for block in _blocks(config))
         return norms + self.linear(config)
 
+    def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
+        del shapes
+        return ClassifierConfig(dropout=0.0, head_norm_epsilon=1e-6)
+
 
 class TorchvisionConvNeXt(_ConvNeXt):
     """`{0..7}`: the stem, and stages and downsamplings in turn."""
 
     classifier: ClassVar = {"norm": "classifier.0", "classifier": "classifier.2"}
+    parts: ClassVar = {
+        "depthwise": "block.0",
+        "norm": "block.2",
+        "expand": "block.3",
+        "project": "block.5",
+    }
+    scale = "layer_scale"
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("1.0.layer_scale") for name in shapes)
 
-    def config(self, shapes: Shapes, **fields) -> ConvNeXtConfig:
-        stem = shapes["0.0.weight"]
-        counts = tuple(count(shapes, f"{2 * stage + 1}.{{}}.") for stage in range(4))
-        return _config(counts, stem, **fields)
+    def stem(self, at: int) -> str:
+        return f"0.{at}"
 
-    def names(self, config: ConvNeXtConfig) -> Names:
-        names = {"stem.conv": "0.0", "stem.norm": "0.1"}
-        for stage in range(1, 4):
-            theirs = 2 * stage
-            names |= {
-                f"stages.{stage}.down.norm": f"{theirs}.0",
-                f"stages.{stage}.down.conv": f"{theirs}.1",
-            }
-        parts = {"depthwise": 0, "norm": 2, "expand": 3, "project": 5}
-        for block in _blocks(config):
-            _, stage, _, i = block.split(".")
-            theirs = f"{2 * int(stage) + 1}.{i}"
-            names |= {f"{block}.{part}": f"{theirs}.block.{at}" for part, at in parts.items()}
-            names[f"{block}.scale.gamma"] = f"{theirs}.layer_scale"
-        return names
+    def down(self, stage: int) -> str:
+        return f"{2 * stage}"
+
+    def block(self, stage: int, i: int | str) -> str:
+        return f"{2 * stage + 1}.{i}"
 
     def reshaped(self, config: ConvNeXtConfig) -> dict[str, tuple[int, ...]]:
         widths = convnext.NETWORKS[config.size].channels
@@ -75,47 +118,37 @@ class TimmConvNeXt(_ConvNeXt):
     """`stem`, `stages.{0..3}`, each with a `downsample` but the first, and `blocks`."""
 
     classifier: ClassVar = {"norm": "head.norm", "classifier": "head.fc"}
+    parts: ClassVar = {
+        "depthwise": "conv_dw",
+        "norm": "norm",
+        "expand": "mlp.fc1",
+        "project": "mlp.fc2",
+    }
+    scale = "gamma"
     joint = "."
     """Between `stages` and its number; an extractor of features has them as attributes, `stages_0`."""
 
     def recognises(self, shapes: Shapes) -> bool:
-        return any(name.startswith(f"stages{self.joint}0.blocks.0.conv_dw.") for name in shapes)
+        return any(name.startswith(f"{self.block(0, 0)}.conv_dw.") for name in shapes)
 
     def config(self, shapes: Shapes, **fields) -> ConvNeXtConfig:
-        stem = shapes[f"stem{self.joint}0.weight"]
-        stages = f"stages{self.joint}"
-        if f"{stages}0.blocks.0.gamma" not in shapes:
+        if f"{self.block(0, 0)}.gamma" not in shapes:
             raise ValueError(
                 "it has no layer scale: ConvNeXt-V2 and its kin are not among those we know"
             )
-        counts = tuple(count(shapes, f"{stages}{stage}.blocks.{{}}.") for stage in range(4))
-        return _config(counts, stem, **fields)
+        return super().config(shapes, **fields)
 
-    def names(self, config: ConvNeXtConfig) -> Names:
-        names = {"stem.conv": f"stem{self.joint}0", "stem.norm": f"stem{self.joint}1"}
-        for stage in range(1, 4):
-            theirs = f"stages{self.joint}{stage}.downsample"
-            names |= {
-                f"stages.{stage}.down.norm": f"{theirs}.0",
-                f"stages.{stage}.down.conv": f"{theirs}.1",
-            }
-        parts = {"depthwise": "conv_dw", "norm": "norm", "expand": "mlp.fc1", "project": "mlp.fc2"}
-        for block in _blocks(config):
-            _, stage, _, i = block.split(".")
-            theirs = f"stages{self.joint}{stage}.blocks.{i}"
-            names |= {f"{block}.{part}": f"{theirs}.{called}" for part, called in parts.items()}
-            names[f"{block}.scale.gamma"] = f"{theirs}.gamma"
-        return names
+    def stem(self, at: int) -> str:
+        return f"stem{self.joint}{at}"
+
+    def down(self, stage: int) -> str:
+        return f"stages{self.joint}{stage}.downsample"
+
+    def block(self, stage: int, i: int | str) -> str:
+        return f"stages{self.joint}{stage}.blocks.{i}"
 
     def classifier_module(self, config: Config):
-        import timm
-
-        return timm.create_model(
-            f"convnext_{config.backbone.size}",
-            num_classes=config.num_classes,
-            in_chans=config.backbone.in_channels,
-            output_stride=config.backbone.output_stride,
-        )
+        return timm_module(f"convnext_{config.backbone.size}", config)
 
 
 class TimmFeaturesConvNeXt(TimmConvNeXt):
@@ -123,16 +156,6 @@ class TimmFeaturesConvNeXt(TimmConvNeXt):
 
     classifier: ClassVar = {}
     joint = "_"
-
-
-def _config(counts: tuple[int, ...], stem: tuple[int, ...], **fields) -> ConvNeXtConfig:
-    """The size from the blocks of the stages and the channels of the first."""
-    for size, network in convnext.NETWORKS.items():
-        if (network.blocks, network.channels[0]) == (counts, stem[0]):
-            return ConvNeXtConfig(size, in_channels=stem[1], **fields)
-    raise ValueError(
-        f"no ConvNeXt that we know has {counts} blocks and {stem[0]} channels at first"
-    )
 
 
 def _blocks(config: ConvNeXtConfig) -> list[str]:

@@ -4,11 +4,10 @@ from typing import ClassVar
 
 from deeplab_jax.backbones import EfficientNetLiteConfig, efficientnet_lite
 from deeplab_jax.config import Config
-from port.backbones.base import Naming
+from port.backbones.base import Naming, timm_module
 from port.backbones.inverted_residual import (
-    is_timms,
+    is_plain_timms,
     no_width,
-    timm_module,
     timm_names,
     timm_projections,
 )
@@ -36,9 +35,7 @@ class TimmEfficientNetLite(_EfficientNetLite):
     classifier: ClassVar = {"classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        squeezed = any(".se." in name for name in shapes)
-        kernel = shapes.get("blocks.2.0.conv_dw.weight", (0,))[-1]
-        return is_timms(shapes) and not squeezed and "conv_head.bias" not in shapes and kernel == 5
+        return is_plain_timms(shapes, 5)
 
     def config(self, shapes: Shapes, **fields) -> EfficientNetLiteConfig:
         return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], **fields)

@@ -1,14 +1,9 @@
 """What the namings of networks of inverted residuals share: widths by channels, and timm's names."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from deeplab_jax.backbones.inverted_residual import Block
-from deeplab_jax.config import Config
 from port.naming import Names, Shapes, conv_bn, count
-
-if TYPE_CHECKING:
-    import torch
 
 WIDTHS = tuple(n / 100 for n in range(5, 305, 5))
 """The width multipliers that are looked for."""
@@ -27,6 +22,14 @@ def is_timms(shapes: Shapes) -> bool:
     return any(name.startswith("blocks.0.0.") for name in shapes) and any(
         name.startswith(("conv_stem.", "bn1.")) for name in shapes
     )
+
+
+def is_plain_timms(shapes: Shapes, kernel_size: int) -> bool:
+    """Whether they are, of a network without squeeze-excite whose third stage has such kernels."""
+    squeezed = any(".se." in name for name in shapes)
+    kernel = shapes.get("blocks.2.0.conv_dw.weight", (0,))[-1]
+    plain = not squeezed and "conv_head.bias" not in shapes and kernel == kernel_size
+    return is_timms(shapes) and plain
 
 
 def timm_projections(shapes: Shapes) -> list[int]:
@@ -81,19 +84,3 @@ def parts(block: Block, channels: int) -> list[str]:
     """What a block has, in order, where its input has so many channels."""
     expand = ["expand"] if block.expanded != channels else []
     return [*expand, "depthwise", *(["se"] if block.squeezed else []), "project"]
-
-
-def timm_module(name: str, config: Config) -> "torch.nn.Module | None":
-    """timm's classifier of that name, or of the one whose weights were born in TensorFlow."""
-    import timm
-
-    name = f"tf_{name}" if config.backbone.padding == "same" else name
-    if not timm.is_model(name):
-        return None
-    stride = config.backbone.output_stride
-    return timm.create_model(
-        name,
-        num_classes=config.num_classes,
-        in_chans=config.backbone.in_channels,
-        **({"output_stride": stride} if stride < 32 else {}),
-    )

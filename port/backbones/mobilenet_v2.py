@@ -4,12 +4,11 @@ from typing import ClassVar
 
 from deeplab_jax.backbones import MobileNetV2Config, mobilenet_v2
 from deeplab_jax.config import Config
-from port.backbones.base import Naming
+from port.backbones.base import Naming, timm_module
 from port.backbones.inverted_residual import (
     WIDTHS,
-    is_timms,
+    is_plain_timms,
     no_width,
-    timm_module,
     timm_names,
     timm_projections,
 )
@@ -44,16 +43,15 @@ class TorchvisionMobileNetV2(_MobileNetV2):
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
         last = shapes.get(f"features.{BLOCKS + 1}.0.weight", (None,))[0]
-        projections = [nested_projection(shapes, f"features.{i}") for i in range(1, BLOCKS + 1)]
+        projections = [_nested_projection(shapes, f"features.{i}") for i in range(1, BLOCKS + 1)]
         return _config(projections, shapes["features.0.0.weight"][1], last=last, **fields)
 
     def names(self, config: MobileNetV2Config) -> Names:
         names = conv_bn("stem", "features.0.0", "features.0.1")
         for i in range(BLOCKS):
             ours, theirs = f"blocks.{i}", f"features.{i + 1}.conv"
-            parts = (
-                ["depthwise"] if i == 0 else ["expand", "depthwise"]
-            )  # the first expands nothing
+            # The first expands nothing.
+            parts = ["depthwise"] if i == 0 else ["expand", "depthwise"]
             for at, part in enumerate(parts):
                 names |= conv_bn(f"{ours}.{part}", f"{theirs}.{at}.0", f"{theirs}.{at}.1")
             at = len(parts)
@@ -70,7 +68,7 @@ class TorchvisionMobileNetV2(_MobileNetV2):
         return models.mobilenet_v2(num_classes=config.num_classes, width_mult=config.backbone.width)
 
 
-def nested_projection(shapes: Shapes, block: str) -> int:
+def _nested_projection(shapes: Shapes, block: str) -> int:
     """Output channels of a block: of its last convolution, the last part but one."""
     return shapes[f"{block}.conv.{count(shapes, f'{block}.conv.{{}}.') - 2}.weight"][0]
 
@@ -134,9 +132,7 @@ class TimmMobileNetV2(_MobileNetV2):
     classifier: ClassVar = {"classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        squeezed = any(".se." in name for name in shapes)
-        kernel = shapes.get("blocks.2.0.conv_dw.weight", (0,))[-1]
-        return is_timms(shapes) and not squeezed and "conv_head.bias" not in shapes and kernel == 3
+        return is_plain_timms(shapes, 3)
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
         last = shapes.get("conv_head.weight", (1280,))[0]

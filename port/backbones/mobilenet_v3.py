@@ -5,14 +5,13 @@ from typing import ClassVar
 from deeplab_jax.backbones import MobileNetV3Config, mobilenet_v3
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
-from port.backbones.base import Naming
+from port.backbones.base import Naming, timm_module
 from port.backbones.inverted_residual import (
     WIDTHS,
     is_timms,
     no_width,
     parts,
     timm_blocks,
-    timm_module,
     timm_names,
     timm_projections,
 )

@@ -1,6 +1,9 @@
 """The aligned Xception and Cadene's, as jfzhang, yassouali, bubbliiiing and VainF name them."""
 
+import abc
 import itertools
+from types import ModuleType
+from typing import ClassVar
 
 from deeplab_jax.backbones import (
     OriginalXceptionConfig,
@@ -12,11 +15,46 @@ from port.backbones.base import Naming
 from port.naming import Names, Shapes, conv_bn
 
 
-class YassoualiXception(Naming):
+class _Xception(Naming):
+    """What the namings share: `conv1` and `conv2`, blocks of three convolutions, `skip`, the exit.
+
+    Attributes:
+      network: our module of the family, which has its tables.
+    """
+
+    network: ClassVar[ModuleType]
+
+    def config(self, shapes: Shapes, **fields):
+        return self.family(in_channels=shapes.get("conv1.weight", (32, 3))[1], **fields)
+
+    def names(self, config) -> Names:
+        names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
+        blocks = itertools.pairwise([xception.STEM, *self.network.BLOCKS])
+        for number, (before, widths) in enumerate(blocks, 1):
+            ours, theirs = f"blocks.{number - 1}", f"block{number}"
+            for i in range(len(widths)):
+                names |= self.separable(f"{ours}.convs.{i}", *self.in_block(number, i))
+            if before[-1] != widths[-1]:
+                names |= conv_bn(f"{ours}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
+        for i in range(len(self.network.EXIT)):
+            names |= self.separable(f"exit.{i}", f"conv{i + 3}", f"bn{i + 3}")
+        return names
+
+    @abc.abstractmethod
+    def in_block(self, number: int, i: int) -> tuple[str, str]:
+        """A separable convolution of `block{number}`, and the norm after it."""
+
+    @abc.abstractmethod
+    def separable(self, ours: str, conv: str, bn: str) -> Names:
+        """The parts of a separable convolution, and the norm after it."""
+
+
+class YassoualiXception(_Xception):
     """`block{1..20}`, each with a Sequential `rep`, which begins with a ReLU but in block1."""
 
     family = XceptionConfig
     known = "Xception"
+    network = xception
     without_relu: tuple[int, ...] = (1,)
     """The blocks whose `rep` begins with a convolution."""
 
@@ -24,25 +62,11 @@ class YassoualiXception(Naming):
         at = int(2 not in self.without_relu)
         return _is_aligned(shapes) and f"block2.rep.{at}.conv1.weight" in shapes
 
-    def config(self, shapes: Shapes, **fields) -> XceptionConfig:
-        return XceptionConfig(in_channels=_in_channels(shapes), **fields)
+    def in_block(self, number: int, i: int) -> tuple[str, str]:
+        at = 3 * i + (number not in self.without_relu)
+        return f"block{number}.rep.{at}", f"block{number}.rep.{at + 1}"
 
-    def names(self, config: XceptionConfig) -> Names:
-        names = _stem()
-        blocks = itertools.pairwise([xception.STEM, *xception.BLOCKS])
-        for number, (before, widths) in enumerate(blocks, 1):
-            ours, theirs = f"blocks.{number - 1}", f"block{number}"
-            for i in range(len(widths)):
-                at = 3 * i + (number not in self.without_relu)
-                conv, bn = f"{theirs}.rep.{at}", f"{theirs}.rep.{at + 1}"
-                names |= self._separable(f"{ours}.convs.{i}", conv, bn)
-            if before[-1] != widths[-1]:
-                names |= conv_bn(f"{ours}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
-        for i in range(len(xception.EXIT)):
-            names |= self._separable(f"exit.{i}", f"conv{i + 3}", f"bn{i + 3}")
-        return names
-
-    def _separable(self, ours: str, conv: str, bn: str) -> Names:
+    def separable(self, ours: str, conv: str, bn: str) -> Names:
         parts = {"depthwise": "conv1", "depthwise_bn": "bn", "pointwise": "pointwise"}
         names = {f"{ours}.{part}": f"{conv}.{called}" for part, called in parts.items()}
         return names | {f"{ours}.bn": bn}
@@ -54,79 +78,52 @@ class JFZhangXception(YassoualiXception):
     without_relu = (1, 2)
 
 
-class BubbliiiingXception(Naming):
-    """`block{1..20}` of `sepconv{1..3}`."""
+class BubbliiiingXception(_Xception):
+    """`block{1..20}` of `sepconv{1..3}`, which have both of their norms inside."""
 
     family = XceptionConfig
     known = "Xception"
+    network = xception
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("block1.sepconv1.") for name in shapes)
 
-    def config(self, shapes: Shapes, **fields) -> XceptionConfig:
-        return XceptionConfig(in_channels=_in_channels(shapes), **fields)
+    def in_block(self, number: int, i: int) -> tuple[str, str]:
+        conv = f"block{number}.sepconv{i + 1}"
+        return conv, conv
 
-    def names(self, config: XceptionConfig) -> Names:
-        names = _stem()
-        blocks = itertools.pairwise([xception.STEM, *xception.BLOCKS])
-        for i, (before, widths) in enumerate(blocks):
-            theirs = f"block{i + 1}"
-            for conv in range(len(widths)):
-                names |= self._separable(f"blocks.{i}.convs.{conv}", f"{theirs}.sepconv{conv + 1}")
-            if before[-1] != widths[-1]:
-                names |= conv_bn(f"blocks.{i}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
-        for i in range(len(xception.EXIT)):
-            names |= self._separable(f"exit.{i}", f"conv{i + 3}")
-        return names
-
-    def _separable(self, ours: str, theirs: str) -> Names:
+    def separable(self, ours: str, conv: str, bn: str) -> Names:
+        del bn  # inside
         parts = {"depthwise": "depthwise", "depthwise_bn": "bn1", "pointwise": "pointwise"}
-        return {
-            f"{ours}.{p}": f"{theirs}.{called}" for p, called in (parts | {"bn": "bn2"}).items()
-        }
+        return {f"{ours}.{p}": f"{conv}.{called}" for p, called in (parts | {"bn": "bn2"}).items()}
 
 
-class CadeneXception(Naming):
+class CadeneXception(_Xception):
     """`block{1..12}` of the network that is not aligned: no norm between depthwise and pointwise."""
 
     family = OriginalXceptionConfig
     known = "Cadene's Xception"
+    network = original_xception
 
     def recognises(self, shapes: Shapes) -> bool:
         return not _is_aligned(shapes) and any(n.startswith("block1.rep.") for n in shapes)
 
-    def config(self, shapes: Shapes, **fields) -> OriginalXceptionConfig:
-        return OriginalXceptionConfig(in_channels=_in_channels(shapes), **fields)
-
     def names(self, config: OriginalXceptionConfig) -> Names:
-        names = _stem()
-        blocks = itertools.pairwise([xception.STEM, *original_xception.BLOCKS])
-        for number, (before, widths) in enumerate(blocks, 1):
-            ours, theirs = f"blocks.{number - 1}", f"block{number}"
-            for i in range(len(widths)):
-                at = 3 * i + (number != 1)  # all but the first begin with a ReLU
-                conv, bn = f"{theirs}.rep.{at}", f"{theirs}.rep.{at + 1}"
-                names |= self._separable(f"{ours}.convs.{i}", conv) | {f"{ours}.convs.{i}.bn": bn}
-            if before[-1] != widths[-1]:
-                names |= conv_bn(f"{ours}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
-        last = len(original_xception.EXIT) - 1
-        for i in range(last + 1):
-            names |= self._separable(f"exit.{i}", f"conv{i + 3}")
-            names |= {f"exit.{i}.bn": f"bn{i + 3}"} if i < last or config.last_norm else {}
+        names = super().names(config)
+        if not config.last_norm:
+            del names[f"exit.{len(original_xception.EXIT) - 1}.bn"]
         return names
 
-    def _separable(self, ours: str, conv: str) -> Names:
-        return {f"{ours}.depthwise": f"{conv}.conv1", f"{ours}.pointwise": f"{conv}.pointwise"}
+    def in_block(self, number: int, i: int) -> tuple[str, str]:
+        at = 3 * i + (number != 1)  # all but the first begin with a ReLU
+        return f"block{number}.rep.{at}", f"block{number}.rep.{at + 1}"
 
-
-def _stem() -> Names:
-    return conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
+    def separable(self, ours: str, conv: str, bn: str) -> Names:
+        parts = {"depthwise": "conv1", "pointwise": "pointwise"}
+        names = {f"{ours}.{part}": f"{conv}.{called}" for part, called in parts.items()}
+        return names | {f"{ours}.bn": bn}
 
 
 def _is_aligned(shapes: Shapes) -> bool:
     """Whether a norm follows the depthwise convolutions, as in no other Xception."""
     return any(name.startswith("block1.rep.0.bn.") for name in shapes)
-
-
-def _in_channels(shapes: Shapes) -> int:
-    return shapes.get("conv1.weight", (32, 3))[1]

@@ -214,3 +214,18 @@ class Layout(abc.ABC):
             return ()
         _, naming = place or self.place(config)
         return tuple(f"backbone.{path}" for path in naming.channels_last(config.backbone))
+
+
+def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ValueError, listing them, for options in a config.json that we cannot compute.
+
+    Args:
+      fixed: the values that we have for each; the first is the default.
+    """
+    other = [
+        f"{name} is {settings[name]!r}, and we can only do {values[0]!r}"
+        for name, values in fixed.items()
+        if settings.get(name, values[0]) not in values
+    ]
+    if other:
+        raise ValueError("; ".join(other))

@@ -21,7 +21,7 @@ from port.backbones.convnext import TimmFeaturesConvNeXt
 from port.backbones.efficientnet_lite import TimmEfficientNetLite
 from port.backbones.mobilenet_v2 import TorchvisionMobileNetV2
 from port.backbones.resnet import TorchvisionResNet
-from port.layouts.base import Layout, Place
+from port.layouts.base import Layout, Place, check_fixed
 from port.layouts.heads import aspp_names, separable_names
 from port.naming import Names, Shapes, conv_bn, under
 
@@ -109,13 +109,7 @@ class SMP(Layout):
         fixed = {"encoder_depth": (5,)}
         if (size := sizes.get(settings.get("_model_class"))) is not None:
             fixed["upsampling"] = (size, None)
-        other = [
-            f"{name} is {settings[name]!r}, and we can only do {values[0]!r}"
-            for name, values in fixed.items()
-            if settings.get(name, values[0]) not in values
-        ]
-        if other:
-            raise ValueError("; ".join(other))
+        check_fixed(settings, fixed)
         fields = {"output_stride": stride}
         if rates := settings.get("decoder_atrous_rates"):
             fields["rates"] = tuple(rates)

@@ -14,7 +14,7 @@ from deeplab_jax.preprocessing import Preprocessing
 from port.backbones.mobilenet_v2 import TransformersMobileNetV2 as MobileNetV2Naming
 from port.backbones.mobilenet_v2 import conv_layer
 from port.backbones.mobilevit import TransformersMobileViT as MobileViTNaming
-from port.layouts.base import Layout, Place
+from port.layouts.base import Layout, Place, check_fixed
 from port.naming import Names, Shapes, under
 
 CLASSIFIER = "segmentation_head.classifier.convolution"
@@ -47,13 +47,7 @@ class _Transformers(Layout):
                 f"{self.model_type!r}. It belongs to another model: remove it, or pass the "
                 "folder that transformers saved"
             )
-        other = [
-            f"{name} is {settings[name]!r}, and we can only do {value!r}"
-            for name, value in self.fixed.items()
-            if settings.get(name, value) != value
-        ]
-        if other:
-            raise ValueError("; ".join(other))
+        check_fixed(settings, {name: (value,) for name, value in self.fixed.items()})
         fields = {
             field: tuple(settings[name]) if isinstance(settings[name], list) else settings[name]
             for name, field in self.options.items()
