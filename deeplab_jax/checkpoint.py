@@ -129,8 +129,8 @@ def load(
     if path.is_file():
         config, read_weights = _read_file(path)
     elif _is_model(path):
-        text = (path / CONFIG).read_bytes()
-        config, read_weights = _read_config(text, path), _read_folder(path, json.loads(text))
+        config, digest = _read_header((path / CONFIG).read_bytes(), path)
+        read_weights = _read_folder(path, digest)
     else:
         raise ModelError(
             f"{path} is not a model folder: it must hold {CONFIG} and {WEIGHTS}/. A PyTorch checkpoint "
@@ -185,7 +185,8 @@ def _header(config: Config) -> dict[str, Any]:
     return {"format": FORMAT, "config": to_dict(config)}
 
 
-def _read_config(text: str | bytes, path: Path) -> Config:
+def _read_header(text: str | bytes, path: Path) -> tuple[Config, str | None]:
+    """The config, and the weights' digest where it stands beside it."""
     try:
         header = json.loads(text)
         if header["format"] > FORMAT:
@@ -193,7 +194,7 @@ def _read_config(text: str | bytes, path: Path) -> Config:
                 f"{path} was written by a newer version (format {header['format']}, this one reads "
                 f"up to {FORMAT}): upgrade deeplab-jax"
             )
-        return from_dict(header["config"])
+        return from_dict(header["config"]), header.get(DIGEST)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
@@ -236,7 +237,7 @@ def _orbax():
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def _read_folder(path: Path, header: Mapping[str, Any]):
+def _read_folder(path: Path, digest: str | None):
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
@@ -256,7 +257,7 @@ def _read_folder(path: Path, header: Mapping[str, Any]):
                 if reason is None or isinstance(error, ModelError):
                     raise
                 raise ModelError(f"the weights of {path} cannot be read: {reason}") from error
-        _check_digest(path, header.get(DIGEST), _digest(found))
+        _check_digest(path, digest, _digest(found))
         return found
 
     return read
@@ -304,4 +305,5 @@ def _read_file(path: Path):
         _check_digest(path, metadata.get(DIGEST), _digest(arrays, metadata[HEADER]))
         return jax.device_put({name: np.array(array) for name, array in arrays.items()})
 
-    return _read_config(metadata[HEADER], path), read
+    config, _ = _read_header(metadata[HEADER], path)
+    return config, read
