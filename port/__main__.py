@@ -331,10 +331,10 @@ def _reference(
     layout = conversion.layout
     unchecked = "only names and shapes were checked."
     try:
-        module = layout.reference(model.config)
+        module = layout.reference(model.config, conversion.place)
         if module is None:
             model = _at_native_stride(conversion)
-            module = layout.reference(model.config)
+            module = layout.reference(model.config, conversion.place)
             if module is not None:
                 added = ", ".join(f"{name} {value}" for name, value in _added(conversion).items())
                 console.print(

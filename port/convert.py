@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.layers import BatchNorm, Conv, LayerNorm
 from deeplab_jax.model import SegmentationModel, build, create
 from port.layouts import LAYOUTS, Layout, Place
-from port.read import SETTINGS_FILE, CheckpointError, read
+from port.read import SETTINGS_FILE, CheckpointError, StateDict, read
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,7 @@ class Conversion:
     Attributes:
       model: in eval mode.
       layout: the family that the checkpoint is of.
+      place: of the backbone in it; None for a head alone.
       source: the checkpoint's tensors, by the names that it has.
       tensors: the same by the names that the layout's code has today.
       dropped: what was left out of the checkpoint, for people.
@@ -67,6 +68,7 @@ class Conversion:
 
     model: SegmentationModel
     layout: Layout
+    place: Place | None
     source: Mapping[str, np.ndarray]
     tensors: Mapping[str, np.ndarray]
     dropped: tuple[str, ...]
@@ -179,43 +181,28 @@ def convert(
       seed: of a classifier that starts anew.
     """
     checkpoint = read(source, ema=ema)
-    if layout is None:
-        family, prefix = _find(checkpoint.tensors)
-    else:
-        family = named_layout(layout)
-        prefix = next(
-            (p for p in _prefixes(checkpoint.tensors) if _takes(family, checkpoint.tensors, p)), ""
-        )
-    network = _within_prefix(checkpoint.tensors, prefix)
-    dropped = [*checkpoint.dropped, *_outside(checkpoint.tensors, prefix)]
-    tensors = _canonical(family, network)
-    if apart := [name for name in tensors if name.startswith(family.apart)]:
-        dropped.append(f"{_some(apart)}: no part of the segmentation")
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in apart}
+    network = _network(checkpoint, layout)
+    family, tensors, dropped = network.layout, network.tensors, list(network.dropped)
     settings = _settings(family, checkpoint.settings)
+    if checkpoint.settings and type(family).settings is Layout.settings:
+        dropped.append(
+            f"{SETTINGS_FILE} beside the weights: {family.code} writes none that we know"
+        )
     if output_stride is not None:
         settings["output_stride"] = output_stride
     known = {*settings, *fields}
     config = _config(family, tensors, settings.pop("output_stride", None))
-    checkpoint_classes = config.num_classes
+    classes = config.num_classes
     if num_classes is not None:
         fields["num_classes"] = num_classes
-        if num_classes != checkpoint_classes:
+        if num_classes != classes:
             settings.pop("class_names", None)
     config = _with_settings(config, {name: v for name, v in settings.items() if name not in fields})
     config = config.override(**fields)
     model = build(config)
     place = family.find_place(_shapes(tensors))
     listed = entries(model, family, config, place)
-    renewed = ()
-    if num_classes is not None:
-        headless = not any(e.name in tensors for e in listed if _within(e, _classifiers(model)))
-        if headless or num_classes != checkpoint_classes:
-            renewed = _classifiers(model)
-    if checkpoint.settings and type(family).settings is Layout.settings:
-        dropped.append(
-            f"{SETTINGS_FILE} beside the weights: {family.code} writes none that we know"
-        )
+    renewed = _renewed(model, listed, tensors, num_classes, classes)
     if not renewed and (other := _auxiliary_classes(listed, tensors, config)):
         # The usual fine-tuning recipe replaces the main classifier alone.
         dropped.append(
@@ -225,7 +212,7 @@ def convert(
         config = config.override(aux_head=None)
         model = build(config)
         listed = entries(model, family, config, place)
-    _check(family, tensors, listed, renewed, checkpoint_classes)
+    _check(family, tensors, listed, renewed, classes)
     if renewed:
         model = create(config, rngs=nnx.Rngs(seed))
     _assign(model, {e.path: (e, tensors[e.names[-1]]) for e in listed if not _within(e, renewed)})
@@ -234,13 +221,55 @@ def convert(
     return Conversion(
         model=model,
         layout=family,
-        source=network,
+        place=place,
+        source=network.source,
         tensors=tensors,
         dropped=(*dropped, *_overruled(listed, tensors)),
         chosen=chosen | {n: v for n, v in fields.items() if n != "num_classes"},
         assumed=tuple(name for name in chosen if name not in known),
         initialised=tuple(e.path for e in listed if _within(e, renewed)),
     )
+
+
+class _Network(NamedTuple):
+    """The tensors of a checkpoint that its network consists of, see `Conversion`."""
+
+    layout: Layout
+    source: dict[str, np.ndarray]
+    tensors: dict[str, np.ndarray]
+    dropped: tuple[str, ...]
+
+
+def _network(checkpoint: StateDict, layout: str | None) -> _Network:
+    """Finds the network in a checkpoint, under whatever prefix, and leaves out what is beside it."""
+    if layout is None:
+        family, prefix = _find(checkpoint.tensors)
+    else:
+        family = named_layout(layout)
+        prefixes = _prefixes(checkpoint.tensors)
+        prefix = next((p for p in prefixes if _takes(family, checkpoint.tensors, p)), "")
+    source = _within_prefix(checkpoint.tensors, prefix)
+    dropped = [*checkpoint.dropped, *_outside(checkpoint.tensors, prefix)]
+    tensors = _canonical(family, source)
+    if apart := [name for name in tensors if name.startswith(family.apart)]:
+        dropped.append(f"{_some(apart)}: no part of the segmentation")
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in apart}
+    return _Network(family, source, tensors, tuple(dropped))
+
+
+def _renewed(
+    model: SegmentationModel,
+    listed: list[Entry],
+    tensors: Mapping[str, np.ndarray],
+    wanted: int | None,
+    classes: int,
+) -> tuple[str, ...]:
+    """The classifiers that start anew: where other classes are wanted, or the checkpoint has none."""
+    classifiers = _classifiers(model)
+    there = any(e.name in tensors for e in listed if _within(e, classifiers))
+    if wanted is None or (there and wanted == classes):
+        return ()
+    return classifiers
 
 
 def find_layout(tensors: Mapping[str, np.ndarray]) -> Layout:

@@ -21,12 +21,16 @@ class Naming(abc.ABC):
     Attributes:
       family: our config of it.
       known: which of its networks we have, for messages.
+      layouts: the layouts whose own code has it, by their names.
+      classifier_prefix: what stands before it in a classifier of that code.
       classifier: what the layers of the ImageNet classifier behind it are called: those of our head ->
         theirs. Empty where there is none to be read.
     """
 
     family: ClassVar[type]
     known: ClassVar[str]
+    layouts: ClassVar[tuple[str, ...]] = ()
+    classifier_prefix: ClassVar[str] = ""
     classifier: ClassVar[Names] = {}
 
     @abc.abstractmethod
@@ -65,6 +69,18 @@ class Naming(abc.ABC):
         del config
         return ()
 
+    # ---- what packages call the network, to build the original ----
+
+    def timm_name(self, config: Any) -> str | None:
+        """timm's name of the network, None where it has none."""
+        del config
+        return None
+
+    def smp_name(self, config: Any) -> str | None:
+        """The name of segmentation_models_pytorch's own encoder of it, None where it has none."""
+        del config
+        return None
+
     # ---- the ImageNet classifier, where `classifier` names it ----
 
     def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
@@ -79,24 +95,35 @@ class Naming(abc.ABC):
     def classifier_module(self, config: Config) -> "torch.nn.Module | None":
         """The original classifier without weights, None where its code cannot be dilated so.
 
+        timm's, unless a naming says otherwise.
+
         Raises ImportError when its package is not installed.
         """
-        del config
-        return None
+        import timm
+
+        name = self.timm_name(config.backbone)
+        if name is None or not timm.is_model(name):
+            return None
+        stride = config.backbone.output_stride
+        return timm.create_model(
+            name,
+            num_classes=config.num_classes,
+            in_chans=config.backbone.in_channels,
+            **({"output_stride": stride} if stride < 32 else {}),
+        )
 
 
-def timm_module(name: str, config: Config) -> "torch.nn.Module | None":
-    """timm's classifier of that name, or of the one whose weights were born in TensorFlow."""
-    import timm
+NAMINGS: list[Naming] = []
+"""All namings, in the order of their registration; a layout's own come first where it is concerned."""
 
-    same = getattr(config.backbone, "padding", None) == "same"
-    name = f"tf_{name}" if same else name
-    if not timm.is_model(name):
-        return None
-    stride = config.backbone.output_stride
-    return timm.create_model(
-        name,
-        num_classes=config.num_classes,
-        in_chans=config.backbone.in_channels,
-        **({"output_stride": stride} if stride < 32 else {}),
-    )
+
+def register_naming(naming: Naming) -> None:
+    """Makes the names of a family of backbones known to every layout.
+
+    For a backbone of your own the command knows them with `--plugin MODULE`, the module that calls this.
+    A naming of the same class is replaced, as where a notebook runs a cell twice.
+    """
+    same = [known for known in NAMINGS if type(known).__qualname__ == type(naming).__qualname__]
+    for known in same:
+        NAMINGS.remove(known)
+    NAMINGS.append(naming)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from deeplab_jax.backbones import ConvNeXtConfig, convnext
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
-from port.backbones.base import Naming, timm_module
+from port.backbones.base import Naming, register_naming
 from port.naming import Names, Shapes, count
 
 
@@ -78,6 +78,8 @@ class _ConvNeXt(Naming):
 class TorchvisionConvNeXt(_ConvNeXt):
     """`{0..7}`: the stem, and stages and downsamplings in turn."""
 
+    layouts = ("torchvision-classification",)
+    classifier_prefix = "features."
     classifier: ClassVar = {"norm": "classifier.0", "classifier": "classifier.2"}
     parts: ClassVar = {
         "depthwise": "block.0",
@@ -117,6 +119,7 @@ class TorchvisionConvNeXt(_ConvNeXt):
 class TimmConvNeXt(_ConvNeXt):
     """`stem`, `stages.{0..3}`, each with a `downsample` but the first, and `blocks`."""
 
+    layouts = ("timm",)
     classifier: ClassVar = {"norm": "head.norm", "classifier": "head.fc"}
     parts: ClassVar = {
         "depthwise": "conv_dw",
@@ -147,13 +150,14 @@ class TimmConvNeXt(_ConvNeXt):
     def block(self, stage: int, i: int | str) -> str:
         return f"stages{self.joint}{stage}.blocks.{i}"
 
-    def classifier_module(self, config: Config):
-        return timm_module(f"convnext_{config.backbone.size}", config)
+    def timm_name(self, config: ConvNeXtConfig) -> str:
+        return f"convnext_{config.size}"
 
 
 class TimmFeaturesConvNeXt(TimmConvNeXt):
     """The same as an extractor of features (`features_only`), which has no classifier."""
 
+    layouts = ("smp",)
     classifier: ClassVar = {}
     joint = "_"
 
@@ -162,3 +166,8 @@ def _blocks(config: ConvNeXtConfig) -> list[str]:
     """The paths of all blocks."""
     counts = convnext.NETWORKS[config.size].blocks
     return [f"stages.{stage}.blocks.{i}" for stage in range(4) for i in range(counts[stage])]
+
+
+register_naming(TorchvisionConvNeXt())
+register_naming(TimmConvNeXt())
+register_naming(TimmFeaturesConvNeXt())

@@ -3,7 +3,7 @@
 from deeplab_jax.backbones import DRNConfig, drn
 from deeplab_jax.backbones.resnet import Bottleneck
 from deeplab_jax.layers import ConvNormAct
-from port.backbones.base import Naming
+from port.backbones.base import Naming, register_naming
 from port.backbones.resnet import residual_names
 from port.naming import Names, Shapes, conv_bn, count
 
@@ -11,6 +11,7 @@ from port.naming import Names, Shapes, conv_bn, count
 class AuthorsDRN(Naming):
     """`layer0` to `layer8`, each a Sequential."""
 
+    layouts = ("jfzhang",)
     family = DRNConfig
     known = "DRN-D"
 
@@ -45,3 +46,6 @@ class AuthorsDRN(Naming):
                 convs = 3 if block_type is Bottleneck else 2
                 names |= residual_names(layer, blocks, convs, shortcut=True)
         return names
+
+
+register_naming(AuthorsDRN())

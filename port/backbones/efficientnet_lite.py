@@ -3,9 +3,10 @@
 from typing import ClassVar
 
 from deeplab_jax.backbones import EfficientNetLiteConfig, efficientnet_lite
-from deeplab_jax.config import Config
-from port.backbones.base import Naming, timm_module
+from port.backbones.base import Naming, register_naming
 from port.backbones.inverted_residual import (
+    TIMM_NORM,
+    born_in,
     is_plain_timms,
     no_width,
     timm_names,
@@ -32,24 +33,31 @@ class _EfficientNetLite(Naming):
 class TimmEfficientNetLite(_EfficientNetLite):
     """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`."""
 
+    layouts = ("smp", "timm")
     classifier: ClassVar = {"classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
         return is_plain_timms(shapes, 5)
 
     def config(self, shapes: Shapes, **fields) -> EfficientNetLiteConfig:
+        fields = TIMM_NORM | fields
         return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], **fields)
 
     def names(self, config: EfficientNetLiteConfig) -> Names:
         names = timm_names(efficientnet_lite.block_table(config.variant), efficientnet_lite.STEM)
         return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv != "none" else {})
 
-    def classifier_module(self, config: Config):
-        return timm_module(f"efficientnet_lite{config.backbone.variant}", config)
+    def timm_name(self, config: EfficientNetLiteConfig) -> str:
+        return born_in(config.padding, f"efficientnet_lite{config.variant}")
+
+    def smp_name(self, config: EfficientNetLiteConfig) -> str:
+        return f"timm-tf_efficientnet_lite{config.variant}"
 
 
 class LukeMelasEfficientNetLite(_EfficientNetLite):
     """efficientnet-lite-pytorch's: `_blocks.{i}._expand_conv` and the like."""
+
+    layouts = ("efficientnet-lite-pytorch",)
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("_blocks.0.") for name in shapes)
@@ -70,3 +78,7 @@ class LukeMelasEfficientNetLite(_EfficientNetLite):
                     conv, bn = f"{prefix}_{part}_conv", f"{prefix}_bn{at}"
                     names |= conv_bn(f"blocks.{i}.{part}", conv, bn)
         return names | (conv_bn("last", "_conv_head", "_bn1") if config.last_conv != "none" else {})
+
+
+register_naming(TimmEfficientNetLite())
+register_naming(LukeMelasEfficientNetLite())

@@ -1,7 +1,7 @@
 """HRNetV2, as its authors and VainF name it."""
 
 from deeplab_jax.backbones import HRNetConfig, hrnet
-from port.backbones.base import Naming
+from port.backbones.base import Naming, register_naming
 from port.backbones.resnet import residual_names
 from port.naming import Names, Shapes, conv_bn, under
 
@@ -9,6 +9,7 @@ from port.naming import Names, Shapes, conv_bn, under
 class VainFHRNet(Naming):
     """`stage{2..4}`; `transition{n}` makes the new streams of stage n + 1."""
 
+    layouts = ("vainf",)
     family = HRNetConfig
     known = "HRNetV2"
 
@@ -47,3 +48,6 @@ def _unit(streams: int) -> Names:
             for step in range(i - j):
                 names |= conv_bn(f"{ours}.{step}", f"{theirs}.{step}.0", f"{theirs}.{step}.1")
     return names
+
+
+register_naming(VainFHRNet())

@@ -8,6 +8,9 @@ from port.naming import Names, Shapes, conv_bn, count
 WIDTHS = tuple(n / 100 for n in range(5, 305, 5))
 """The width multipliers that are looked for."""
 
+TIMM_NORM = {"norm_momentum": 0.1, "norm_epsilon": 1e-5}
+"""timm's batch norm, but for weights born in TensorFlow."""
+
 
 def no_width(family: str, projections: list[int]) -> ValueError:
     """The error of blocks that no network of a family has."""
@@ -15,6 +18,11 @@ def no_width(family: str, projections: list[int]) -> ValueError:
         f"no {family} that we know has blocks of {projections} channels: neither a width multiplier "
         "in steps of .05 nor a named variant gives them"
     )
+
+
+def born_in(padding: str, name: str) -> str:
+    """timm's name of a network, or of the one whose weights were born in TensorFlow."""
+    return f"tf_{name}" if padding == "same" else name
 
 
 def is_timms(shapes: Shapes) -> bool:

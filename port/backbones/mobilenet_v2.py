@@ -4,9 +4,11 @@ from typing import ClassVar
 
 from deeplab_jax.backbones import MobileNetV2Config, mobilenet_v2
 from deeplab_jax.config import Config
-from port.backbones.base import Naming, timm_module
+from port.backbones.base import Naming, register_naming
 from port.backbones.inverted_residual import (
+    TIMM_NORM,
     WIDTHS,
+    born_in,
     is_plain_timms,
     no_width,
     timm_names,
@@ -36,6 +38,7 @@ class _MobileNetV2(Naming):
 class TorchvisionMobileNetV2(_MobileNetV2):
     """`features.{0..18}`, blocks as nested Sequentials called `conv`."""
 
+    layouts = ("smp", "torchvision-classification")
     classifier: ClassVar = {"classifier": "classifier.1"}
 
     def recognises(self, shapes: Shapes) -> bool:
@@ -60,6 +63,9 @@ class TorchvisionMobileNetV2(_MobileNetV2):
             names |= conv_bn("last", f"features.{BLOCKS + 1}.0", f"features.{BLOCKS + 1}.1")
         return names
 
+    def smp_name(self, config: MobileNetV2Config) -> str | None:
+        return "mobilenet_v2" if config.width == 1.0 else None
+
     def classifier_module(self, config: Config):
         from torchvision import models
 
@@ -76,6 +82,7 @@ def _nested_projection(shapes: Shapes, block: str) -> int:
 class VainFMobileNetV2(TorchvisionMobileNetV2):
     """torchvision's blocks without the last, cut into `low_level_features` and `high_level_features`."""
 
+    layouts = ("vainf",)
     classifier: ClassVar = {}
     low_level_blocks = 4
     """The first so many members of `features` are the low-level features."""
@@ -106,6 +113,8 @@ class VainFMobileNetV2(TorchvisionMobileNetV2):
 class FlatMobileNetV2(_MobileNetV2):
     """`features.{0..17}`, blocks as one flat Sequential called `conv` (jfzhang, bubbliiiing)."""
 
+    layouts = ("jfzhang", "bubbliiiing")
+
     def recognises(self, shapes: Shapes) -> bool:
         return "features.1.conv.0.weight" in shapes or "features.2.conv.0.weight" in shapes
 
@@ -129,12 +138,14 @@ class FlatMobileNetV2(_MobileNetV2):
 class TimmMobileNetV2(_MobileNetV2):
     """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`."""
 
+    layouts = ("timm",)
     classifier: ClassVar = {"classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
         return is_plain_timms(shapes, 3)
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        fields = TIMM_NORM | fields
         last = shapes.get("conv_head.weight", (1280,))[0]
         return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], last=last, **fields)
 
@@ -143,13 +154,14 @@ class TimmMobileNetV2(_MobileNetV2):
         names = timm_names(table, table[0].expanded)
         return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv else {})
 
-    def classifier_module(self, config: Config):
-        return timm_module(f"mobilenetv2_{round(100 * config.backbone.width):03d}", config)
+    def timm_name(self, config: MobileNetV2Config) -> str:
+        return born_in(config.padding, f"mobilenetv2_{round(100 * config.width):03d}")
 
 
 class MMSegMobileNetV2(_MobileNetV2):
     """`layer{1..7}`, one for each row of the network's table, blocks as Sequentials of ConvModules."""
 
+    layouts = ("mmseg",)
     rows = len(mobilenet_v2.TABLE)
 
     def recognises(self, shapes: Shapes) -> bool:
@@ -175,6 +187,8 @@ class MMSegMobileNetV2(_MobileNetV2):
 
 class TransformersMobileNetV2(_MobileNetV2):
     """`conv_stem` with the first block in it, and `layer.{0..15}`."""
+
+    layouts = ("transformers-mobilenet-v2",)
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("conv_stem.first_conv.") for name in shapes)
@@ -217,3 +231,11 @@ def inverted_residual(ours: str, theirs: str, *, expand: bool = True) -> Names:
         for part, called in parts.items()
         for path, name in conv_layer(f"{ours}.{part}", f"{theirs}.{called}").items()
     }
+
+
+register_naming(TorchvisionMobileNetV2())
+register_naming(VainFMobileNetV2())
+register_naming(FlatMobileNetV2())
+register_naming(TimmMobileNetV2())
+register_naming(MMSegMobileNetV2())
+register_naming(TransformersMobileNetV2())

@@ -5,9 +5,11 @@ from typing import ClassVar
 from deeplab_jax.backbones import MobileNetV3Config, mobilenet_v3
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
-from port.backbones.base import Naming, timm_module
+from port.backbones.base import Naming, register_naming
 from port.backbones.inverted_residual import (
+    TIMM_NORM,
     WIDTHS,
+    born_in,
     is_timms,
     no_width,
     parts,
@@ -36,6 +38,8 @@ class _MobileNetV3(Naming):
 class TorchvisionMobileNetV3(_MobileNetV3):
     """`{0..16}`, blocks as a Sequential called `block`."""
 
+    layouts = ("torchvision", "torchvision-classification")
+    classifier_prefix = "features."
     classifier: ClassVar = {"hidden": "classifier.0", "classifier": "classifier.3"}
 
     def recognises(self, shapes: Shapes) -> bool:
@@ -77,6 +81,7 @@ class TorchvisionMobileNetV3(_MobileNetV3):
 class TimmMobileNetV3(_MobileNetV3):
     """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`; the last convolution is a stage too."""
 
+    layouts = ("timm",)
     classifier: ClassVar = {"hidden": "conv_head", "classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
@@ -84,6 +89,7 @@ class TimmMobileNetV3(_MobileNetV3):
         return is_timms(shapes) and (squeezed or "conv_head.bias" in shapes)
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV3Config:
+        fields = TIMM_NORM | fields
         *projections, _ = timm_projections(shapes)
         return _config(projections, shapes["conv_stem.weight"][1], **fields)
 
@@ -97,8 +103,15 @@ class TimmMobileNetV3(_MobileNetV3):
     def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
         return ClassifierConfig(shapes.get("conv_head.weight", (1280,))[0])
 
+    def timm_name(self, config: MobileNetV3Config) -> str:
+        name = f"mobilenetv3_{config.size}_{round(100 * config.width):03d}"
+        return born_in(config.padding, name)
+
     def classifier_module(self, config: Config):
         if config.backbone.output_stride < 32:
             return None  # timm dilates it as an extractor of features only
-        width = round(100 * config.backbone.width)
-        return timm_module(f"mobilenetv3_{config.backbone.size}_{width:03d}", config)
+        return super().classifier_module(config)
+
+
+register_naming(TorchvisionMobileNetV3())
+register_naming(TimmMobileNetV3())

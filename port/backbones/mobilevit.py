@@ -1,7 +1,7 @@
 """MobileViT, as transformers names it."""
 
 from deeplab_jax.backbones import MobileViTConfig, mobilevit
-from port.backbones.base import Naming
+from port.backbones.base import Naming, register_naming
 from port.backbones.mobilenet_v2 import conv_layer, inverted_residual
 from port.naming import Names, Shapes, under
 
@@ -21,6 +21,7 @@ FIRST = 4
 class TransformersMobileViT(Naming):
     """`encoder.layer.{0..4}`, the last three of which have transformers."""
 
+    layouts = ("transformers-mobilevit",)
     family = MobileViTConfig
     known = "MobileViT small, x-small and xx-small"
 
@@ -67,3 +68,6 @@ def _stage(layers: int) -> Names:
     for i in range(layers):
         names |= under(f"transformer.{i}", f"transformer.layer.{i}", LINEAR | NORMS)
     return names | conv_layer("project", "conv_projection") | conv_layer("fuse", "fusion")
+
+
+register_naming(TransformersMobileViT())

@@ -5,7 +5,7 @@ from typing import ClassVar
 from deeplab_jax.backbones import ResNetConfig, resnet
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
-from port.backbones.base import Naming
+from port.backbones.base import Naming, register_naming
 from port.naming import Names, Shapes, conv_bn, count
 
 
@@ -15,6 +15,7 @@ class TorchvisionResNet(Naming):
     mmsegmentation's v1c has a Sequential `stem` in place of `conv1`.
     """
 
+    layouts = ("torchvision", "vainf", "smp", "mmseg", "jfzhang", "torchvision-classification")
     family = ResNetConfig
     known = "ResNet-18 to 152"
     classifier: ClassVar = {"classifier": "fc"}
@@ -47,6 +48,12 @@ class TorchvisionResNet(Naming):
         del shapes
         return ClassifierConfig(dropout=0.0)
 
+    def timm_name(self, config: ResNetConfig) -> str | None:
+        return f"resnet{config.depth}" if config.stem == "plain" else None
+
+    def smp_name(self, config: ResNetConfig) -> str | None:
+        return self.timm_name(config)
+
     def classifier_module(self, config: Config):
         from torchvision import models
 
@@ -61,6 +68,7 @@ class TorchvisionResNet(Naming):
 class YassoualiResNet(TorchvisionResNet):
     """torchvision's, but for the first convolution, which is in a Sequential `layer0`."""
 
+    layouts = ("yassouali",)
     classifier: ClassVar = {}
 
     def recognises(self, shapes: Shapes) -> bool:
@@ -100,3 +108,7 @@ def residual_names(layer: str, blocks: int, convs: int, *, shortcut: bool) -> Na
         prefix = f"{layer}.0.downsample"
         names |= conv_bn(prefix, f"{prefix}.0", f"{prefix}.1")
     return names
+
+
+register_naming(TorchvisionResNet())
+register_naming(YassoualiResNet())

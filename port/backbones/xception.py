@@ -11,7 +11,7 @@ from deeplab_jax.backbones import (
     original_xception,
     xception,
 )
-from port.backbones.base import Naming
+from port.backbones.base import Naming, register_naming
 from port.naming import Names, Shapes, conv_bn
 
 
@@ -52,6 +52,7 @@ class _Xception(Naming):
 class YassoualiXception(_Xception):
     """`block{1..20}`, each with a Sequential `rep`, which begins with a ReLU but in block1."""
 
+    layouts = ("yassouali",)
     family = XceptionConfig
     known = "Xception"
     network = xception
@@ -75,12 +76,14 @@ class YassoualiXception(_Xception):
 class JFZhangXception(YassoualiXception):
     """The same with the ReLU before block2 outside it: it works on the low-level features too."""
 
+    layouts = ("jfzhang",)
     without_relu = (1, 2)
 
 
 class BubbliiiingXception(_Xception):
     """`block{1..20}` of `sepconv{1..3}`, which have both of their norms inside."""
 
+    layouts = ("bubbliiiing",)
     family = XceptionConfig
     known = "Xception"
     network = xception
@@ -101,6 +104,7 @@ class BubbliiiingXception(_Xception):
 class CadeneXception(_Xception):
     """`block{1..12}` of the network that is not aligned: no norm between depthwise and pointwise."""
 
+    layouts = ("vainf",)
     family = OriginalXceptionConfig
     known = "Cadene's Xception"
     network = original_xception
@@ -127,3 +131,9 @@ class CadeneXception(_Xception):
 def _is_aligned(shapes: Shapes) -> bool:
     """Whether a norm follows the depthwise convolutions, as in no other Xception."""
     return any(name.startswith("block1.rep.0.bn.") for name in shapes)
+
+
+register_naming(YassoualiXception())
+register_naming(JFZhangXception())
+register_naming(BubbliiiingXception())
+register_naming(CadeneXception())

@@ -42,7 +42,6 @@ class Layout(abc.ABC):
       choices: fields of the config that are options of the original code and leave no trace in the
         weights, so that `--output-stride` and the like must tell.
       prefixes: what may stand before the names of a backbone.
-      namings: those of `port.backbones` that its own code has.
       takes_others: whether its heads may stand on backbones of other code too.
       rules: fields of the backbone's config that are its code's habits, by the config's type.
       rule: the same for backbones that its code has not got.
@@ -55,7 +54,6 @@ class Layout(abc.ABC):
     models: str
     choices: tuple[str, ...] = ("output_stride",)
     prefixes: tuple[str, ...] = ("backbone.",)
-    namings: tuple[type[Naming], ...] = ()
     takes_others: bool = True
     rules: ClassVar[Mapping[type, Mapping[str, Any]]] = {}
     rule: ClassVar[Mapping[str, Any]] = {"first_block_dilation": "same"}
@@ -127,12 +125,15 @@ class Layout(abc.ABC):
         del config
         return {}
 
-    def reference(self, config: Config) -> "torch.nn.Module | None":
+    def reference(self, config: Config, place: Place | None = None) -> "torch.nn.Module | None":
         """The original model, without weights, where its code can be installed; else None.
+
+        Args:
+          place: of the backbone in a checkpoint; None is where the original code has it.
 
         Raises ImportError when the package is not installed.
         """
-        del config
+        del config, place
         return None
 
     # ---- the backbone, by composition ----
@@ -148,7 +149,7 @@ class Layout(abc.ABC):
 
     def _namings(self) -> list[Naming]:
         """All that a backbone may have, the original code's own first."""
-        own = [naming for naming in NAMINGS if type(naming) in self.namings]
+        own = [naming for naming in NAMINGS if self.name in naming.layouts]
         others = [naming for naming in NAMINGS if naming not in own]
         return own + (others if self.takes_others else [])
 
@@ -159,13 +160,8 @@ class Layout(abc.ABC):
         """
         for naming in self._namings():
             if naming.family is type(config.backbone):
-                return Place(self.prefix(config), naming)
+                return Place(self.prefixes[0], naming)
         raise ValueError(f"{self.code} has no {config.backbone.kind}")
-
-    def prefix(self, config: Config) -> str:
-        """Which of `prefixes` the original code has for such a backbone."""
-        del config
-        return self.prefixes[0]
 
     def fields(self, place: Place) -> Mapping[str, Any]:
         """The habits of the original code for a backbone, as fields of its config."""

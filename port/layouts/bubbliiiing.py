@@ -9,8 +9,6 @@ from deeplab_jax.backbones import MobileNetV2Config, XceptionConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.mobilenet_v2 import FlatMobileNetV2
-from port.backbones.xception import BubbliiiingXception
 from port.layouts.base import Layout, Place
 from port.naming import Names, Shapes, conv_bn
 
@@ -20,7 +18,6 @@ class Bubbliiiing(Layout):
     code = "bubbliiiing/deeplabv3-plus-pytorch"
     models = "v3+ on MobileNetV2 and Xception"
 
-    namings = (FlatMobileNetV2, BubbliiiingXception)
     rules: ClassVar = {
         MobileNetV2Config: {},
         XceptionConfig: {"shortcut_relu": "identity", "exit_stride": 1, "norm_momentum": 3e-4},

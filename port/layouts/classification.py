@@ -26,5 +26,9 @@ class Classification(Layout):
         head = {f"head.{part}": name for part, name in naming.classifier.items()}
         return self.backbone_names(config, place) | head
 
-    def reference(self, config: Config):
-        return self.place(config).naming.classifier_module(config)
+    def place(self, config: Config) -> Place:
+        naming = super().place(config).naming
+        return Place(naming.classifier_prefix, naming)
+
+    def reference(self, config: Config, place: Place | None = None):
+        return (place or self.place(config)).naming.classifier_module(config)

@@ -7,7 +7,6 @@ from deeplab_jax.backbones import EfficientNetLiteConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.efficientnet_lite import LukeMelasEfficientNetLite
 from port.layouts.base import Layout, Place
 from port.naming import Names, Shapes
 
@@ -22,7 +21,6 @@ class EfficientNetLitePytorch(Layout):
     linear_head = ("head.classifier",)
     takes_others = False  # its classifier is the backbone's own
     prefixes = ("",)
-    namings = (LukeMelasEfficientNetLite,)
     rules: ClassVar = {
         EfficientNetLiteConfig: {
             "padding": "same",
@@ -49,7 +47,8 @@ class EfficientNetLitePytorch(Layout):
     def names(self, config: Config, place: Place | None = None) -> Names:
         return self.backbone_names(config, place) | {"head.classifier": "_fc"}
 
-    def reference(self, config: Config):
+    def reference(self, config: Config, place: Place | None = None):
+        del place
         if config.backbone.output_stride != 32:
             return None  # the package cannot dilate
         from efficientnet_lite_pytorch import EfficientNet

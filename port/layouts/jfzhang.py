@@ -9,10 +9,7 @@ from typing import ClassVar
 from deeplab_jax.backbones import DRNConfig, MobileNetV2Config, ResNetConfig, XceptionConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3PlusConfig
-from port.backbones.drn import AuthorsDRN
 from port.backbones.mobilenet_v2 import FlatMobileNetV2
-from port.backbones.resnet import TorchvisionResNet
-from port.backbones.xception import JFZhangXception
 from port.layouts.base import Layout, Place
 from port.naming import Names, Shapes, conv_bn
 
@@ -25,7 +22,6 @@ class JFZhang(Layout):
     code = "jfzhang95/pytorch-deeplab-xception"
     models = "v3+ on ResNet-101, Xception, MobileNetV2 and DRN-D"
 
-    namings = (TorchvisionResNet, JFZhangXception, FlatMobileNetV2, AuthorsDRN)
     rules: ClassVar = {
         ResNetConfig: {"first_block_dilation": "same", "multi_grid": MULTI_GRID},
         XceptionConfig: {

@@ -10,8 +10,6 @@ from typing import ClassVar
 from deeplab_jax.backbones import MobileNetV2Config, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig, FCNConfig
-from port.backbones.mobilenet_v2 import MMSegMobileNetV2
-from port.backbones.resnet import TorchvisionResNet
 from port.layouts.base import Layout, Place
 from port.naming import Names, Shapes, conv_bn, under
 
@@ -24,7 +22,6 @@ class MMSeg(Layout):
     models = "DeepLabV3 and V3Plus on ResNet (v1b, v1c) and MobileNetV2; d8 and d16-mg124; auxiliary head"
     choices = ("output_stride", "first_block_dilation", "multi_grid", "align_corners", "rates")
 
-    namings = (TorchvisionResNet, MMSegMobileNetV2)
     rules: ClassVar = {
         ResNetConfig: {
             "first_block_dilation": "previous",  # dilated stages begin with half their rate

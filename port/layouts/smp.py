@@ -9,18 +9,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from deeplab_jax.backbones import (
-    ConvNeXtConfig,
     EfficientNetLiteConfig,
-    MobileNetV2Config,
-    ResNetConfig,
 )
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.convnext import TimmFeaturesConvNeXt
-from port.backbones.efficientnet_lite import TimmEfficientNetLite
-from port.backbones.mobilenet_v2 import TorchvisionMobileNetV2
-from port.backbones.resnet import TorchvisionResNet
 from port.layouts.base import Layout, Place, check_fixed
 from port.layouts.heads import aspp_names, separable_names
 from port.naming import Names, Shapes, conv_bn, under
@@ -44,12 +37,6 @@ class SMP(Layout):
     choices = ("output_stride", "rates", "preprocessing")
     apart = ("classification_head.",)
     prefixes = (OWN, TIMMS)
-    namings = (
-        TorchvisionResNet,
-        TorchvisionMobileNetV2,
-        TimmEfficientNetLite,
-        TimmFeaturesConvNeXt,
-    )
     rules: ClassVar = {
         EfficientNetLiteConfig: {
             "first_block_dilation": "same",
@@ -123,8 +110,16 @@ class SMP(Layout):
         timms = place.prefix == TIMMS and "first_block_dilation" in fields
         return {**fields, "first_block_dilation": "previous"} if timms else fields
 
-    def prefix(self, config: Config) -> str:
-        return TIMMS if _is_timms(config) else OWN
+    def place(self, config: Config) -> Place:
+        """Among its own encoders if one is dilated so, else among timm's."""
+        for naming in self._namings():
+            if naming.family is type(config.backbone):
+                for place in (Place(OWN, naming), Place(TIMMS, naming)):
+                    rule = self.fields(place).get("first_block_dilation")
+                    alike = getattr(config.backbone, "first_block_dilation", rule) == rule
+                    if alike and _encoder_name(config, place):
+                        return place
+        return super().place(config)
 
     def names(self, config: Config, place: Place | None = None) -> Names:
         names = self.backbone_names(config, place)
@@ -148,10 +143,10 @@ class SMP(Layout):
         conv = "head.decoder.convs.0"
         return dict.fromkeys((f"{conv}.depthwise", f"{conv}.pointwise"), config.head.channels)
 
-    def reference(self, config: Config):
+    def reference(self, config: Config, place: Place | None = None):
         import segmentation_models_pytorch as smp
 
-        if (encoder := _encoder_name(config)) is None:
+        if (encoder := _encoder_name(config, place or self.place(config))) is None:
             return None
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         return (smp.DeepLabV3Plus if plus else smp.DeepLabV3)(
@@ -166,20 +161,8 @@ class SMP(Layout):
         )
 
 
-def _is_timms(config: Config) -> bool:
-    rule = getattr(config.backbone, "first_block_dilation", "previous")  # ConvNeXt has timm's alone
-    return rule == "previous"
-
-
-def _encoder_name(config: Config) -> str | None:
-    prefix = "tu-" if _is_timms(config) else ""
-    match config.backbone:
-        case ResNetConfig(depth=depth):
-            return f"{prefix}resnet{depth}"
-        case MobileNetV2Config():
-            return "mobilenet_v2"
-        case EfficientNetLiteConfig(variant=variant):
-            return f"timm-tf_efficientnet_lite{variant}"
-        case ConvNeXtConfig(size=size):
-            return f"tu-convnext_{size}"
-    return None
+def _encoder_name(config: Config, place: Place) -> str | None:
+    if place.prefix == OWN:
+        return place.naming.smp_name(config.backbone)
+    name = place.naming.timm_name(config.backbone)
+    return name and f"tu-{name}"

@@ -7,15 +7,10 @@ Weights born in TensorFlow (`tf_*`) have the names of those that were not: `padd
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import EfficientNetLiteConfig, MobileNetV2Config, MobileNetV3Config
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.convnext import TimmConvNeXt
-from port.backbones.efficientnet_lite import TimmEfficientNetLite
-from port.backbones.mobilenet_v2 import TimmMobileNetV2
-from port.backbones.mobilenet_v3 import TimmMobileNetV3
+from port.backbones.inverted_residual import TIMM_NORM
 from port.layouts.classification import Classification
 
-DEFAULTS = {"norm_momentum": 0.1, "norm_epsilon": 1e-5}  # of everything but tf_*
 TENSORFLOWS = {"padding": "same", "norm_epsilon": 1e-3}
 
 
@@ -25,11 +20,7 @@ class Timm(Classification):
     models = "ImageNet MobileNetV2 and V3, EfficientNet-Lite and ConvNeXt as dilated networks"
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
     prefixes = ("",)
-    namings = (TimmMobileNetV2, TimmMobileNetV3, TimmEfficientNetLite, TimmConvNeXt)
-    rules: ClassVar = dict.fromkeys(
-        (MobileNetV2Config, MobileNetV3Config, EfficientNetLiteConfig),
-        {"first_block_dilation": "previous"} | DEFAULTS,
-    )
+    rule: ClassVar = {"first_block_dilation": "previous"}
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         fields = timm_preprocessing(settings)
@@ -37,7 +28,7 @@ class Timm(Classification):
         if architecture.startswith("tf_"):
             return fields | TENSORFLOWS
         if architecture.startswith(("mobilenet", "efficientnet")):
-            fields |= {"padding": "symmetric", "norm_epsilon": DEFAULTS["norm_epsilon"]}
+            fields |= {"padding": "symmetric", "norm_epsilon": TIMM_NORM["norm_epsilon"]}
         return fields
 
 

@@ -6,8 +6,6 @@ from typing import ClassVar
 from deeplab_jax.backbones import MobileNetV3Config, ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, FCNConfig, LRASPPConfig
-from port.backbones.mobilenet_v3 import TorchvisionMobileNetV3
-from port.backbones.resnet import TorchvisionResNet
 from port.layouts.base import Layout, Place
 from port.layouts.heads import aspp_names
 from port.naming import Names, Shapes, conv_bn, under
@@ -21,7 +19,6 @@ class Torchvision(Layout):
     models = (
         "DeepLabv3 and FCN on ResNet-50/101, DeepLabv3 and LR-ASPP on MobileNetV3; auxiliary heads"
     )
-    namings = (TorchvisionResNet, TorchvisionMobileNetV3)
     rules: ClassVar = {ResNetConfig: {}, MobileNetV3Config: {"first_block_dilation": "same"}}
     rule: ClassVar = {"first_block_dilation": "previous"}
 
@@ -69,7 +66,8 @@ class Torchvision(Layout):
             names |= _fcn_names("aux_head", "aux_classifier")
         return names
 
-    def reference(self, config: Config):
+    def reference(self, config: Config, place: Place | None = None):
+        del place
         from torchvision.models import mobilenetv3, resnet
         from torchvision.models.segmentation import deeplabv3, fcn, lraspp
 

@@ -11,9 +11,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, rates_for
 from deeplab_jax.layers import make_divisible
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.mobilenet_v2 import TransformersMobileNetV2 as MobileNetV2Naming
 from port.backbones.mobilenet_v2 import conv_layer
-from port.backbones.mobilevit import TransformersMobileViT as MobileViTNaming
 from port.layouts.base import Layout, Place, check_fixed
 from port.naming import Names, Shapes, under
 
@@ -80,7 +78,6 @@ class TransformersMobileNetV2(_Transformers):
     models = "DeepLabv3 on MobileNetV2 as Google converted it; options from config.json"
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum", "dropout")
     prefixes = ("mobilenet_v2.",)
-    namings = (MobileNetV2Naming,)
     rules: ClassVar = {
         MobileNetV2Config: {
             "padding": "same",
@@ -132,7 +129,8 @@ class TransformersMobileNetV2(_Transformers):
         """It concatenates (pool, 1x1)."""
         return {"head.aspp.project.conv": config.head.channels}
 
-    def reference(self, config: Config):
+    def reference(self, config: Config, place: Place | None = None):
+        del place
         import transformers
 
         backbone = config.backbone
@@ -170,7 +168,6 @@ class TransformersMobileViT(_Transformers):
         "classifier_dropout",
     )
     prefixes = ("mobilevit.",)
-    namings = (MobileViTNaming,)
     rules: ClassVar = {MobileViTConfig: {}}
     model_type = "mobilevit"
     options: ClassVar = {
@@ -212,7 +209,8 @@ class TransformersMobileViT(_Transformers):
         names |= under("head", "segmentation_head", head)
         return names | {"head.classifier": CLASSIFIER}
 
-    def reference(self, config: Config):
+    def reference(self, config: Config, place: Place | None = None):
+        del place
         import transformers
 
         backbone, head = config.backbone, config.head

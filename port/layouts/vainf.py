@@ -10,10 +10,6 @@ from deeplab_jax.backbones import (
 )
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
-from port.backbones.hrnet import VainFHRNet
-from port.backbones.mobilenet_v2 import VainFMobileNetV2
-from port.backbones.resnet import TorchvisionResNet
-from port.backbones.xception import CadeneXception
 from port.layouts.base import Layout, Place
 from port.layouts.heads import aspp_names, separable_names
 from port.naming import Names, Shapes, conv_bn, under
@@ -24,7 +20,6 @@ class VainF(Layout):
     code = "VainF/DeepLabV3Plus-Pytorch"
     models = "v3 and v3+ on ResNet, MobileNetV2, Xception and HRNetV2; separable convolutions"
 
-    namings = (TorchvisionResNet, VainFMobileNetV2, VainFHRNet, CadeneXception)
     rules: ClassVar = {
         ResNetConfig: {},
         MobileNetV2Config: {"pad_before_expand": True, "stem_padding": 0},

@@ -10,8 +10,6 @@ from deeplab_jax.backbones import ResNetConfig, XceptionConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.resnet import YassoualiResNet
-from port.backbones.xception import YassoualiXception
 from port.layouts.base import Layout, Place
 from port.naming import Names, Shapes, conv_bn
 
@@ -33,7 +31,6 @@ class Yassouali(Layout):
     models = "v3+ on ResNet and Xception"
     choices = ("output_stride", "preprocessing")
 
-    namings = (YassoualiResNet, YassoualiXception)
     rules: ClassVar = {
         ResNetConfig: {"first_block_dilation": "same"},
         XceptionConfig: {
