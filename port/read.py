@@ -6,13 +6,15 @@ prefixes, and makes arrays of the tensors. torch is imported only for files that
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
+import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,15 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.paths import check_local
+from port import unpickle
 
 EMA_WRAPPERS = ("ema", "ema_state", "ema_model", "model_ema", "state_dict_ema", "ema_state_dict")
+EMA_WRAPPERS += ("swa_state_dict", "model_swa")
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "net", "network", "module")
 WRAPPERS += ("weights", "params", "current_model_state", *EMA_WRAPPERS)
 # mmengine's EMAHook and Lightning's WeightAveraging swap the two on saving: `state_dict` is the average.
 SWAPPED = {"ema_state_dict": ("message_hub", "steps"), "current_model_state": ("averaging_state",)}
+EMA_OPTION = "--ema (in Python, ema=True)"
 EMA_PREFIXES = ("ema.", "model_ema.", "ema_model.")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 ANY_PREFIX = re.compile(r"^((module|_orig_mod|model)\.)+")
@@ -38,21 +43,14 @@ OTHER_DTYPES = (
 SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 SAFETENSORS |= {f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)}
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+CHECKPOINT_ENDS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl")
 INDEX_END = ".index.json"  # of the list of the files that a large model is cut into
 INDEX_FILES = tuple(name + INDEX_END for name in FOLDER_FILES)
+DEEPEST_WRAPPER = 8  # mappings in mappings
+SMALL = 2**20  # bytes that an expanded tensor may claim
 SETTINGS_FILE = "config.json"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format
 
-# Harmless things training scripts leave in checkpoints (the builtins: factories of default dicts).
-# None is built, each has a stand-in: numpy's own reconstructors trust flags that the file gives.
-INERT = """
-argparse.Namespace types.SimpleNamespace datetime.datetime datetime.date datetime.timedelta
-builtins.bool builtins.int builtins.float builtins.str builtins.list builtins.tuple builtins.dict
-torch.torch_version.TorchVersion numpy.dtype numpy.ndarray numpy.core.multiarray.scalar
-numpy._core.multiarray.scalar numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-pathlib.PosixPath pathlib._local.PosixPath pathlib.WindowsPath pathlib._local.WindowsPath
-mmengine.logging.history_buffer.HistoryBuffer
-"""
 FILE_KINDS = (  # what a file that is not a checkpoint is, by its first bytes, and the way out
     (rb"\Z", "it is empty; download or copy it again"),
     (rb"version .*git-lfs", "it is a Git LFS pointer; run `git lfs pull` where it came from"),
@@ -62,7 +60,14 @@ FILE_KINDS = (  # what a file that is not a checkpoint is, by its first bytes, a
     ),
     (rb"[\s -~]*\Z", "it is text; download the file itself"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z|.{257}ustar", "it is packed; unpack it and pass the file inside"),
-    (rb"\x80", "it is a bare pickle, which may run code, or cut short; save it with torch.save"),
+    (rb"\x89HDF", "it is HDF5, as Keras saves: of another framework, and not read here"),
+    (rb".{4}TFL3", "it is a TensorFlow Lite model; pass the weights that it was made from"),
+    (
+        rb"\x08.{1,40}(pytorch|onnx|tf2onnx)",
+        "it is an ONNX model; pass the PyTorch checkpoint of it",
+    ),
+    (rb"\x93NUMPY", "it is one numpy array; pass a mapping from names to arrays"),
+    (rb"GGUF", "it is a GGUF file; pass the PyTorch checkpoint that it was made from"),
     (rb"", "it is of no known kind, or cut short; pass a whole file of torch.save or safetensors"),
 )
 
@@ -94,15 +99,17 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     if not isinstance(source, (str, os.PathLike, Mapping)):
         rule = f"source must be a path or a mapping of tensors, got {type(source).__name__}"
         raise CheckpointError(f"{rule}. Of a torch module, pass model.state_dict().")
+    beside: list[str] = []
     if isinstance(source, Mapping):
         tree, settings = source, {}
     else:
         check_local({"the checkpoint": source})
-        file = _file(Path(source))
+        file, beside = _file(Path(source))
         tree, settings = _open(file), _settings(file)
     found, decided, dropped = _unwrap(tree, ema)
+    dropped = [*beside, *dropped]
     state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}
-    dropped += [f"{k}: not a tensor ({type(found[k]).__name__})" for k in found if k not in state]
+    dropped += [f"{k}: not a tensor ({_class_of(found[k])})" for k in found if k not in state]
     if wrong := [name for name in state if not isinstance(name, str)]:
         raise CheckpointError(f"tensor names must be strings, got {wrong[:10]}. Pass a state_dict.")
     if not decided:
@@ -121,17 +128,26 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
 # ---- from a path to what the file holds ----
 
 
-def _file(path: Path) -> Path:
+def _file(path: Path) -> tuple[Path, list[str]]:
+    """The checkpoint at a path, and a line for each other one; of a folder, the file that hubs write.
+
+    A folder without such a file must have just one that may be a checkpoint.
+    """
+    beside: list[str] = []
     if path.is_dir():
-        found = [name for name in (*FOLDER_FILES, *INDEX_FILES) if (path / name).is_file()]
-        if len(found) != 1:
-            rule = f"{path} must have exactly one of {' and '.join(FOLDER_FILES)}, this folder has"
-            some = found or sorted(os.listdir(path))[:10]
-            raise CheckpointError(f"{rule} {some}. Pass the path of the file itself.")
-        path = path / found[0]
+        names = sorted(os.listdir(path))
+        hubs = [name for name in (*FOLDER_FILES, *INDEX_FILES) if name in names]
+        others = [name for name in names if name.endswith(CHECKPOINT_ENDS)]
+        if not hubs and len(others) != 1:
+            rule = f"{path} must have {' or '.join(FOLDER_FILES)}, or one checkpoint alone"
+            some = (others or names)[:10]
+            raise CheckpointError(f"{rule}, got {some}. Pass the path of the file itself.")
+        chosen, *rest = hubs or others
+        beside = [f"{name}: {chosen} beside it is read" for name in rest]
+        path = path / chosen
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Check the path; download a URL first.")
-    return path
+    return path, beside
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -182,6 +198,8 @@ def _open(path: Path) -> Any:
         return _open_torch(path, mmap=False)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:  # header length, JSON
         return _open_safetensors(path)
+    if head.startswith(b"\x80"):
+        return _open_pickle(path)
     kind = next(text for pattern, text in FILE_KINDS if re.match(b"(?is)" + pattern, head))
     raise CheckpointError(f"{path} is not a checkpoint, it starts with {head[:16]!r}: {kind}.")
 
@@ -236,26 +254,43 @@ def _open_zip(path: Path) -> Any:
     return _open_torch(path, mmap=stored and path.suffix != ".safetensors")
 
 
-class _Inert:
-    # Stands in for an object of INERT: takes anything, keeps nothing, runs nothing.
-    def __init__(self, *_: Any) -> None: ...
-    def __setstate__(self, _: Any) -> None: ...
-
-
 def _open_torch(path: Path, *, mmap: bool) -> Any:
     import torch
 
-    stand_ins = [(_Inert, name) for name in INERT.split()]
-    stand_ins.append((lambda *_: {}, "collections.defaultdict"))  # weights may be inside
-    with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:
-        try:
-            source = path if mmap else file
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
-        except Exception as error:  # a damaged or hostile file may raise anything
-            if not (asked := re.search(r"GLOBAL (\S+)", str(error))):
-                raise _damaged(path, "torch.save file", error) from None
-    raise CheckpointError(
-        f"{path} wants to import {asked[1]}: it is a whole pickled model, or keeps an object of "
+    with path.open("rb") as file:
+        source = path if mmap else file
+        # Not weights_only, which refuses a file for every class that its training script has left in
+        # it: our own unpickler imports nothing either, and passes them by.
+        options = {"map_location": "cpu", "weights_only": False, "mmap": mmap}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            return _checked(path, lambda: torch.load(source, pickle_module=unpickle, **options))
+
+
+def _open_pickle(path: Path) -> Any:
+    """Of arrays, as detectron2 has them."""
+    return _checked(path, lambda: unpickle.load(io.BytesIO(path.read_bytes())))
+
+
+def _checked(path: Path, load: Callable[[], Any]) -> Any:
+    """What a pickle holds, unless it is damaged, hostile or a whole model."""
+    try:
+        tree = unpickle.arrays_of(load())
+    except unpickle.HostileError as error:
+        raise _unsafe(path, str(error)) from None
+    except Exception as error:  # a damaged or hostile file may raise anything
+        raise _damaged(path, "checkpoint", error) from None
+    if not dict(_walk(tree, (), set())):
+        inside = tree.values() if isinstance(tree, Mapping) else ()
+        for leaf in (tree, *inside):
+            if isinstance(leaf, unpickle.Foreign):
+                raise _unsafe(path, leaf.name)
+    return tree
+
+
+def _unsafe(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} wants to import {name}: it is a whole pickled model, or keeps an object of "
         "its training script. Unpickling runs code, so it is not done. If you trust it, run:\n"
         f"    checkpoint = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
         "    torch.save(checkpoint.state_dict(), 'weights.pth')  # or checkpoint['state_dict']"
@@ -263,6 +298,10 @@ def _open_torch(path: Path, *, mmap: bool) -> Any:
 
 
 # ---- from what the file holds to arrays ----
+
+
+def _class_of(leaf: Any) -> str:
+    return leaf.name if isinstance(leaf, unpickle.Foreign) else type(leaf).__name__
 
 
 def _is_tensor(leaf: Any) -> bool:
@@ -276,6 +315,8 @@ def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tu
     A mapping of state dicts, one for each part of a network, becomes one with their names joined.
     """
     if not isinstance(node, Mapping) or id(node) in seen:  # a file can hold a mapping inside itself
+        return
+    if len(path) == DEEPEST_WRAPPER:
         return
     seen.add(id(node))
     inner = [found for key in WRAPPERS for found in _walk(node.get(key), (*path, key), seen)]
@@ -310,8 +351,8 @@ def _unwrap(tree: Any, ema: bool) -> tuple[Mapping, bool, list[str]]:
         got = ", ".join(f"{'.'.join(path)} ({len(found[path])} entries)" for path in chosen)
         raise CheckpointError(f"a checkpoint must hold one state dict, got {got}. Pass just one.")
     lines = [f"wrapper {key!r}" for key in chosen[0]]
-    kind, way = ("plain", "ema=False") if ema else ("EMA", "ema=True")
-    lines += [f"{kind} weights {'.'.join(p)!r}: read(..., {way}) takes them" for p in other]
+    kind, way = ("plain", "leaving --ema out") if ema else ("EMA", EMA_OPTION)
+    lines += [f"{kind} weights {'.'.join(p)!r}: {way} takes them" for p in other]
     wrappers = {key for path in found for key in path}
     node = tree
     for key in chosen[0]:
@@ -341,10 +382,10 @@ def _split_ema(state: dict[str, Any], ema: bool) -> tuple[dict[str, Any], list[s
     }
     if not averaged or (plain and 2 * len(shared) < len(averaged)):
         if ema:
-            raise CheckpointError("ema=True, but the checkpoint has no EMA weights. Leave ema out.")
+            raise CheckpointError("the checkpoint has no EMA weights. Leave --ema (ema=True) out.")
         return state, []
     if plain and not ema:
-        return plain, [f"{len(averaged)} EMA weights {prefix!r}: read(..., ema=True) takes them"]
+        return plain, [f"{len(averaged)} EMA weights {prefix!r}: {EMA_OPTION} takes them"]
     return averaged, [f"prefix {prefix!r} of the EMA weights", f"{len(plain)} plain weights"]
 
 
@@ -380,9 +421,26 @@ def _kind(leaf: Any) -> str:
     return str(leaf.dtype if str(leaf.layout) == "torch.strided" else leaf.layout)[6:]
 
 
+def _check_claims(state: dict[str, Any]) -> None:
+    """A few bytes of a file can claim any number of elements, with a stride of 0 or no data at all."""
+    for name, leaf in state.items():
+        if isinstance(leaf, np.ndarray):
+            continue
+        if leaf.is_meta:
+            rule = f"{name} has a shape and no data (device 'meta')"
+            raise CheckpointError(f"{rule}. Save the model once its weights are loaded.")
+        if str(leaf.layout) != "torch.strided" or leaf.is_quantized:
+            continue
+        claimed = leaf.numel() * leaf.element_size()
+        if claimed > max(leaf.untyped_storage().nbytes(), SMALL):
+            rule = f"{name} claims {claimed} bytes where the file has {leaf.untyped_storage().nbytes()}"
+            raise CheckpointError(f"{rule}. Save it with .contiguous(), or it is damaged.")
+
+
 def _to_arrays(state: dict[str, Any]) -> dict[str, np.ndarray]:
     kinds = {name: _kind(leaf) for name, leaf in state.items()}
     _check_kinds(kinds, FLOATS + OTHER_DTYPES)
+    _check_claims(state)
     arrays = {}
     for name, leaf in state.items():
         if not isinstance(leaf, np.ndarray):
