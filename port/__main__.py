@@ -53,6 +53,8 @@ def port(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    ignore: tuple[str, ...] = (),
     against: str | None = None,
     images: Path | None = None,
     report: Path | None = None,
@@ -79,6 +81,8 @@ def port(
         mean: Of each channel of images scaled to [0, 1], as the training code subtracted it.
         std: Of each channel, as the training code divided by it.
         ema: Take the moving average of the weights where the file has both.
+        prefix: What stands before the names of the network, `student.`; by default found.
+        ignore: Patterns of names to leave out, `loss.*`.
         against: module:factory, a function of yours that builds the original model; for code that
             cannot be installed. The module is looked for in the current folder too.
         images: Pictures to verify on; by default a synthetic one.
@@ -102,6 +106,8 @@ def port(
         output_stride=output_stride,
         num_classes=num_classes,
         ema=ema,
+        prefix=prefix,
+        ignore=ignore,
         **fields,
     )
     conversion = _described(conversion, class_names, mean, std)

@@ -6,9 +6,8 @@ module: kernels OIHW <-> HWIO, a linear layer is a 1x1 kernel, batch norm's four
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -17,8 +16,9 @@ from flax import nnx
 from deeplab_jax.config import Config
 from deeplab_jax.layers import BatchNorm, Conv, LayerNorm
 from deeplab_jax.model import SegmentationModel, build, create
-from port.layouts import LAYOUTS, Layout, Place
-from port.read import SETTINGS_FILE, CheckpointError, StateDict, read
+from port.layouts import Layout, Place
+from port.network import find_network, named_layout, shapes_of, some
+from port.read import SETTINGS_FILE, CheckpointError, read
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +29,6 @@ _LEAVES: dict[type, dict[str, str]] = {  # what our variables are called over th
     LayerNorm: {"scale": "weight", "bias": "bias"},
 }
 """Those of other modules keep their names, where a table of names does not say otherwise."""
-
-DEEPEST_PREFIX = 3
-"""Parts of a name, at most, that a training framework may have put before the network's own."""
-
-MOST_BESIDE = 1e-3
-"""Share of a file's numbers that may lie beside the network under other names; any head has more."""
 
 TRAINING_ONLY = (
     "dropout",
@@ -171,18 +165,22 @@ def convert(
     output_stride: int | None = None,
     num_classes: int | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    ignore: tuple[str, ...] = (),
     seed: int = 0,
     **fields: Any,
 ) -> Conversion:
     """`load_torch`, and an account of what it did.
 
     Args:
+      prefix, ignore: of the names of the tensors, see `find_network`.
       ema: take the moving average of the weights where the checkpoint has both.
       seed: of a classifier that starts anew.
     """
     checkpoint = read(source, ema=ema)
-    network = _network(checkpoint, layout)
-    family, tensors, dropped = network.layout, network.tensors, list(network.dropped)
+    network = find_network(checkpoint.tensors, layout=layout, prefix=prefix, ignore=ignore)
+    family, tensors = network.layout, network.tensors
+    dropped = [*checkpoint.dropped, *network.dropped]
     settings = _settings(family, checkpoint.settings)
     if checkpoint.settings and type(family).settings is Layout.settings:
         dropped.append(
@@ -200,7 +198,7 @@ def convert(
     config = _with_settings(config, {name: v for name, v in settings.items() if name not in fields})
     config = config.override(**fields)
     model = build(config)
-    place = family.find_place(_shapes(tensors))
+    place = family.find_place(shapes_of(tensors))
     listed = entries(model, family, config, place)
     renewed = _renewed(model, listed, tensors, num_classes, classes)
     if not renewed and (other := _auxiliary_classes(listed, tensors, config)):
@@ -231,32 +229,6 @@ def convert(
     )
 
 
-class _Network(NamedTuple):
-    """The tensors of a checkpoint that its network consists of, see `Conversion`."""
-
-    layout: Layout
-    source: dict[str, np.ndarray]
-    tensors: dict[str, np.ndarray]
-    dropped: tuple[str, ...]
-
-
-def _network(checkpoint: StateDict, layout: str | None) -> _Network:
-    """Finds the network in a checkpoint, under whatever prefix, and leaves out what is beside it."""
-    if layout is None:
-        family, prefix = _find(checkpoint.tensors)
-    else:
-        family = named_layout(layout)
-        prefixes = _prefixes(checkpoint.tensors)
-        prefix = next((p for p in prefixes if _takes(family, checkpoint.tensors, p)), "")
-    source = _within_prefix(checkpoint.tensors, prefix)
-    dropped = [*checkpoint.dropped, *_outside(checkpoint.tensors, prefix)]
-    tensors = _canonical(family, source)
-    if apart := [name for name in tensors if name.startswith(family.apart)]:
-        dropped.append(f"{_some(apart)}: no part of the segmentation")
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in apart}
-    return _Network(family, source, tensors, tuple(dropped))
-
-
 def _renewed(
     model: SegmentationModel,
     listed: list[Entry],
@@ -272,86 +244,9 @@ def _renewed(
     return classifiers
 
 
-def find_layout(tensors: Mapping[str, np.ndarray]) -> Layout:
-    """The layout whose code made these names.
-
-    Raises CheckpointError when none does or more than one might.
-    """
-    return _find(tensors)[0]
-
-
-def _find(tensors: Mapping[str, np.ndarray]) -> tuple[Layout, str]:
-    """The layout whose code made these names, and what stands before all names of the network."""
-    found = []
-    for prefix in _prefixes(tensors):
-        if found := [x for x in LAYOUTS.values() if _takes(x, tensors, prefix)]:
-            break
-    if len(found) == 1:
-        return found[0], prefix
-    some = ", ".join(list(tensors)[:5])
-    if not found:
-        raise CheckpointError(
-            f"no layout knows these names: {some}, ... ({len(tensors)} tensors). "
-            f"We read {', '.join(f'{x.name} ({x.code})' for x in LAYOUTS.values())}. "
-            "Other names are of another network, and a layout is one small file, see CONTRIBUTING.md."
-        )
-    raise CheckpointError(
-        f"these names ({some}, ...) may be of {' or '.join(x.name for x in found)}: "
-        "say which with --layout (in Python, layout=...)"
-    )
-
-
-def _within_prefix(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _prefixes(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """What may stand before all names of the network: nothing first, then part by part.
-
-    A training framework keeps the network as a part of its own (`model.`, `net.`), beside perhaps the
-    weights of a loss: small things. Where large ones are beside it, there is another network.
-    """
-    total = sum(tensor.size for tensor in tensors.values())
-    for depth in range(DEEPEST_PREFIX + 1):
-        sizes: Counter[str] = Counter()
-        for name, tensor in tensors.items():
-            sizes["".join(f"{part}." for part in name.split(".")[:depth])] += tensor.size
-        prefix, size = max(sizes.items(), key=lambda item: item[1], default=("", 0))
-        if size < (1 - MOST_BESIDE) * total:
-            return
-        yield prefix
-
-
-def _takes(layout: Layout, tensors: Mapping[str, np.ndarray], prefix: str) -> bool:
-    return layout.recognises(_shapes(_canonical(layout, _within_prefix(tensors, prefix))))
-
-
-def _outside(tensors: Mapping[str, np.ndarray], prefix: str) -> Iterator[str]:
-    if prefix:
-        yield f"prefix {prefix!r}"
-    yield from (f"{name}: beside the network" for name in tensors if not name.startswith(prefix))
-
-
-def named_layout(name: str) -> Layout:
-    """The layout of that name. Raises ValueError, listing them, where there is none."""
-    if name not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
-    return LAYOUTS[name]
-
-
-def _canonical(layout: Layout, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    renamed: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
-        new = layout.canonical(name)
-        if new in renamed:
-            raise CheckpointError(f"{layout.name} calls two tensors {new!r}; keep one of them")
-        renamed[new] = tensor
-    return renamed
-
-
 def _config(layout: Layout, tensors: Mapping[str, np.ndarray], stride: int | None) -> Config:
     try:
-        return layout.config(_shapes(tensors), stride)
+        return layout.config(shapes_of(tensors), stride)
     except (KeyError, IndexError) as error:
         raise CheckpointError(
             f"this looks like a checkpoint of {layout.name}, but {error} is missing, which tells "
@@ -394,21 +289,31 @@ def _check(
     missing = [name for name, _ in needed if name not in tensors]
     for title, names in (("unknown", unknown), ("missing", missing)):
         if names:
-            problems.append(f"{len(names)} {title}: {_some(names)}")
+            problems.append(f"{len(names)} {title}: {some(names)}")
     shaped = [
         f"{name} is {list(tensors[name].shape)}, expected {list(e.torch_shape)}"
         for name, e in needed
         if name in tensors and tensors[name].shape != e.torch_shape
     ]
     if shaped:
-        problems.append(f"{len(shaped)} of another shape: {_some(shaped)}")
+        problems.append(f"{len(shaped)} of another shape: {some(shaped)}")
     if problems:
+        advice = [
+            "Leave out unknown tensors with --ignore (in Python, ignore=...), save missing ones, or name "
+            "another --layout."
+        ]
+        wrong = {*missing, *(line.partition(" ")[0] for line in shaped)}
+        if any(name in wrong for name, e in needed if _is_classifier(e)):
+            advice.append(
+                f"To train on another number of classes than its {classes}, say so with --num-classes "
+                "(in Python, num_classes=...): the classifier then starts anew."
+            )
         raise CheckpointError(
-            f"this checkpoint is not quite {layout.name}'s ({layout.code}):\n  "
-            + "\n  ".join(problems)
-            + "\nRemove or rename unknown tensors, save missing ones, or name another --layout. "
-            f"To train on another number of classes than its {classes}, say so with --num-classes "
-            "(in Python, num_classes=...): the classifier then starts anew."
+            "\n  ".join(
+                [f"this checkpoint is not quite {layout.name}'s ({layout.code}):", *problems]
+            )
+            + "\n"
+            + " ".join(advice)
         )
 
 
@@ -422,12 +327,8 @@ def _overruled(listed: list[Entry], tensors: Mapping[str, np.ndarray]) -> Iterat
     if names:
         yield (
             f"{len(names)} tensors whose second name has other values, which PyTorch loads over "
-            f"them: {_some(names, 3)}"
+            f"them: {some(names, 3)}"
         )
-
-
-def _some(lines: list[str], most: int = 20) -> str:
-    return ", ".join(lines[:most]) + (f" and {len(lines) - most} more" if len(lines) > most else "")
 
 
 # ---------------------------------------------------------------------------- to PyTorch
@@ -535,7 +436,7 @@ def entries(
                 )
             )
     if nameless:
-        raise ValueError(f"{layout.code} has nothing like {_some(nameless)}")
+        raise ValueError(f"{layout.code} has nothing like {some(nameless)}")
     return listed
 
 
@@ -605,12 +506,12 @@ def _without_auxiliary_head(
     return {name: tensor for name, tensor in tensors.items() if name not in auxiliary}
 
 
+def _is_classifier(entry: Entry) -> bool:
+    return entry.path.rpartition(".")[0].endswith("classifier")
+
+
 def _within(entry: Entry, modules: tuple[str, ...]) -> bool:
     return entry.path.rpartition(".")[0] in modules
-
-
-def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _chosen(layout: Layout, config: Config) -> dict[str, Any]:

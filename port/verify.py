@@ -25,7 +25,8 @@ from deeplab_jax.model import FeaturesModel, SegmentationModel
 from deeplab_jax.predict import most_likely
 from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.summary import stage_of
-from port.convert import find_layout, leaves, named_layout, weighted_modules
+from port.convert import leaves, weighted_modules
+from port.network import find_layout, named_layout
 
 if TYPE_CHECKING:
     import torch

@@ -89,8 +89,7 @@ def test_a_network_is_found_under_any_prefix(prefix, layout):
     conversion = convert(state)
     assert conversion.layout.name == layout
     assert conversion.tensors.keys() == checkpoint(layout).keys()
-    for line in ("loss.weight: beside the network", "mean: beside the network"):
-        assert line in conversion.dropped
+    assert "loss.weight, mean: beside the network" in conversion.dropped
     assert any(line.startswith("prefix ") for line in conversion.dropped)
     assert convert(state, layout=layout).tensors.keys() == checkpoint(layout).keys()
 
@@ -99,7 +98,50 @@ def test_a_part_of_another_network_is_not_taken_for_a_network():
     # A ResNet as the backbone of what we do not know: its head must not be passed by.
     state = {f"body.{name}": t for name, t in checkpoint("torchvision-classification").items()}
     state["mystery_head.weight"] = np.zeros((7, 512, 3, 3), np.float32)
-    assert "no layout knows these names" in refusal(state)
+    message = refusal(state)
+    assert "no layout knows these names" in message
+    assert "Its backbone under 'body.' has the names of ResNet" in message
+    assert "what is not known is its head: mystery_head.weight" in message
+
+
+def _under(prefix: str, layout: str) -> dict[str, np.ndarray]:
+    return {prefix + name: tensor for name, tensor in checkpoint(layout).items()}
+
+
+def test_of_two_networks_one_must_be_named():
+    state = _under("student.", "smp") | _under("teacher.net.", "torchvision")
+    message = refusal(state)
+    assert "more than one network; say which with --prefix" in message
+    assert f"student. (smp, {len(checkpoint('smp'))} tensors)" in message
+    assert f"teacher.net. (torchvision, {len(checkpoint())} tensors)" in message
+    conversion = convert(state, prefix="teacher.net")
+    assert conversion.layout.name == "torchvision"
+    assert conversion.tensors.keys() == checkpoint().keys()
+    assert any("beside the network" in line for line in conversion.dropped)
+
+
+def test_a_network_beside_a_large_one_that_is_no_deeplab_is_found_and_the_other_told():
+    state = _under("generator.", "smp")
+    state["discriminator.weight"] = np.zeros((512, 512, 3, 3), np.float32)
+    conversion = convert(state)
+    assert conversion.layout.name == "smp"
+    assert "discriminator.weight: beside the network" in conversion.dropped
+
+
+def test_a_prefix_that_no_name_has_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"begins with 'student.'; there are .*backbone. \("):
+        convert(checkpoint(), prefix="student")
+
+
+def test_tensors_are_left_out_by_patterns_of_their_names():
+    state = checkpoint() | {"criterion.weight": np.ones(7, np.float32)}
+    message = refusal(state)
+    assert "1 unknown: criterion.weight" in message
+    assert "num-classes" not in message
+    conversion = convert(state, ignore=("crit*",))
+    assert "criterion.weight: as --ignore 'crit*' says" in conversion.dropped
+    with pytest.raises(ValueError, match=r"--ignore 'los\*' matches none of the"):
+        convert(state, ignore=("los*",))
 
 
 def test_smps_classification_head_is_left_out_and_told():
@@ -149,7 +191,7 @@ def test_all_that_is_wrong_is_said_at_once_with_what_to_do():
         A_NORM,
         "classifier.4.bias",
         "1 of another shape: classifier.2.weight is [255], expected [256]",
-        "Remove or rename unknown tensors, save missing ones, or name another --layout",
+        "Leave out unknown tensors with --ignore (in Python, ignore=...), save missing ones, or",
         "num_classes=",
     ):
         assert part in message

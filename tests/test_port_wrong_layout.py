@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models import segmentation
 
 from port import LAYOUTS, CheckpointError, load_torch
-from port.convert import find_layout
+from port.network import find_layout
 
 GOLDEN = Path(__file__).parent / "golden"
 State = dict[str, np.ndarray]
