@@ -126,7 +126,8 @@ def test_annotations_that_are_not_read_are_mentioned(tmp_path):
     picture(tmp_path / "images/a.jpg")
     (tmp_path / "annotations.json").write_text("{}")
     with pytest.raises(
-        DataError, match=r"(?s)a.jpg has no label map.*annotations.json may be, are not"
+        DataError,
+        match=r"(?s)a.jpg has no label map.*annotations.json are not of a form that is read",
     ):
         open_dataset(f"folder:{tmp_path}")
 

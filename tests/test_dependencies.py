@@ -49,7 +49,7 @@ def imported(folder):
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     modules = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
     modules |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
-    beside = {file.stem for file in files}
+    beside = {part for file in files for part in (file.stem, file.parent.name)}
     return {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - OWN - beside
 
 

@@ -92,6 +92,37 @@ def parse_labels(text: str) -> ClassTable:
     return _limited(table)
 
 
+def folder_classes(root: Path) -> ClassTable | None:
+    """The table that a folder has: our classes.txt, CVAT's labelmap.txt or Roboflow's _classes.csv.
+
+    Raises:
+      DataError: see `read_classes`.
+    """
+    if table := read_classes(root / CLASS_FILE):
+        return table
+    for name, form in _OTHERS.items():
+        for path in (root / name, *sorted(root.glob(f"*/{name}"))):
+            if path.is_file():
+                return _parsed(path, [row for line in _lines(path) if (row := form(line))])
+    return None
+
+
+def _cvat(line: str) -> str | None:
+    """A line `road:128,64,128::` as ours are."""
+    name, _, rest = line.partition(":")
+    colour = rest.partition(":")[0]
+    return None if line.startswith("#") else f"{name} {colour.replace(',', ' ')}"
+
+
+def _roboflow(line: str) -> str | None:
+    """A line `1, road` as ours are; the first is a heading."""
+    number, _, name = line.partition(",")
+    return f"{int(number)}={name.strip()}" if number.strip().isdigit() else None
+
+
+_OTHERS = {"labelmap.txt": _cvat, "_classes.csv": _roboflow}
+
+
 def read_classes(path: Path) -> ClassTable | None:
     """The table in a classes.txt; None where there is no such file, or nothing in it.
 
@@ -102,13 +133,20 @@ def read_classes(path: Path) -> ClassTable | None:
       DataError: listing lines of other forms, numbers that are too large, ids and colours that
         occur twice.
     """
-    if not path.is_file():
-        return None
+    return _parsed(path, _lines(path)) if path.is_file() else None
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty. Raises DataError where it is none."""
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} must be text in UTF-8: {error}") from error
-    lines = [line for line in lines if line]
+    return [line for line in lines if line]
+
+
+def _parsed(path: Path, lines: Sequence[str]) -> ClassTable | None:
+    """The table in lines of the forms of a classes.txt; see `read_classes`."""
     if not lines:
         return None
     by_id, by_colour = ([form.fullmatch(line) for line in lines] for form in (_BY_ID, _BY_COLOUR))

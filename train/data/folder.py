@@ -1,11 +1,13 @@
 """Any folder of pictures and label maps as a data set."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from train.data.class_table import CLASS_FILE, named_classes, read_classes
-from train.data.dataset import DataError, Dataset, DecodedSource
+from train.data.annotations import Drawn, Found, find_annotations
+from train.data.class_table import CLASS_FILE, folder_classes, named_classes
+from train.data.dataset import DataError, Dataset, DecodedSource, Encoded
 from train.data.labelling import settle
-from train.data.pairs import find_splits
+from train.data.pairs import NoPairsError, find_splits, hold_out
 from train.data.survey import survey
 
 
@@ -18,13 +20,16 @@ def open_folder(
 ) -> Dataset:
     """The data set in a folder.
 
+    In place of label maps there may be annotations in COCO's, labelme's or YOLO's form, see
+    `train.data.annotations`: they are drawn when they are asked for.
+
     Pictures and label maps are told apart by the folders they are in, see `pairs.LAYOUTS`, or else by
     their names, as in `a.jpg`, `a_mask.png`. Where there is no split for validation, one example in
     `pairs.HELD_OUT` is, always the same.
 
     The pixels of grey and palette label maps are ids, 255 is ignored. Label maps of 0 and 255 alone have
     two classes. A classes.txt in the folder, or `labels`, names classes, and maps ids or colours to
-    them, see `class_table.read_classes`; where it lists colours, palettes go by theirs too. Without
+    them, see `class_table.folder_classes`; where it lists colours, palettes go by theirs too. Without
     names, the ids must be 0, 1, 2, ... Whatever was assumed is in the data set's `notes`.
 
     Args:
@@ -42,9 +47,17 @@ def open_folder(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    table = named_classes(class_names, labels) or read_classes(root / CLASS_FILE)
+    table = named_classes(class_names, labels) or folder_classes(root)
     missing: list[str] = []
-    splits, notes = find_splits(root, missing)
+    splits: Mapping[str, Encoded]
+    try:
+        splits, notes = find_splits(root, missing)
+    except NoPairsError:
+        found = find_annotations(root, table, missing)
+        if found is None:
+            raise
+        table = found.classes.table(found.origin)
+        splits, notes = _drawn(root, found, missing)
     masks, broken, wrong = survey(splits)
     unclear: list[str] = []
     labelling = settle(masks, table, unclear) if masks else None
@@ -58,6 +71,23 @@ def open_folder(
         sources["val"],
         notes=(*_unused(root, bool(class_names or labels)), *notes, *labelling.notes),
     )
+
+
+def _drawn(
+    root: Path, found: Found, problems: list[str]
+) -> tuple[Mapping[str, Encoded], tuple[str, ...]]:
+    """The splits of annotations, and what was assumed."""
+    splits = dict(found.splits)
+    names = ", ".join(found.classes.names[1:])
+    notes = [
+        f"Label maps are drawn of {found.code}'s annotations ({found.origin}): 0 is the background, "
+        f"which no region covers; then {names}."
+    ]
+    if len(splits) < 2:
+        (examples,) = splits.values()
+        splits, note = hold_out(examples, lambda example: example.picture, problems)
+        notes.append(note)
+    return {split: Drawn(root, examples) for split, examples in splits.items()}, tuple(notes)
 
 
 def _unused(root: Path, named: bool) -> tuple[str, ...]:

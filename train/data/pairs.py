@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from deeplab_jax.images import SUFFIXES
 from train.data.dataset import DataError, Part, a_few
@@ -45,10 +45,18 @@ LAYOUTS = """\
   PATH/train/a.jpg, PATH/train/a_mask.png            (or _label, ...)
   and the same without train and val: PATH/images, PATH/labels (or JPEGImages, SegmentationClass, ...;
   then ImageSets/Segmentation/train.txt and val.txt may list the names of the splits)
+  Instead of label maps: COCO's JSON (annotations.json, annotations/instances_train.json, ...), labelme's
+  JSON beside the pictures, or YOLO's text with polygons (labels/train/a.txt and data.yaml).
   The files of a pair share their name, but for such ends (a_mask) or beginnings (img_a, mask_a)."""
+
+T = TypeVar("T")
 
 Pair = tuple[Path, Path]
 """The files of a picture and of its label map."""
+
+
+class NoPairsError(DataError):
+    """A folder has no pictures with label maps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +92,7 @@ def find_splits(root: Path, problems: list[str]) -> tuple[dict[str, Files], tupl
     Adds to `problems` all pictures without label map and the other way round.
 
     Raises:
-      DataError: there is no pair.
+      NoPairsError: there is no pair.
     """
     folders, lists = _find(root), _lists(root)
     only = set() if "val" in folders else set().union(*lists.values())
@@ -98,11 +106,8 @@ def find_splits(root: Path, problems: list[str]) -> tuple[dict[str, Files], tupl
         pairs = splits["train"]
         splits = {k: tuple(p for p in pairs if p[0].stem in names) for k, names in lists.items()}
     elif "val" not in splits:
-        splits = _hold_out(splits["train"], problems)
-        notes = (
-            f"There is no split for validation: {len(splits['val'])} of "
-            f"{sum(map(len, splits.values()))} examples are held out for it, always the same.",
-        )
+        splits, note = hold_out(splits["train"], lambda pair: pair[0], problems)
+        notes = (note,)
     return {split: Files(root, pairs) for split, pairs in splits.items()}, notes
 
 
@@ -215,27 +220,41 @@ def _cut(stem: str, ends: tuple[str, ...], start: re.Pattern[str] | None) -> tup
     return tuple(other for other in cut if other and other != stem)
 
 
-def _hold_out(pairs: tuple[Pair, ...], problems: list[str]) -> dict[str, tuple[Pair, ...]]:
-    """A split by names, so that it stays nearly the same when examples are added."""
-    if len(pairs) < 2:
-        problems.append(f"training and validation need an example each, found {len(pairs)} pairs")
-    order = sorted(pairs, key=lambda pair: zlib.crc32(pair[0].name.encode()))
-    val = set(order[: max(1, len(pairs) // HELD_OUT)])
-    return {
-        "train": tuple(pair for pair in pairs if pair not in val),
-        "val": tuple(pair for pair in pairs if pair in val),
+def hold_out(
+    examples: tuple[T, ...], picture: Callable[[T], Path], problems: list[str]
+) -> tuple[dict[str, tuple[T, ...]], str]:
+    """A split by names, so that it stays nearly the same when examples are added; and a note on it.
+
+    Args:
+      picture: the picture of an example.
+      problems: that there is one example alone is added.
+    """
+    if len(examples) < 2:
+        problems.append(
+            f"training and validation need an example each, found {len(examples)} in all"
+        )
+    order = sorted(examples, key=lambda example: zlib.crc32(picture(example).name.encode()))
+    val = {picture(example) for example in order[: max(1, len(examples) // HELD_OUT)]}
+    splits = {
+        "train": tuple(example for example in examples if picture(example) not in val),
+        "val": tuple(example for example in examples if picture(example) in val),
     }
+    note = (
+        f"There is no split for validation: {len(splits['val'])} of {len(examples)} examples are held "
+        "out for it, always the same."
+    )
+    return splits, note
 
 
-def _no_pairs(root: Path, missing: list[str]) -> DataError:
+def _no_pairs(root: Path, missing: list[str]) -> NoPairsError:
     notes = [f"{root} has no pictures with label maps. Make it one of\n{LAYOUTS}"]
     if missing:
         notes.append(f"Found: {a_few(missing)}.")
     if annotations := [
-        str(p.relative_to(root)) for p in _files(root) if p.suffix.lower() == ".json"
+        str(p.relative_to(root)) for p in _files(root) if p.suffix.lower() in (".json", ".xml")
     ]:
         notes.append(
-            f"Annotations in JSON, as {a_few(annotations)} may be, are not read: draw their polygons "
-            "as label maps, PNGs whose pixels are class ids."
+            f"Annotations such as {a_few(annotations)} are not of a form that is read (COCO's, "
+            "labelme's, YOLO's): draw their polygons as label maps, PNGs whose pixels are class ids."
         )
-    return DataError("\n".join(notes))
+    return NoPairsError("\n".join(notes))
