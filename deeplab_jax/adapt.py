@@ -55,11 +55,11 @@ def with_input_channels(model: SegmentationModel, channels: int) -> Segmentation
         )
     if channels < 1:
         raise ValueError(f"channels must be at least 1, got {channels}")
-    statistics = {
-        name: _in_turn(getattr(model.config.preprocessing, name), channels)
-        for name in ("mean", "std")
-    }
-    preprocessing = dataclasses.replace(model.config.preprocessing, **statistics)
+    preprocessing = dataclasses.replace(
+        before := model.config.preprocessing,
+        mean=_in_turn(before.mean, channels),
+        std=_in_turn(before.std, channels),
+    )
     config = model.config.override(in_channels=channels, preprocessing=preprocessing)
     shapes = {path: variable.shape for path, variable in named_variables(build(config)).items()}
     kernels = {

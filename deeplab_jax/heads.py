@@ -35,8 +35,8 @@ _conv = functools.partial(ConvNormAct, fan="in")
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepLabV3Config:
-    """ASPP, a 3x3 convolution, the classifier.
+class ASPPConfig:
+    """What DeepLabv3 and v3+ have in common: ASPP, and habits of all the head's convolutions.
 
     Attributes:
       rates: atrous rates of ASPP; None is 6, 12, 18 at output stride 16, doubled at 8, halved at 32.
@@ -46,15 +46,10 @@ class DeepLabV3Config:
       norm_between: see `SeparableConvNormAct`.
       bias: convolutions have a bias although a batch norm follows (bubbliiiing).
       project_kernel: side of the kernel that fuses ASPP's branches: 1, or 3 in mmsegmentation.
-      convs: 3x3 convolutions between ASPP and the classifier: 1, or 0 in mmsegmentation and
-        transformers.
       drop_channels: dropout takes whole channels of an image (PyTorch's Dropout2d: mmsegmentation,
         transformers), not single values.
-      classifier_dropout: rate of a second dropout, of whole channels, before the classifier (MobileViT in
-        transformers).
     """
 
-    kind: ClassVar[str] = "deeplabv3"
     rates: tuple[int, ...] | None = None
     channels: int = 256
     separable: bool = False
@@ -62,41 +57,71 @@ class DeepLabV3Config:
     norm_between: bool = False
     bias: bool = False
     project_kernel: int = 1
-    convs: int = 1
     drop_channels: bool = False
+
+    def build_aspp(self, in_channels: int, output_stride: int | None, *, rngs: nnx.Rngs) -> "ASPP":
+        """The ASPP of this config, on features at `output_stride`.
+
+        Raises ValueError where neither the config nor the backbone says what its rates are.
+        """
+        rates = self.rates
+        if rates is None:
+            if output_stride is None:
+                raise ValueError(
+                    "ASPP's atrous rates follow from the backbone's output stride, and this backbone has "
+                    f"no attribute output_stride: add it, or give the rates, {type(self).__name__}"
+                    "(rates=...)"
+                )
+            rates = rates_for(output_stride)
+        return ASPP(
+            in_channels,
+            self.channels,
+            rates=rates,
+            separable=self.separable,
+            dropout=self.dropout,
+            norm_between=self.norm_between,
+            bias=self.bias,
+            project_kernel=self.project_kernel,
+            drop_channels=self.drop_channels,
+            rngs=rngs,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepLabV3Config(ASPPConfig):
+    """ASPP, a 3x3 convolution, the classifier.
+
+    Attributes:
+      convs: 3x3 convolutions between ASPP and the classifier: 1, or 0 in mmsegmentation and
+        transformers.
+      classifier_dropout: rate of a second dropout, of whole channels, before the classifier (MobileViT in
+        transformers).
+    """
+
+    kind: ClassVar[str] = "deeplabv3"
+    convs: int = 1
     classifier_dropout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepLabV3PlusConfig:
-    """ASPP and the decoder.
+class DeepLabV3PlusConfig(ASPPConfig):
+    """ASPP and the decoder, which obeys `norm_between`, `bias` and `drop_channels` too.
 
     Attributes:
-      rates, channels, separable, dropout, norm_between, bias, project_kernel: as in
-        `DeepLabV3Config`; the decoder too obeys `norm_between` and `bias`.
       refine: one more separable 3x3 convolution between ASPP and the decoder
         (segmentation_models_pytorch).
       low_channels: what the decoder's 1x1 makes of the low-level features.
       decoder_convs: 3x3 convolutions in the decoder: two in the paper, one in many code bases.
       separable_decoder: make them depthwise-separable.
       decoder_dropout: rate after each of them, none where it is shorter.
-      drop_channels: as in `DeepLabV3Config`, in both.
     """
 
     kind: ClassVar[str] = "deeplabv3plus"
-    rates: tuple[int, ...] | None = None
-    channels: int = 256
-    separable: bool = False
-    dropout: float = 0.5
-    norm_between: bool = False
-    bias: bool = False
-    project_kernel: int = 1
     refine: bool = False
     low_channels: int = 48
     decoder_convs: int = 2
     separable_decoder: bool = False
     decoder_dropout: tuple[float, ...] = ()
-    drop_channels: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +130,7 @@ class FCNConfig:
 
     Attributes:
       tap: the features it reads: "high", or "aux" or "mid" for an auxiliary head.
-      drop_channels: as in `DeepLabV3Config`.
+      drop_channels: as in `ASPPConfig`.
     """
 
     kind: ClassVar[str] = "fcn"
@@ -173,7 +198,7 @@ class ASPP(nnx.Module):
       rates: atrous rates of the 3x3 branches; (6, 12, 18) fits output stride 16, see `rates_for`.
       separable: each 3x3 as depthwise and pointwise.
       dropout: rate after the fusion.
-      norm_between, bias, project_kernel, drop_channels: see `DeepLabV3Config`.
+      norm_between, bias, project_kernel, drop_channels: see `ASPPConfig`.
     """
 
     def __init__(
@@ -229,7 +254,7 @@ class Decoder(nnx.Module):
       channels: of the 3x3 convolutions.
       convs: how many of them.
       separable: each 3x3 as depthwise and pointwise.
-      norm_between, bias, drop_channels: see `DeepLabV3Config`.
+      norm_between, bias, drop_channels: see `ASPPConfig`.
       dropout: rate after each of the 3x3 convolutions, none where it is shorter.
       align_corners: corner rule of the resize, see `ops.resize_bilinear`.
     """
@@ -294,7 +319,7 @@ class DeepLabV3Head(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = config.channels
-        self.aspp = _aspp(in_channels, config, output_stride, rngs)
+        self.aspp = config.build_aspp(in_channels, output_stride, rngs=rngs)
         self.convs = nnx.List(
             _conv(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
         )
@@ -325,7 +350,7 @@ class DeepLabV3PlusHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = config.channels
-        self.aspp = _aspp(in_channels, config, output_stride, rngs)
+        self.aspp = config.build_aspp(in_channels, output_stride, rngs=rngs)
         self.refine = SeparableConvNormAct(width, width, rngs=rngs) if config.refine else None
         self.decoder = Decoder(
             low_level_channels,
@@ -422,34 +447,6 @@ class ClassifierHead(nnx.Module):
 
 
 Head = DeepLabV3Head | DeepLabV3PlusHead | FCNHead | LRASPPHead | ClassifierHead
-
-
-def _aspp(
-    in_channels: int,
-    config: DeepLabV3Config | DeepLabV3PlusConfig,
-    output_stride: int | None,
-    rngs: nnx.Rngs,
-) -> ASPP:
-    rates = config.rates
-    if rates is None:
-        if output_stride is None:
-            raise ValueError(
-                "ASPP's atrous rates follow from the backbone's output stride, and this backbone has no "
-                f"attribute output_stride: add it, or give the rates, {type(config).__name__}(rates=...)"
-            )
-        rates = rates_for(output_stride)
-    return ASPP(
-        in_channels,
-        config.channels,
-        rates=rates,
-        separable=config.separable,
-        dropout=config.dropout,
-        norm_between=config.norm_between,
-        bias=config.bias,
-        project_kernel=config.project_kernel,
-        drop_channels=config.drop_channels,
-        rngs=rngs,
-    )
 
 
 def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs) -> Conv:

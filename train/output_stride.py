@@ -3,6 +3,7 @@
 from flax import nnx
 
 from deeplab_jax import build
+from deeplab_jax.heads import ASPPConfig
 from deeplab_jax.layers import Conv
 from deeplab_jax.model import named_variables, with_values
 
@@ -18,9 +19,9 @@ def with_output_stride(model: nnx.Module, output_stride: int) -> nnx.Module:
       ValueError: the backbone cannot have that stride.
     """
     config, fields = model.config, {"output_stride": output_stride}
-    if (rates := getattr(config.head, "rates", None)) is not None:
-        before = config.backbone.output_stride
-        fields["rates"] = tuple(max(1, rate * before // output_stride) for rate in rates)
+    if isinstance(config.head, ASPPConfig) and config.head.rates is not None:
+        factor = config.backbone.output_stride / output_stride
+        fields["rates"] = tuple(max(1, int(rate * factor)) for rate in config.head.rates)
     values = {name: variable[...] for name, variable in named_variables(model).items()}
     other = with_values(build(config.override(**fields), dtype=model.dtype), values)
     dilations = _dilations(model, output_stride)
