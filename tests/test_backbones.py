@@ -273,7 +273,7 @@ def test_multi_grid_multiplies_the_rates_of_layer4_alone():
 
 def test_multi_grid_repeats_where_a_stage_has_more_blocks():
     plan = resnet._plan(ResNetConfig(50, multi_grid=(1, 2)))
-    assert [rate for _, _, rate, _ in plan[3]] == [1, 4, 2]
+    assert [step.dilation for step in plan[3]] == [1, 4, 2]
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_a_resnet_of_no_known_depth_is_refused_with_those_there_are():
     state = {name: array for name, array in state.items() if not name.startswith("layer3.1.")}
     message = refusal(state)
     assert "(2, 2, 1, 2) basic blocks" in message
-    assert "18, 34, 50, 101 and 152" in message
+    assert "there are (1, 1, 1, 1) (10), (2, 2, 2, 2) (18), (3, 4, 6, 3) (34)" in message
 
 
 def test_a_mobilenet_of_no_known_width_is_refused_with_its_channels():

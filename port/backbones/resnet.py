@@ -1,6 +1,7 @@
 """ResNets and their relatives, as torchvision, timm, mmsegmentation and others name them."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -111,7 +112,7 @@ class TorchvisionResNet(Naming):
         if config.bottleneck_stride != "3x3" or config.stem_pool != "around":
             return None
         if config.reduce_first > 1:
-            return "senet154"
+            return f"senet{config.depth + 2}"  # two convolutions more in the stem
         stem = (config.stem_widths, config.shortcut)
         letter = STEM_LETTERS.get(stem) if config.stem == "deep" else ""
         if letter is None:
@@ -209,10 +210,22 @@ class CadeneSENet(TorchvisionResNet):
         if config.stem_pool != "ceil" or config.attention != "se":
             return None
         if config.reduce_first > 1:
-            return "senet154"
+            return f"senet{config.depth + 2}"
         if config.groups == 1:
             return f"se_resnet{config.depth}"
         return f"se_resnext{config.depth}_{config.groups}x{config.width_per_group}d"
+
+
+def check_strides(network: str) -> None:
+    """Raises ValueError for a ResNet of timm's that filters where it strides: weights do not tell.
+
+    Args:
+      network: its name, such as "resnetaa50d" or "tu-resnetblur50".
+    """
+    if re.search(r"resne(x)?t(aa|blur)", network):
+        raise ValueError(
+            f"the network is {network}, which averages or blurs before each stride, and we cannot"
+        )
 
 
 # ---------------------------------------------------------------------------- the config from shapes

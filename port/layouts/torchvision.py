@@ -1,4 +1,7 @@
-"""torchvision.models.segmentation: DeepLabv3 and FCN on ResNet, DeepLabv3 and LR-ASPP on MobileNetV3."""
+"""torchvision.models.segmentation: DeepLabv3 and FCN on ResNet, DeepLabv3 and LR-ASPP on MobileNetV3.
+
+Its own ResNets are 50 and 101; people build the same on its ResNeXts and wide ResNets.
+"""
 
 import functools
 from typing import ClassVar
@@ -17,7 +20,8 @@ class Torchvision(Layout):
     name = "torchvision"
     code = "torchvision.models.segmentation"
     models = (
-        "DeepLabv3 and FCN on ResNet-50/101, DeepLabv3 and LR-ASPP on MobileNetV3; auxiliary heads"
+        "DeepLabv3 and FCN on ResNet-50/101, ResNeXt and wide ResNet, DeepLabv3 and LR-ASPP on "
+        "MobileNetV3; auxiliary heads"
     )
     rules: ClassVar = {ResNetConfig: {}, MobileNetV3Config: {"first_block_dilation": "same"}}
     rule: ClassVar = {"first_block_dilation": "previous"}
