@@ -187,7 +187,8 @@ class BasicBlock(nnx.Module):
 class Bottleneck(nnx.Module):
     """1x1, 3x3 (with the stride and the atrous rate), 1x1 to four times the width, and a shortcut.
 
-    In place of the 3x3 there may be `split` attention, of ResNeSt, or `scales`, of Res2Net.
+    In place of the 3x3, its norm and its activation there may be ResNeSt's split attention or Res2Net's
+    scales.
     """
 
     expansion = 4
@@ -217,21 +218,16 @@ class Bottleneck(nnx.Module):
             "groups": form.groups,
             "rngs": rngs,
         }
-        self.split = (
-            PooledSplitAttention(
-                inner, radix=form.radix, pool=form.split_pool, norm=norm, **options
-            )
-            if form.radix
-            else None
-        )
-        self.scales = (
-            Scales(inner, scale=form.scale, chained=not changes, norm=norm, **options)
-            if form.scale > 1
-            else None
-        )
-        if self.split is None and self.scales is None:
+        self.conv2: Conv | PooledSplitAttention | Scales
+        if form.radix:
+            options |= {"radix": form.radix, "pool": form.split_pool, "norm": norm}
+            self.conv2 = PooledSplitAttention(inner, **options)
+        elif form.scale > 1:
+            options |= {"scale": form.scale, "chained": not changes, "norm": norm}
+            self.conv2 = Scales(inner, **options)
+        else:
             self.conv2 = Conv(first, inner, 3, **options)
-            self.bn2 = norm(inner)
+        self.bn2 = norm(inner) if isinstance(self.conv2, Conv) else None
         self.conv3 = Conv(inner * form.scale, out, rngs=rngs)
         self.bn3 = norm(out)
         self.attention = channel_attention(form.attention, out, rngs=rngs)
@@ -248,27 +244,19 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self._middle(jax.nn.relu(self.bn1(self.conv1(x))))
+        x = self.conv2(jax.nn.relu(self.bn1(self.conv1(x))))
+        x = x if self.bn2 is None else jax.nn.relu(self.bn2(x))
         x = self.bn3(self.conv3(x))
         x = x if self.attention is None else self.attention(x)
         return jax.nn.relu(x + shortcut)
 
-    def _middle(self, x: jax.Array) -> jax.Array:
-        if self.split is not None:
-            return self.split(x)
-        if self.scales is not None:
-            return self.scales(x)
-        return jax.nn.relu(self.bn2(self.conv2(x)))
-
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
         yield spatial_layer(f"{path}.conv1", self.conv1)
-        if self.split is not None:
-            yield from self.split.spatial_layers(f"{path}.split")
-        elif self.scales is not None:
-            yield from self.scales.spatial_layers(f"{path}.scales")
-        else:
+        if isinstance(self.conv2, Conv):
             yield spatial_layer(f"{path}.conv2", self.conv2)
+        else:
+            yield from self.conv2.spatial_layers(f"{path}.conv2")
 
 
 POOL = 3  # side of the windows of the average pooling below

@@ -158,9 +158,12 @@ class MMSegResNet(TorchvisionResNet):
 
     def config(self, shapes: Shapes, **fields) -> ResNetConfig:
         config = super().config(shapes, **fields)
-        if config.shortcut == "average":  # over as many pixels as the stride has
-            config = dataclasses.replace(config, dilated_average="none")
-        return config
+        average = config.shortcut == "average"
+        return dataclasses.replace(
+            config,
+            dilated_average="none" if average else "same",  # over as many pixels as the stride has
+            split_pool="after",
+        )
 
     def deep_stem(self) -> tuple[tuple[str, str], ...]:
         return ("stem.0", "stem.1"), ("stem.3", "stem.4"), ("stem.6", "stem.7")
@@ -296,13 +299,13 @@ def _block_names(config: ResNetConfig, at: str) -> Names:
     """The convolutions and norms of a block, without its shortcut."""
     if config.radix:
         names = _plain_names(at, (1, 3))
-        names |= conv_bn(f"{at}.split", f"{at}.conv2.conv", f"{at}.conv2.bn0")
+        names |= conv_bn(f"{at}.conv2", f"{at}.conv2.conv", f"{at}.conv2.bn0")
         parts = {"fc1": "fc1", "fc1_bn": "bn1", "fc2": "fc2"}
-        return names | {f"{at}.split.{part}": f"{at}.conv2.{p}" for part, p in parts.items()}
+        return names | {f"{at}.conv2.{part}": f"{at}.conv2.{p}" for part, p in parts.items()}
     if config.scale > 1:
         names = _plain_names(at, (1, 3))
         for i in range(config.scale - 1):
-            names |= conv_bn(f"{at}.scales.parts.{i}", f"{at}.convs.{i}", f"{at}.bns.{i}")
+            names |= conv_bn(f"{at}.conv2.parts.{i}", f"{at}.convs.{i}", f"{at}.bns.{i}")
         return names
     return _plain_names(at, (1, 2, 3) if config.bottlenecks else (1, 2))
 
