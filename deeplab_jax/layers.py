@@ -34,12 +34,13 @@ relu6.defvjp(
     lambda y, cotangent: (jnp.where((y > 0) & (y < 6), cotangent, 0),),
 )
 
-Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "silu", "none"]
+Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "none"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "relu6": relu6,
     "hard_swish": jax.nn.hard_swish,
     "hard_sigmoid": jax.nn.hard_sigmoid,
+    "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "none": lambda x: x,
 }
@@ -336,15 +337,27 @@ class SeparableConvNormAct(nnx.Module):
 
 
 class SqueezeExcite(nnx.Module):
-    """Channel attention (Hu et al. 2018) as MobileNetV3 has it: mean, 1x1, ReLU, 1x1, hard sigmoid."""
+    """Channel attention (Hu et al. 2018): mean, 1x1, ReLU, 1x1, gate.
 
-    def __init__(self, channels: int, squeezed: int, *, rngs: nnx.Rngs):
+    Args:
+      gate: "sigmoid" in the paper, "hard_sigmoid" in MobileNetV3.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        squeezed: int,
+        *,
+        gate: Activation = "hard_sigmoid",
+        rngs: nnx.Rngs,
+    ):
+        self.gate = gate
         self.fc1 = Conv(channels, squeezed, bias=True, rngs=rngs)
         self.fc2 = Conv(squeezed, channels, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = jax.nn.relu(self.fc1(global_mean(x)))
-        return x * jax.nn.hard_sigmoid(self.fc2(gate))
+        squeezed = jax.nn.relu(self.fc1(global_mean(x)))
+        return x * ACTIVATIONS[self.gate](self.fc2(squeezed))
 
 
 def global_mean(x: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from deeplab_jax.lowering import Pads, output_size
 __all__ = [
     "Padding",
     "Pads",
+    "average_pool",
     "batch_norm",
     "compiler_options",
     "conv",
@@ -129,17 +130,26 @@ def conv(
     Returns:
       `[B, H', W', C_out]` in the dtype of `x`, H' as `output_size` says.
     """
-    kh, kw = kernel.shape[:2]
-    if padding == "same":
-        pads = tuple(
-            same_padding(n, k, stride, dilation)
-            for n, k in zip(x.shape[1:3], (kh, kw), strict=True)
-        )
-    elif isinstance(padding, int):
-        pads = ((padding, padding), (padding, padding))
-    else:
-        pads = padding
+    pads = _pads(x.shape[1:3], kernel.shape[:2], stride, dilation, padding)
     return _conv(x, kernel, lowering.Spec(stride, dilation, pads, groups))
+
+
+def _pads(
+    size: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    stride: int,
+    dilation: int,
+    padding: Padding,
+) -> Pads:
+    """Zeros before and after rows and columns."""
+    if padding == "same":
+        rows, columns = (
+            same_padding(n, k, stride, dilation) for n, k in zip(size, kernel_size, strict=True)
+        )
+        return rows, columns
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    return padding
 
 
 # The rule for gradients belongs to the choice of lowering: differentiating through the choice would
@@ -254,6 +264,40 @@ def _max_pool_backward(window, x, cotangent):
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def average_pool(
+    x: jax.Array,
+    kernel_size: int,
+    *,
+    stride: int,
+    padding: Padding = 0,
+    count_padding: bool = True,
+) -> jax.Array:
+    """Mean over windows of `[B, H, W, C]`.
+
+    Args:
+      padding: see `Padding`.
+      count_padding: whether zeros beyond the border are among what is averaged.
+    """
+    window = (kernel_size, kernel_size)
+    pads = _pads(x.shape[1:3], window, stride, 1, padding)
+    ones = jnp.ones((*window, 1, x.shape[3]), x.dtype)
+    total = conv(x, ones, stride=stride, padding=pads, groups=x.shape[3]).astype(jnp.float32)
+    if count_padding:
+        return (total / kernel_size**2).astype(x.dtype)
+    rows, columns = (
+        _seen(size, out, kernel_size, stride, before)
+        for size, out, (before, _) in zip(x.shape[1:3], total.shape[1:3], pads, strict=True)
+    )
+    return (total / np.outer(rows, columns)[:, :, None]).astype(x.dtype)
+
+
+def _seen(size: int, out: int, kernel_size: int, stride: int, before: int) -> np.ndarray:
+    """How many of `size` pixels each of `out` windows sees, float32."""
+    first = np.arange(out) * stride - before
+    seen = np.minimum(first + kernel_size, size) - np.maximum(first, 0)
+    return seen.astype(np.float32)
 
 
 def resize_nearest(x: jax.Array, factor: int) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from deeplab_jax.backbones import (
@@ -30,14 +31,18 @@ from deeplab_jax.backbones.inverted_residual import (
     inverted_residuals,
     last_at_stride,
 )
+from deeplab_jax.backbones.residual import BlockForm, downsample
 from deeplab_jax.config import Config
 from deeplab_jax.heads import FCNConfig
 from deeplab_jax.layers import Norm
 from deeplab_jax.model import build, fill, freeze_backbone
+from deeplab_jax.presets import PRESETS
 
 SMALL = [
     ResNetConfig(18),
     ResNetConfig(50),
+    ResNetConfig(14, radix=2, stem="deep", shortcut="average"),
+    ResNetConfig(26, scale=4, width_per_group=26, attention="eca"),
     MobileNetV2Config(width=0.5),
     MobileNetV3Config("large", width=0.5),
     MobileNetV3Config("small", width=0.5),
@@ -137,6 +142,14 @@ def test_features_of_the_others_have_their_strides(config, strides):
         # Parameters of the published classifiers less their linear layers (features to 1000 classes).
         (ResNetConfig(18), 8, 11.689512 - 0.513, (64, 128, 256, 512)),
         (ResNetConfig(50), 16, 25.557032 - 2.049, (256, 512, 1024, 2048)),
+        (PRESETS["fcn_resnext50_32x4d"].backbone, 16, 25.028904 - 2.049, (256, 512, 1024, 2048)),
+        (PRESETS["fcn_wide_resnet50_2"].backbone, 16, 68.883240 - 2.049, (256, 512, 1024, 2048)),
+        (PRESETS["fcn_resnet18d"].backbone, 8, 11.708744 - 0.513, (64, 128, 256, 512)),
+        (PRESETS["fcn_ecaresnet50d"].backbone, 16, 25.576350 - 2.049, (256, 512, 1024, 2048)),
+        (PRESETS["fcn_resnest50d"].backbone, 16, 27.483240 - 2.049, (256, 512, 1024, 2048)),
+        (PRESETS["fcn_res2net50_26w_4s"].backbone, 16, 25.699120 - 2.049, (256, 512, 1024, 2048)),
+        (PRESETS["fcn_se_resnet50"].backbone, 16, 28.088024 - 2.049, (256, 512, 1024, 2048)),
+        (PRESETS["fcn_senet154"].backbone, 50, 115.088984 - 2.049, (256, 512, 1024, 2048)),
         (MobileNetV2Config(last_conv=True), 17, 3.504872 - 1.281, (24, 32, 96, 1280)),
         # These have two linear layers: 960 to 1280 and to 1000, 576 to 1024 and to 1000. And mid is the
         # *first* block at stride 8, as torchvision's LR-ASPP has it.
@@ -188,6 +201,41 @@ def test_the_deep_stem_is_three_3x3_with_the_same_stride():
     ]
     assert [conv.conv.stride for conv in stem] == [2, 1, 1]
     assert feature_shapes(config, 33, 50) == shapes_by_rule(config, 33, 50)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (2, 3), (8, 7)])
+def test_caffes_max_pooling_is_torchs_ceil_mode(size):
+    x = np.abs(np.random.default_rng(0).standard_normal((2, *size, 3), np.float32))
+    theirs = torch.nn.functional.max_pool2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2), 3, stride=2, ceil_mode=True
+    )
+    np.testing.assert_array_equal(
+        resnet._ceil_max_pool(jnp.asarray(x)), theirs.permute(0, 2, 3, 1).numpy()
+    )
+
+
+def test_the_atrous_rate_of_a_shortcut_is_that_of_its_blocks_first_convolution():
+    config = ResNetConfig(50, 8, first_block_dilation="same", shortcut_kernel=3)
+    backbone = abstract(config)
+    stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+    shortcuts = [stage[0].downsample.conv for stage in stages]
+    assert [conv.kernel.shape[0] for conv in shortcuts] == [1, 3, 3, 3]
+    assert [(conv.stride, conv.dilation) for conv in shortcuts[1:]] == [(2, 1), (1, 2), (1, 4)]
+
+
+def test_an_average_where_the_stride_was_lost_is_over_two_pixels_or_one():
+    image = np.arange(6, dtype=np.float32).reshape(1, 1, 6, 1)
+    for dilated, expected in (
+        ("same", [0.25, 0.75, 1.25, 1.75, 2.25, 1.25]),
+        ("none", image[0, 0]),
+    ):
+        form = BlockForm(shortcut="average", dilated_average=dilated)
+        options = {"stride": 1, "dilation": 2, "lost_stride": True, "norm": Norm()}
+        shortcut = downsample(form, 1, 2, **options, rngs=nnx.Rngs(0))
+        shortcut.conv.kernel[...] = jnp.ones((1, 1, 1, 2))
+        shortcut.eval()
+        # The norm's epsilon divides by 1.000005.
+        np.testing.assert_allclose(shortcut(image)[0, 0, :, 0], np.ravel(expected), rtol=1e-5)
 
 
 def test_tensorflows_padding_keeps_the_sizes():
@@ -273,7 +321,7 @@ def test_multi_grid_multiplies_the_rates_of_layer4_alone():
 
 def test_multi_grid_repeats_where_a_stage_has_more_blocks():
     plan = resnet._plan(ResNetConfig(50, multi_grid=(1, 2)))
-    assert [rate for _, _, rate, _ in plan[3]] == [1, 4, 2]
+    assert [step.dilation for step in plan[3]] == [1, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -413,8 +461,14 @@ def test_other_output_strides_are_refused(config):
 
 
 def test_sizes_that_there_are_not_are_refused():
-    with pytest.raises(ValueError, match=r"one of \[18, 34, 50, 101, 152\], got 20"):
+    with pytest.raises(ValueError, match=r"one of \[10, 14, 18, .* 269\], got 20"):
         ResNetConfig(20)
+    with pytest.raises(ValueError, match=r"groups is for bottlenecks .* leave it at 1, got 32"):
+        ResNetConfig(18, groups=32)
+    with pytest.raises(ValueError, match="groups and scale must be at least 1"):
+        ResNetConfig(50, groups=0)
+    with pytest.raises(ValueError, match="both replace the 3x3 convolution: give one"):
+        ResNetConfig(50, radix=2, scale=4)
     with pytest.raises(ValueError, match="large or small, got 'tiny'"):
         MobileNetV3Config("tiny")
     with pytest.raises(ValueError, match="0 to 4, got 5"):

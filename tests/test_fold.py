@@ -35,6 +35,7 @@ def parts(model, kind):
     "preset",
     [
         "deeplabv3_resnet18",
+        "fcn_resnest14d",
         "deeplabv3plus_mobilenet_v2",
         "lraspp_mobilenet_v3_small",
         "deeplabv3plus_xception65",

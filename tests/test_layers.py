@@ -294,6 +294,7 @@ def test_a_separable_convolution_has_nothing_between_its_two():
         ("relu6", torch.nn.ReLU6()),
         ("hard_swish", torch.nn.Hardswish()),
         ("hard_sigmoid", torch.nn.Hardsigmoid()),
+        ("sigmoid", torch.nn.Sigmoid()),
         ("silu", torch.nn.SiLU()),
         ("none", torch.nn.Identity()),
     ],

@@ -337,6 +337,36 @@ def test_max_pool_and_its_gradient_equal_torch(size):
     assert_near(gradient, nhwc(torch_x.grad))
 
 
+@pytest.mark.parametrize("size", [(9, 14), (1, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("window", "theirs"),
+    [
+        ({"kernel_size": 3, "stride": 2, "padding": 1}, {"padding": 1}),
+        (
+            {"kernel_size": 2, "stride": 2, "padding": "same", "count_padding": False},
+            {"ceil_mode": True, "count_include_pad": False},
+        ),
+    ],
+    ids=["counting zeros", "not counting them"],
+)
+def test_average_pool_and_its_gradient_equal_torch(size, window, theirs):
+    x = normal(2, *size, 3)
+    torch_x = nchw(x).requires_grad_()
+    expected = F.avg_pool2d(torch_x, window["kernel_size"], window["stride"], **theirs)
+    cotangent = normal(*nhwc(expected).shape)
+    expected.backward(nchw(cotangent))
+    pool = functools.partial(ops.average_pool, **window)
+    ours, gradient = value_and_gradients(pool, jnp.asarray(cotangent), jnp.asarray(x))
+    assert_near(ours, nhwc(expected))
+    assert_near(gradient, nhwc(torch_x.grad))
+
+
+def test_average_pool_keeps_bfloat16():
+    pooled = ops.average_pool(jnp.ones((1, 5, 5, 2), jnp.bfloat16), 3, stride=2)
+    assert pooled.dtype == jnp.bfloat16
+    assert (pooled == 1).all()
+
+
 def test_max_pool_keeps_bfloat16():
     assert ops.max_pool(jnp.zeros((1, 5, 5, 2), jnp.bfloat16)).dtype == jnp.bfloat16
 

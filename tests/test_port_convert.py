@@ -323,7 +323,34 @@ def test_a_resnet_of_no_known_depth_is_refused_with_those_there_are():
     state = {name: array for name, array in state.items() if not name.startswith("layer3.1.")}
     message = refusal(state)
     assert "(2, 2, 1, 2) basic blocks" in message
-    assert "18, 34, 50, 101 and 152" in message
+    assert "there are (1, 1, 1, 1) (10), (2, 2, 2, 2) (18), (3, 4, 6, 3) (34)" in message
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"layer1.0.conv1.paths.0.conv.weight": (64, 64, 3, 3)},
+            "it is a SKNet (selective kernels)",
+        ),
+        ({"maxpool.0.weight": (64, 64, 3, 3)}, "it is a ResNet-RS"),
+        (
+            {
+                "layer1.0.conv1.weight": (47, 64, 1, 1),
+                "layer1.0.conv2.weight": (18, 47, 3, 3),
+                "layer1.0.conv3.weight": (19, 18, 1, 1),
+            },
+            "its first block have 47, 18 and 19 channels, which no ResNet that we know has",
+        ),
+    ],
+    ids=["sknet", "resnet-rs", "pruned"],
+)
+def test_relatives_of_resnet_that_we_have_not_are_refused_by_name(tensors, message):
+    with torch.device("meta"):
+        shapes = timm.create_model("resnet26").state_dict()
+    state = {name: np.zeros(tensor.shape, np.float32) for name, tensor in shapes.items()}
+    state |= {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    assert message in refusal(state)
 
 
 def test_a_mobilenet_of_no_known_width_is_refused_with_its_channels():

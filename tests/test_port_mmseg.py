@@ -22,6 +22,8 @@ from references import (
     relative_error,
     run_torch,
 )
+from timm.models import resnet as timm_resnet
+from timm.models.resnest import ResNestBottleneck
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet
@@ -91,6 +93,30 @@ class ResNet(nn.Module):
             x = layer(x)
             outputs.append(x)
         return outputs
+
+
+class ResNeSt(ResNet):
+    """timm's, which has the same blocks under the same names, with one block in each stage; d8.
+
+    mmsegmentation's shortcuts average over as many pixels as they stride, which here is one.
+    """
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        whole = timm_resnet.ResNet(
+            ResNestBottleneck,
+            (1, 1, 1, 1),
+            output_stride=8,
+            stem_width=32,
+            stem_type="deep",
+            avg_down=True,
+            block_args={"radix": 2, "avd": True},
+        )
+        self.stem = nn.Sequential(*whole.conv1, whole.bn1, nn.ReLU())
+        for i in (1, 2, 3, 4):
+            setattr(self, f"layer{i}", getattr(whole, f"layer{i}"))
+        for layer in (self.layer3, self.layer4):
+            layer[0].downsample[0] = nn.AvgPool2d(1, 1)
 
 
 class InvertedResidual(nn.Module):
@@ -218,6 +244,10 @@ def v3plus_mobilenet():
     return EncoderDecoder(MobileNetV2(), head, FCNHead(96, 40))
 
 
+def v3_resnest():
+    return EncoderDecoder(ResNeSt(), ASPPHead(2048, 32, RATES[8]), FCNHead(1024, 16))
+
+
 def v3_r50b():
     head = ASPPHead(2048, 24, RATES[8])
     return EncoderDecoder(ResNet(50, D8, deep_stem=False), head, FCNHead(1024, 16))
@@ -235,6 +265,7 @@ CASES = {  # the original, the options that its weights do not tell
         {"output_stride": 16, "multi_grid": [1, 4], "align_corners": True},
     ),
     "v3plus-mobilenet-d8-align": (v3plus_mobilenet, {"align_corners": True}),
+    "v3-resnest-d8": (v3_resnest, {}),
 }
 SHAPE = (2, 33, 97, 3)
 
@@ -281,7 +312,9 @@ def test_every_layer_agrees_with_pytorch(name):
     report = verify(load_torch(state, **options), module, images(*SHAPE))
     assert_agrees(report)
     norms = sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
-    assert len(report.layers) == norms + 3  # and both classifiers and the logits
+    biased = sum(getattr(part, "bias", None) is not None for part in module.modules())
+    assert biased >= norms + 2  # both classifiers, and ResNeSt's attention
+    assert len(report.layers) == biased + 1  # and the logits
 
 
 def test_both_heads_logits_are_those_of_pytorch():

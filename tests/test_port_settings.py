@@ -92,6 +92,7 @@ def test_what_the_user_says_comes_before_smps_file(saved):
         ({"upsampling": 2}, "upsampling is 2, and we can only do 4"),
         ({"encoder_name": None}, "is not segmentation_models_pytorch's"),
         ({"decoder_atrous_rates": [6, 12]}, "of another shape"),
+        ({"encoder_name": "tu-resnetaa50"}, "tu-resnetaa50, which averages or blurs before each"),
     ],
 )
 def test_options_of_smp_that_we_cannot_do_are_refused(options, message, saved, tmp_path):

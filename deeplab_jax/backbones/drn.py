@@ -14,7 +14,7 @@ from flax import nnx
 
 from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.registry import register_backbone
-from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck, sequence
+from deeplab_jax.backbones.residual import BasicBlock, Bottleneck, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 512, 512)

@@ -17,7 +17,7 @@ from flax import nnx
 from deeplab_jax import ops
 from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.registry import register_backbone
-from deeplab_jax.backbones.resnet import BasicBlock, Bottleneck, sequence
+from deeplab_jax.backbones.residual import BasicBlock, Bottleneck, sequence
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 WIDTHS = (18, 32, 48)

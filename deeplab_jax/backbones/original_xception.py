@@ -20,7 +20,7 @@ from deeplab_jax.backbones.dilation import (
     dilate,
 )
 from deeplab_jax.backbones.registry import register_backbone
-from deeplab_jax.backbones.resnet import sequence
+from deeplab_jax.backbones.residual import sequence
 from deeplab_jax.backbones.xception import STEM, Block, SeparableConv, spatial_layers
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer
 

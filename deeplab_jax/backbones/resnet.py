@@ -1,15 +1,17 @@
-"""ResNet (He et al. 2016), dilated. Modules are named as in torchvision's `resnet.py`.
+"""ResNet (He et al. 2016), dilated, and its relatives. Modules are named as in torchvision's `resnet.py`.
 
-The variant whose bottleneck has its stride in the 3x3 convolution ("v1.5"), as torchvision, timm and
-mmsegmentation have it.
+By default the variant whose bottleneck has its stride in the 3x3 convolution ("v1.5"), as torchvision,
+timm and mmsegmentation have it. ResNeXt, the wide ResNets, SE-ResNet, ResNet-C and -D, ECA-ResNet, ResNeSt
+and Res2Net differ from it in fields of the config.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from deeplab_jax import ops
@@ -21,32 +23,45 @@ from deeplab_jax.backbones.dilation import (
     dilate,
 )
 from deeplab_jax.backbones.registry import register_backbone
+from deeplab_jax.backbones.residual import PLAIN, BasicBlock, BlockForm, Bottleneck, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
-Depth = Literal[18, 34, 50, 101, 152]
+Depth = Literal[10, 14, 18, 26, 34, 50, 101, 152, 200, 269]
 BLOCKS: dict[Depth, tuple[int, ...]] = {
+    10: (1, 1, 1, 1),
+    14: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
+    26: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
 }
+BASIC: tuple[Depth, ...] = (10, 18, 34)  # those of basic blocks; the others are of bottlenecks
+FEATURES = {"low": 64, "mid": 128, "aux": 256, "high": 512}  # widths of the four stages
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(BlockForm):
     """
+    The fields of `BlockForm` are of it too.
+
     Attributes:
-      depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+      depth: 10, 18, 34 (basic blocks), 14, 26, 50, 101, 152, 200 or 269 (bottlenecks).
       output_stride: 8, 16 or 32.
       first_block_dilation: rule for the first block of a dilated stage.
       multi_grid: factors on the atrous rate of the blocks of layer4, (1, 2, 4) in DeepLabv3; () for
         none.
       absolute_multi_grid: they are the rates themselves (mmsegmentation).
-      basic_block_dilation: which 3x3 convolutions of a basic block (depth 18 and 34) have the atrous
+      basic_block_dilation: which 3x3 convolutions of a basic block (depth 10, 18 and 34) have the atrous
         rate, "both" or the "first" only (mmsegmentation).
-      stem: "plain" is one 7x7 convolution; "deep" is three 3x3 of 32, 32 and 64 channels, which
-        mmsegmentation calls "v1c".
+      stem: "plain" is one 7x7 convolution; "deep" is three 3x3, which mmsegmentation calls "v1c".
+      stem_widths: channels of the three: (32, 32, 64) in ResNet-C and -D, (64, 64, 128) in ResNeSt-101,
+        (24, 32, 64) in what timm calls "t".
+      stem_pool: max pooling with zeros "around" the image, or "ceil": without, but with the windows that
+        stick out at the bottom and right (Caffe's form, of the SENets).
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
     """
@@ -62,14 +77,54 @@ class ResNetConfig:
     in_channels: int = 3
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
+    stem_widths: tuple[int, int, int] = (32, 32, 64)
+    stem_pool: Literal["around", "ceil"] = "around"
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
         if self.depth not in BLOCKS:
             raise ValueError(f"ResNet's depth must be one of {sorted(BLOCKS)}, got {self.depth!r}")
+        if problems := list(self._problems()):
+            raise ValueError("\n".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        if not self.bottlenecks:
+            for name in OF_BOTTLENECKS:
+                if (value := getattr(self, name)) != getattr(PLAIN, name):
+                    yield (
+                        f"{name} is for bottlenecks (depth 14, 26, 50 and more), and ResNet-{self.depth} "
+                        f"has basic blocks: leave it at {getattr(PLAIN, name)!r}, got {value!r}"
+                    )
+        if self.groups < 1 or self.scale < 1 or self.radix < 0:
+            yield (
+                "groups and scale must be at least 1 and radix at least 0, got "
+                f"{self.groups}, {self.scale} and {self.radix}"
+            )
+        if self.radix and self.scale > 1:
+            yield "radix (of ResNeSt) and scale (of Res2Net) both replace the 3x3 convolution: give one"
+
+    @property
+    def bottlenecks(self) -> bool:
+        """Whether the blocks are bottlenecks."""
+        return self.depth not in BASIC
+
+    @property
+    def stem_channels(self) -> int:
+        """What the stem gives."""
+        return FEATURES["low"] if self.stem == "plain" else self.stem_widths[-1]
 
     def build(self, *, rngs: nnx.Rngs) -> "ResNet":
         return ResNet(self, rngs=rngs)
+
+
+OF_BOTTLENECKS = (
+    "groups",
+    "width_per_group",
+    "reduce_first",
+    "bottleneck_stride",
+    "radix",
+    "scale",
+)
 
 
 class ResNet(Backbone[ResNetConfig]):
@@ -82,27 +137,34 @@ class ResNet(Backbone[ResNetConfig]):
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         norm = Norm(config.norm_momentum, config.norm_epsilon)
-        block_type = BasicBlock if config.depth < 50 else Bottleneck
+        channels = config.stem_channels
         if config.stem == "plain":
-            self.conv1 = Conv(config.in_channels, 64, 7, stride=2, rngs=rngs)
-            self.bn1 = norm(64)
+            self.conv1 = Conv(config.in_channels, channels, 7, stride=2, rngs=rngs)
+            self.bn1 = norm(channels)
         else:
-            widths = (config.in_channels, 32, 32, 64)
+            widths = (config.in_channels, *config.stem_widths)
             self.stem = nnx.List(
                 ConvNormAct(cin, cout, 3, stride=2 if i == 0 else 1, norm=norm, rngs=rngs)
                 for i, (cin, cout) in enumerate(itertools.pairwise(widths))
             )
-        stages, channels = [], 64
-        for blocks in _plan(config):
+        stages = []
+        for width, steps in zip(FEATURES.values(), _plan(config), strict=True):
             stage: nnx.List[BasicBlock | Bottleneck] = nnx.List()
-            for width, stride, dilation, second in blocks:
-                rates = {"dilation": dilation}
-                if block_type is BasicBlock:
-                    rates["second_dilation"] = second
-                stage.append(
-                    block_type(channels, width, stride=stride, **rates, norm=norm, rngs=rngs)
-                )
-                channels = width * block_type.expansion
+            for step in steps:
+                options: dict[str, Any] = {
+                    "stride": step.stride,
+                    "dilation": step.dilation,
+                    "lost_stride": step.lost_stride,
+                    "form": config,
+                    "norm": norm,
+                    "rngs": rngs,
+                }
+                if config.bottlenecks:
+                    stage.append(Bottleneck(channels, width, **options))
+                else:
+                    options["second_dilation"] = step.second
+                    stage.append(BasicBlock(channels, width, **options))
+                channels = width * stage[-1].expansion
             stages.append(stage)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
@@ -110,8 +172,7 @@ class ResNet(Backbone[ResNetConfig]):
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
         expansion = self.layer1[0].expansion
-        widths = {"low": 64, "mid": 128, "aux": 256, "high": 512}
-        return {name: width * expansion for name, width in widths.items()}
+        return {name: width * expansion for name, width in FEATURES.items()}
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
@@ -119,7 +180,7 @@ class ResNet(Backbone[ResNetConfig]):
             x = jax.nn.relu(self.bn1(self.conv1(images)))
         else:
             x = sequence(self.stem, images)
-        x = ops.max_pool(x)
+        x = ops.max_pool(x) if self.config.stem_pool == "around" else _ceil_max_pool(x)
         low = sequence(self.layer1, x)
         mid = sequence(self.layer2, low)
         aux = sequence(self.layer3, mid)
@@ -136,12 +197,36 @@ class ResNet(Backbone[ResNetConfig]):
         yield SpatialLayer("stem.pool", kernel_size=3, stride=2, dilation=1)
         for name in ("layer1", "layer2", "layer3", "layer4"):
             for i, block in enumerate(getattr(self, name)):
-                yield spatial_layer(f"{name}.{i}.conv1", block.conv1)
-                yield spatial_layer(f"{name}.{i}.conv2", block.conv2)
+                yield from block.spatial_layers(f"{name}.{i}")
 
 
-def _plan(config: ResNetConfig) -> list[list[tuple[int, int, int, int]]]:
-    """(width, stride, rate, rate of a basic block's second 3x3) of each block of each stage.
+def _ceil_max_pool(x: jax.Array) -> jax.Array:
+    """Max pooling 3x3 with stride 2 whose last windows may stick out.
+
+    Zeros there never win, as there is none below zero after a ReLU.
+    """
+    bottom, right = (max(3 - size, (size - 1) % 2) for size in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
+    return ops.max_pool(x, padding=0)
+
+
+class _Step(NamedTuple):
+    """What the dilation of the network makes of a block.
+
+    Attributes:
+      dilation: of its first convolution that has a rate.
+      second: the rate of a basic block's second 3x3 convolution.
+      lost_stride: whether it has a stride in the classification network and none here.
+    """
+
+    stride: int
+    dilation: int
+    second: int
+    lost_stride: bool
+
+
+def _plan(config: ResNetConfig) -> list[list[_Step]]:
+    """Each block of each stage.
 
     The second 3x3 of a block that lost its stride works at its stage's own rate by either rule: the
     stride that was lost lies before it.
@@ -167,92 +252,56 @@ def _plan(config: ResNetConfig) -> list[list[tuple[int, int, int, int]]]:
                 first, second = (factor if absolute else rate * factor for rate in (first, second))
             if config.basic_block_dilation == "first":
                 second = 1
-            blocks.append((64 * 2**stage, stride, first, second))
+            lost_stride = block == 0 < stage and stride == 1
+            blocks.append(_Step(stride, first, second, lost_stride))
         stages.append(blocks)
     return stages
 
 
-def sequence(modules: nnx.List, x: jax.Array) -> jax.Array:
-    """`x` through the modules, one after the other."""
-    for module in modules:
-        x = module(x)
-    return x
+def _resnext(depth: Depth, groups: int, width: int, **fields: Any) -> ResNetConfig:
+    return ResNetConfig(depth, groups=groups, width_per_group=width, **fields)
 
 
-class Downsample(nnx.Module):
-    """The 1x1 convolution and norm of a shortcut whose shape changes."""
+_DEEP: dict[str, Any] = {"stem": "deep", "shortcut": "average"}  # ResNet-D
+_WIDE_DEEP = _DEEP | {"stem_widths": (64, 64, 128)}
+_CAFFE: dict[str, Any] = {"attention": "se", "stem_pool": "ceil"}  # the SENets of their authors
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, norm: Norm, *, rngs: nnx.Rngs
-    ):
-        self.conv = Conv(in_channels, out_channels, stride=stride, rngs=rngs)
-        self.bn = norm(out_channels)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.bn(self.conv(x))
-
-
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut; ResNet-18 and -34."""
-
-    expansion = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        *,
-        stride: int,
-        dilation: int,
-        second_dilation: int | None = None,
-        norm: Norm,
-        rngs: nnx.Rngs,
-    ):
-        self.conv1 = Conv(in_channels, width, 3, stride=stride, dilation=dilation, rngs=rngs)
-        self.bn1 = norm(width)
-        self.conv2 = Conv(width, width, 3, dilation=second_dilation or dilation, rngs=rngs)
-        self.bn2 = norm(width)
-        changes = stride > 1 or in_channels != width
-        self.downsample = (
-            Downsample(in_channels, width, stride, norm, rngs=rngs) if changes else None
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = jax.nn.relu(self.bn1(self.conv1(x)))
-        return jax.nn.relu(self.bn2(self.conv2(x)) + shortcut)
-
-
-class Bottleneck(nnx.Module):
-    """1x1, 3x3 (with the stride and the atrous rate), 1x1 to four times the width, and a shortcut."""
-
-    expansion = 4
-
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        *,
-        stride: int,
-        dilation: int,
-        norm: Norm,
-        rngs: nnx.Rngs,
-    ):
-        out = width * self.expansion
-        self.conv1 = Conv(in_channels, width, rngs=rngs)
-        self.bn1 = norm(width)
-        self.conv2 = Conv(width, width, 3, stride=stride, dilation=dilation, rngs=rngs)
-        self.bn2 = norm(width)
-        self.conv3 = Conv(width, out, rngs=rngs)
-        self.bn3 = norm(out)
-        changes = stride > 1 or in_channels != out
-        self.downsample = Downsample(in_channels, out, stride, norm, rngs=rngs) if changes else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = jax.nn.relu(self.bn1(self.conv1(x)))
-        x = jax.nn.relu(self.bn2(self.conv2(x)))
-        return jax.nn.relu(self.bn3(self.conv3(x)) + shortcut)
-
-
-register_backbone(ResNetConfig, presets={f"resnet{depth}": ResNetConfig(depth) for depth in BLOCKS})
+register_backbone(
+    ResNetConfig,
+    presets={f"resnet{depth}": ResNetConfig(depth) for depth in (18, 34, 50, 101, 152)}
+    | {
+        # as torchvision and timm name them
+        "resnext50_32x4d": _resnext(50, 32, 4),
+        "resnext101_32x8d": _resnext(101, 32, 8),
+        "resnext101_64x4d": _resnext(101, 64, 4),
+        "wide_resnet50_2": ResNetConfig(50, width_per_group=128),
+        "wide_resnet101_2": ResNetConfig(101, width_per_group=128),
+        "resnet18d": ResNetConfig(18, **_DEEP),
+        "resnet34d": ResNetConfig(34, **_DEEP),
+        "resnet50d": ResNetConfig(50, **_DEEP),
+        "resnet101d": ResNetConfig(101, **_DEEP),
+        "seresnet50": ResNetConfig(50, attention="se"),
+        "seresnext50_32x4d": _resnext(50, 32, 4, attention="se"),
+        "ecaresnet50d": ResNetConfig(50, attention="eca", **_DEEP),
+        "resnest14d": ResNetConfig(14, radix=2, **_DEEP),
+        "resnest26d": ResNetConfig(26, radix=2, **_DEEP),
+        "resnest50d": ResNetConfig(50, radix=2, **_DEEP),
+        "resnest101e": ResNetConfig(101, radix=2, **_WIDE_DEEP),
+        "res2net50_26w_4s": ResNetConfig(50, width_per_group=26, scale=4),
+        # as segmentation_models_pytorch names its own
+        "se_resnet50": ResNetConfig(50, bottleneck_stride="1x1", **_CAFFE),
+        "se_resnet101": ResNetConfig(101, bottleneck_stride="1x1", **_CAFFE),
+        "se_resnext50_32x4d": _resnext(50, 32, 4, **_CAFFE),
+        "se_resnext101_32x4d": _resnext(101, 32, 4, **_CAFFE),
+        "senet154": _resnext(
+            152,
+            64,
+            4,
+            stem="deep",
+            stem_widths=(64, 64, 128),
+            reduce_first=2,
+            shortcut_kernel=3,
+            **_CAFFE,
+        ),
+    },
+)

@@ -19,7 +19,7 @@ from deeplab_jax.backbones.dilation import (
     dilate,
 )
 from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
-from deeplab_jax.backbones.resnet import Downsample, sequence
+from deeplab_jax.backbones.residual import Downsample, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 STEM = (32, 64)

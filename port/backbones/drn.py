@@ -1,7 +1,7 @@
 """DRN-D, as its authors name it and jfzhang copied it."""
 
 from deeplab_jax.backbones import DRNConfig, drn
-from deeplab_jax.backbones.resnet import Bottleneck
+from deeplab_jax.backbones.residual import Bottleneck
 from deeplab_jax.layers import ConvNormAct
 from port.backbones.base import Naming, register_naming
 from port.backbones.resnet import residual_names

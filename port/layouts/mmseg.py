@@ -1,4 +1,4 @@
-"""mmsegmentation: DeepLabv3 and v3+ on its ResNets (v1c, and v1b, the plain one) and MobileNetV2.
+"""mmsegmentation: DeepLabv3 and v3+ on ResNet (v1c, and v1b, the plain one), its relatives and MobileNetV2.
 
 What its model zoo calls d8 is output stride 8, the default; "d16-mg124" is output stride 16 with
 multi_grid 1 2 4, and the models trained on crops of 769 x 769 or 513 x 513 have align_corners. All of
@@ -19,7 +19,10 @@ BRANCHES = 4  # convolutions in ASPP
 class MMSeg(Layout):
     name = "mmseg"
     code = "mmsegmentation"
-    models = "DeepLabV3 and V3Plus on ResNet (v1b, v1c) and MobileNetV2; d8 and d16-mg124; auxiliary head"
+    models = (
+        "DeepLabV3 and V3Plus on ResNet (v1b, v1c, v1d), ResNeXt, ResNeSt and MobileNetV2; d8 and "
+        "d16-mg124; auxiliary head"
+    )
     choices = ("output_stride", "first_block_dilation", "multi_grid", "align_corners", "rates")
 
     rules: ClassVar = {

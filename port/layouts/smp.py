@@ -1,4 +1,4 @@
-"""segmentation_models_pytorch: DeepLabV3 and V3Plus on ResNet, MobileNetV2 and EfficientNet-Lite.
+"""segmentation_models_pytorch: DeepLabV3 and V3Plus on its own encoders and on timm's.
 
 Its own encoders are dilated by its own rule: every block of a dilated stage has the stage's rate. Those
 of timm (`tu-resnet50`, whose names begin `encoder.model.`) are dilated by timm, whose first block has the
@@ -14,11 +14,13 @@ from deeplab_jax.backbones import (
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
+from port.backbones.resnet import check_strides
 from port.layouts.base import Layout, Place, check_fixed
 from port.layouts.heads import aspp_names, separable_names
 from port.naming import Names, Shapes, conv_bn, under
 
 OWN, TIMMS = "encoder.", "encoder.model."
+TIMMS_NAMES = "tu-"  # how the names of timm's encoders begin
 RATES = (12, 24, 36)  # the default at every output stride
 OLD_NAMES = {
     "decoder.0.": "decoder.aspp.",
@@ -31,8 +33,10 @@ class SMP(Layout):
     name = "smp"
     code = "segmentation_models_pytorch"
     models = (
-        "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, tu-resnet18 to 152, mobilenet_v2, "
-        "timm-tf_efficientnet_lite0 to 4, tu-convnext_tiny to large; options from config.json"
+        "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, resnext50 and 101, se_resnet50 to 152, "
+        "se_resnext50 and 101, senet154, mobilenet_v2, timm-tf_efficientnet_lite0 to 4, timm-resnest14d to "
+        "269e, timm-res2net50 and 101, tu-resnet10t to 200d, tu-wide_resnet50_2, tu-resnext*, tu-seresne*, "
+        "tu-ecaresne*, tu-convnext_tiny to large; options from config.json"
     )
     choices = ("output_stride", "rates", "preprocessing")
     apart = ("classification_head.",)
@@ -90,6 +94,7 @@ class SMP(Layout):
                 "it has no encoder_name and encoder_output_stride, so it is not "
                 "segmentation_models_pytorch's. Remove it, or pass the folder of save_pretrained"
             )
+        check_strides(settings["encoder_name"])
         stride = settings["encoder_output_stride"]
         # What brings the logits back to the image's size, and what is not built otherwise.
         sizes = {"DeepLabV3": stride, "DeepLabV3Plus": 4}
@@ -146,7 +151,8 @@ class SMP(Layout):
     def reference(self, config: Config, place: Place | None = None):
         import segmentation_models_pytorch as smp
 
-        if (encoder := _encoder_name(config, place or self.place(config))) is None:
+        encoder = _encoder_name(config, place or self.place(config))
+        if encoder is None or not _exists(encoder):
             return None
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         return (smp.DeepLabV3Plus if plus else smp.DeepLabV3)(
@@ -165,4 +171,17 @@ def _encoder_name(config: Config, place: Place) -> str | None:
     if place.prefix == OWN:
         return place.naming.smp_name(config.backbone)
     name = place.naming.timm_name(config.backbone)
-    return name and f"tu-{name}"
+    return name and f"{TIMMS_NAMES}{name}"
+
+
+def _exists(encoder: str) -> bool:
+    """Whether there is an encoder of that name.
+
+    Raises ImportError when the package is not installed.
+    """
+    import segmentation_models_pytorch as smp
+    import timm
+
+    if encoder.startswith(TIMMS_NAMES):
+        return timm.is_model(encoder.removeprefix(TIMMS_NAMES))
+    return encoder in smp.encoders.get_encoder_names()

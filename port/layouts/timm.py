@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from deeplab_jax.preprocessing import Preprocessing
 from port.backbones.inverted_residual import TIMM_NORM
+from port.backbones.resnet import check_strides
 from port.layouts.classification import Classification
 
 TENSORFLOWS = {"padding": "same", "norm_epsilon": 1e-3}
@@ -36,12 +37,13 @@ def timm_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The images' mean and standard deviation in timm's config.json.
 
     Raises:
-      ValueError: it is another code's.
+      ValueError: it is another code's, or of a network that we cannot compute.
     """
     if "architecture" not in settings:
         raise ValueError(
             "it has no architecture, so it is not timm's. Remove it, or pass the folder that timm saved"
         )
+    check_strides(settings["architecture"])
     statistics = settings.get("pretrained_cfg") or {}
     if not statistics.get("mean") or not statistics.get("std"):
         return {}

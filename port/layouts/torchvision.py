@@ -1,4 +1,7 @@
-"""torchvision.models.segmentation: DeepLabv3 and FCN on ResNet, DeepLabv3 and LR-ASPP on MobileNetV3."""
+"""torchvision.models.segmentation: DeepLabv3 and FCN on ResNet, DeepLabv3 and LR-ASPP on MobileNetV3.
+
+Its own ResNets are 50 and 101; people build the same on its ResNeXts and wide ResNets.
+"""
 
 import functools
 from typing import ClassVar
@@ -17,7 +20,8 @@ class Torchvision(Layout):
     name = "torchvision"
     code = "torchvision.models.segmentation"
     models = (
-        "DeepLabv3 and FCN on ResNet-50/101, DeepLabv3 and LR-ASPP on MobileNetV3; auxiliary heads"
+        "DeepLabv3 and FCN on ResNet-50/101, ResNeXt and wide ResNet, DeepLabv3 and LR-ASPP on "
+        "MobileNetV3; auxiliary heads"
     )
     rules: ClassVar = {ResNetConfig: {}, MobileNetV3Config: {"first_block_dilation": "same"}}
     rule: ClassVar = {"first_block_dilation": "previous"}
@@ -31,7 +35,7 @@ class Torchvision(Layout):
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
         default = 16 if "backbone.0.0.weight" in shapes else 8
         backbone = self.backbone(shapes, output_stride or default)
-        if isinstance(backbone, ResNetConfig) and backbone.depth < 50:
+        if isinstance(backbone, ResNetConfig) and not backbone.bottlenecks:
             raise ValueError(
                 "its heads are for bottlenecks (ResNet-50, 101 and 152), and this is a "
                 f"ResNet-{backbone.depth}"
@@ -67,7 +71,6 @@ class Torchvision(Layout):
         return names
 
     def reference(self, config: Config, place: Place | None = None):
-        del place
         from torchvision.models import mobilenetv3, resnet
         from torchvision.models.segmentation import deeplabv3, fcn, lraspp
 
@@ -75,9 +78,11 @@ class Torchvision(Layout):
         options = {"num_classes": config.num_classes, "aux": aux is not None}
         if isinstance(backbone, ResNetConfig):
             make = {DeepLabV3Config: deeplabv3._deeplabv3_resnet, FCNConfig: fcn._fcn_resnet}
-            network = getattr(resnet, f"resnet{backbone.depth}")(
-                replace_stride_with_dilation=[False, stride == 8, stride <= 16]
-            )
+            naming = (place or self.place(config)).naming
+            build = getattr(resnet, naming.timm_name(backbone) or "", None)  # the same names
+            if build is None:
+                return None
+            network = build(replace_stride_with_dilation=[False, stride == 8, stride <= 16])
             return make[type(config.head)](network, **options)
         if stride == 8:  # torchvision's MobileNetV3 dilates one stage or none
             return None

@@ -11,7 +11,10 @@ from port.layouts.timm import timm_preprocessing
 class TorchvisionClassification(Classification):
     name = "torchvision-classification"
     code = "torchvision.models and timm's ResNets"
-    models = "ImageNet ResNet-18 to 152, MobileNetV2 and V3 and ConvNeXt as dilated networks"
+    models = (
+        "ImageNet ResNet, ResNeXt, wide ResNet, SE-ResNet, ECA-ResNet, ResNet-C and -D, ResNeSt, Res2Net, "
+        "MobileNetV2 and V3 and ConvNeXt as dilated networks"
+    )
     linear_head = ("head.classifier", "head.hidden")
     prefixes = ("", "features.")
     rules: ClassVar = {ResNetConfig: {}, MobileNetV2Config: {}, MobileNetV3Config: {}}

@@ -8,6 +8,7 @@ are not run once more. To add one, add a file with both and list it here.
 from originals import (
     convnext,
     efficientnet_lite_pytorch,
+    resnets,
     segmentation_models,
     standalone,
     timm_mobile,
@@ -23,6 +24,7 @@ _FILES = (
     torchvision_segmentation,
     segmentation_models,
     torchvision_classification,
+    resnets,
     timm_mobile,
     convnext,
     efficientnet_lite_pytorch,
