@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax.config import Config
+from deeplab_jax.heads import is_classifier
 from deeplab_jax.layers import check_rngs
 from deeplab_jax.model import SegmentationModel, build, create, named_variables, with_values
 
@@ -33,7 +34,7 @@ def reset_classifier(
     fresh = {
         path: variable[...]
         for path, variable in named_variables(create(config, rngs=check_rngs(rngs))).items()
-        if path.split(".")[-2].endswith("classifier")
+        if is_classifier(path.rpartition(".")[0])
     }
     return _changed(model, config, fresh)
 

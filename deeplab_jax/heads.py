@@ -125,6 +125,22 @@ class DeepLabV3PlusConfig(ASPPConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class DeepLabV2Config:
+    """DeepLabv2's ASPP (Chen et al. 2018, arXiv 1606.00915): atrous classifiers, whose logits are added.
+
+    Attributes:
+      rates: atrous rate of each 3x3 classifier; (6, 12, 18, 24) is the paper's "ASPP-L", for output
+        stride 8.
+      summed: how many of them are added, the first ones; None is all. AdaptSegNet, and what was made of
+        it, adds two of its four by mistake.
+    """
+
+    kind: ClassVar[str] = "deeplabv2"
+    rates: tuple[int, ...] = (6, 12, 18, 24)
+    summed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class FCNConfig:
     """A 3x3 convolution to `channels` (None: a quarter of the input's), dropout, the classifier.
 
@@ -169,7 +185,14 @@ class ClassifierConfig:
     head_norm_epsilon: float | None = None
 
 
-HeadConfig = DeepLabV3Config | DeepLabV3PlusConfig | FCNConfig | LRASPPConfig | ClassifierConfig
+HeadConfig = (
+    DeepLabV3Config
+    | DeepLabV3PlusConfig
+    | DeepLabV2Config
+    | FCNConfig
+    | LRASPPConfig
+    | ClassifierConfig
+)
 HEAD_CONFIGS: tuple[type[HeadConfig], ...] = typing.get_args(HeadConfig)
 
 
@@ -376,6 +399,25 @@ class DeepLabV3PlusHead(nnx.Module):
         return self.decoder(x, low, rngs=rngs)
 
 
+class DeepLabV2Head(nnx.Module):
+    """Atrous classifiers side by side, added: `[B, h, w, in_channels]` -> `[B, h, w, classes]`."""
+
+    taps = ("high",)
+
+    def __init__(
+        self, in_channels: int, num_classes: int, config: DeepLabV2Config, *, rngs: nnx.Rngs
+    ):
+        self.summed = config.summed
+        self.classifiers = nnx.List(
+            Conv(in_channels, num_classes, 3, dilation=rate, bias=True, std=0.01, rngs=rngs)
+            for rate in config.rates
+        )
+
+    def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        del rngs  # nothing is random
+        return sum(classifier(high) for classifier in self.classifiers[: self.summed])
+
+
 class FCNHead(nnx.Module):
     """3x3 convolution, dropout, classifier (Long et al. 2015, as torchvision has it)."""
 
@@ -446,7 +488,12 @@ class ClassifierHead(nnx.Module):
         return self.classifier(self.dropout(x, rngs=rngs))
 
 
-Head = DeepLabV3Head | DeepLabV3PlusHead | FCNHead | LRASPPHead | ClassifierHead
+Head = DeepLabV3Head | DeepLabV3PlusHead | DeepLabV2Head | FCNHead | LRASPPHead | ClassifierHead
+
+
+def is_classifier(path: str) -> bool:
+    """Whether a module of a model, by its path, has the classes as its channels."""
+    return any(part.endswith(("classifier", "classifiers")) for part in path.split("."))
 
 
 def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs) -> Conv:
@@ -499,6 +546,8 @@ def build_head(
         case DeepLabV3PlusConfig():
             high, low = width("high"), width("low")
             return DeepLabV3PlusHead(high, low, num_classes, config, output_stride, **resize)
+        case DeepLabV2Config():
+            return DeepLabV2Head(width("high"), num_classes, config, rngs=rngs)
         case FCNConfig():
             return FCNHead(width(config.tap), num_classes, config, rngs=rngs)
         case LRASPPConfig():

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax.config import Config
+from deeplab_jax.heads import is_classifier
 from deeplab_jax.layers import BatchNorm, Conv, LayerNorm
 from deeplab_jax.model import SegmentationModel, build, create
 from port.layouts import Layout, Place
@@ -303,7 +304,7 @@ def _check(
             "another --layout."
         ]
         wrong = {*missing, *(line.partition(" ")[0] for line in shaped)}
-        if any(name in wrong for name, e in needed if _is_classifier(e)):
+        if any(name in wrong for name, e in needed if is_classifier(e.path)):
             advice.append(
                 f"To train on another number of classes than its {classes}, say so with --num-classes "
                 "(in Python, num_classes=...): the classifier then starts anew."
@@ -483,7 +484,7 @@ def _assign(model: SegmentationModel, sources: Mapping[str, tuple[Entry, np.ndar
 
 def _classifiers(model: SegmentationModel) -> tuple[str, ...]:
     """The modules whose channels are the classes."""
-    return tuple(path for path in weighted_modules(model) if path.endswith("classifier"))
+    return tuple(path for path in weighted_modules(model) if is_classifier(path))
 
 
 def _auxiliary_classes(
@@ -504,10 +505,6 @@ def _without_auxiliary_head(
 ) -> dict[str, np.ndarray]:
     auxiliary = {n for e in listed if e.path.startswith("aux_head.") for n in e.names}
     return {name: tensor for name, tensor in tensors.items() if name not in auxiliary}
-
-
-def _is_classifier(entry: Entry) -> bool:
-    return entry.path.rpartition(".")[0].endswith("classifier")
 
 
 def _within(entry: Entry, modules: tuple[str, ...]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from port.backbones import NAMINGS
 from port.layouts import LAYOUTS, Layout
+from port.layouts.classification import Classification
 from port.naming import Shapes, within
 from port.read import CheckpointError
 
@@ -226,7 +227,10 @@ def _begin(name: str, depth: int) -> str:
 
 
 def _layouts_of(tensors: Tensors, prefix: str) -> list[Layout]:
-    return [layout for layout in LAYOUTS.values() if _takes(layout, tensors, prefix)]
+    """Those whose names they may be; of a classifier alone only where they are of nothing larger."""
+    found = [layout for layout in LAYOUTS.values() if _takes(layout, tensors, prefix)]
+    larger = [layout for layout in found if not isinstance(layout, Classification)]
+    return larger or found
 
 
 def _takes(layout: Layout, tensors: Tensors, prefix: str) -> bool:

@@ -203,14 +203,15 @@ def test_the_deep_stem_is_three_3x3_with_the_same_stride():
     assert feature_shapes(config, 33, 50) == shapes_by_rule(config, 33, 50)
 
 
+@pytest.mark.parametrize("before", [0, 1])
 @pytest.mark.parametrize("size", [(9, 14), (2, 3), (8, 7)])
-def test_caffes_max_pooling_is_torchs_ceil_mode(size):
+def test_caffes_max_pooling_is_torchs_ceil_mode(size, before):
     x = np.abs(np.random.default_rng(0).standard_normal((2, *size, 3), np.float32))
     theirs = torch.nn.functional.max_pool2d(
-        torch.from_numpy(x).permute(0, 3, 1, 2), 3, stride=2, ceil_mode=True
+        torch.from_numpy(x).permute(0, 3, 1, 2), 3, stride=2, padding=before, ceil_mode=True
     )
     np.testing.assert_array_equal(
-        resnet._ceil_max_pool(jnp.asarray(x)), theirs.permute(0, 2, 3, 1).numpy()
+        resnet._ceil_max_pool(jnp.asarray(x), before), theirs.permute(0, 2, 3, 1).numpy()
     )
 
 

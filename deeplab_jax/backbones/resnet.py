@@ -60,8 +60,8 @@ class ResNetConfig(BlockForm):
       stem: "plain" is one 7x7 convolution; "deep" is three 3x3, which mmsegmentation calls "v1c".
       stem_widths: channels of the three: (32, 32, 64) in ResNet-C and -D, (64, 64, 128) in ResNeSt-101,
         (24, 32, 64) in what timm calls "t".
-      stem_pool: max pooling with zeros "around" the image, or "ceil": without, but with the windows that
-        stick out at the bottom and right (Caffe's form, of the SENets).
+      stem_pool: max pooling with zeros "around" the image; "ceil": without, but with the windows that
+        stick out at the bottom and right (Caffe's form, of the SENets); or "both" (DeepLab's in Caffe).
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
     """
@@ -78,7 +78,7 @@ class ResNetConfig(BlockForm):
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
     stem_widths: tuple[int, int, int] = (32, 32, 64)
-    stem_pool: Literal["around", "ceil"] = "around"
+    stem_pool: Literal["around", "ceil", "both"] = "around"
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -180,7 +180,10 @@ class ResNet(Backbone[ResNetConfig]):
             x = jax.nn.relu(self.bn1(self.conv1(images)))
         else:
             x = sequence(self.stem, images)
-        x = ops.max_pool(x) if self.config.stem_pool == "around" else _ceil_max_pool(x)
+        if self.config.stem_pool == "around":
+            x = ops.max_pool(x)
+        else:
+            x = _ceil_max_pool(x, before=1 if self.config.stem_pool == "both" else 0)
         low = sequence(self.layer1, x)
         mid = sequence(self.layer2, low)
         aux = sequence(self.layer3, mid)
@@ -200,14 +203,19 @@ class ResNet(Backbone[ResNetConfig]):
                 yield from block.spatial_layers(f"{name}.{i}")
 
 
-def _ceil_max_pool(x: jax.Array) -> jax.Array:
+def _ceil_max_pool(x: jax.Array, before: int) -> jax.Array:
     """Max pooling 3x3 with stride 2 whose last windows may stick out.
 
     Zeros there never win, as there is none below zero after a ReLU.
+
+    Args:
+      before: rows and columns of zeros before the first.
     """
-    bottom, right = (max(3 - size, (size - 1) % 2) for size in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
-    return ops.max_pool(x, padding=0)
+    sides = []
+    for size in x.shape[1:3]:
+        whole = max(3, size + 2 * before)
+        sides.append((before, whole - size - before + (whole - 1) % 2))
+    return ops.max_pool(jnp.pad(x, ((0, 0), *sides, (0, 0))), padding=0)
 
 
 class _Step(NamedTuple):

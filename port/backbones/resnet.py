@@ -36,7 +36,10 @@ class TorchvisionResNet(Naming):
     timm's deep stem is a Sequential `conv1`, and its attention over channels is `se`.
     """
 
-    layouts = ("torchvision", "vainf", "smp", "jfzhang", "torchvision-classification")
+    layouts = (
+        *("torchvision", "vainf", "smp", "jfzhang", "yudewang", "unimatch"),
+        *("adaptsegnet", "adaptsegnet-multi", "torchvision-classification"),
+    )
     family = ResNetConfig
     known = (
         "ResNet, ResNeXt, wide ResNet, SE-ResNet, ECA-ResNet, ResNet-C and -D, ResNeSt and Res2Net"
@@ -295,6 +298,51 @@ def _shortcut(shapes: Shapes) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- names
 
 
+class Kazuto1011ResNet(TorchvisionResNet):
+    """torchvision's under other names: `layer1` is the stem, `layer2.block1.reduce.conv` a convolution."""
+
+    layouts = ("kazuto1011",)
+    classifier: ClassVar = {}
+    parts: ClassVar = {
+        "conv1": "reduce.conv",
+        "bn1": "reduce.bn",
+        "conv2": "conv3x3.conv",
+        "bn2": "conv3x3.bn",
+        "conv3": "increase.conv",
+        "bn3": "increase.bn",
+        "downsample.0": "shortcut.conv",
+        "downsample.1": "shortcut.bn",
+    }
+    """torchvision's parts of a block -> theirs."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("layer2.block1.reduce.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> ResNetConfig:
+        return super().config({self._torchvisions(n): s for n, s in shapes.items()}, **fields)
+
+    def names(self, config: ResNetConfig) -> Names:
+        return {path: self._theirs(name) for path, name in super().names(config).items()}
+
+    def timm_name(self, config: ResNetConfig) -> None:
+        """None: timm has none with these names."""
+        del config
+
+    def _theirs(self, name: str) -> str:
+        if (match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", name)) is None:
+            return {"conv1": "layer1.conv1.conv", "bn1": "layer1.conv1.bn"}[name]
+        stage, block, part = match.groups()
+        return f"layer{int(stage) + 1}.block{int(block) + 1}.{self.parts[part]}"
+
+    def _torchvisions(self, name: str) -> str:
+        if (match := re.fullmatch(r"layer(\d)\.block(\d+)\.(.+)\.(\w+)", name)) is None:
+            name = name.replace("layer1.conv1.conv.", "conv1.")
+            return name.replace("layer1.conv1.bn.", "bn1.")
+        stage, block, part, leaf = match.groups()
+        ours = next((ours for ours, theirs in self.parts.items() if theirs == part), part)
+        return f"layer{int(stage) - 1}.{int(block) - 1}.{ours}.{leaf}"
+
+
 def _block_names(config: ResNetConfig, at: str) -> Names:
     """The convolutions and norms of a block, without its shortcut."""
     if config.radix:
@@ -329,3 +377,4 @@ register_naming(TorchvisionResNet())
 register_naming(MMSegResNet())
 register_naming(YassoualiResNet())
 register_naming(CadeneSENet())
+register_naming(Kazuto1011ResNet())

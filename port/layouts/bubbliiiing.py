@@ -10,7 +10,8 @@ from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
 from port.layouts.base import Layout, Place
-from port.naming import Names, Shapes, conv_bn
+from port.layouts.heads import branched_names
+from port.naming import Names, Shapes
 
 
 class Bubbliiiing(Layout):
@@ -25,7 +26,11 @@ class Bubbliiiing(Layout):
     rule: ClassVar = {"first_block_dilation": "previous"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        return "aspp.branch1.0.weight" in shapes and "cat_conv.0.weight" in shapes
+        return (
+            "aspp.branch1.0.weight" in shapes
+            and "cat_conv.0.weight" in shapes
+            and not any(name.startswith("backbone.layer1.") for name in shapes)  # YudeWang's
+        )
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
         backbone = self.backbone(shapes, output_stride or 16)
@@ -40,16 +45,7 @@ class Bubbliiiing(Layout):
         )
 
     def names(self, config: Config, place: Place | None = None) -> Names:
-        names = self.backbone_names(config, place)
-        for i in range(4):
-            theirs = f"aspp.branch{i + 1}"
-            names |= conv_bn(f"head.aspp.branches.{i}", f"{theirs}.0", f"{theirs}.1")
-        names |= conv_bn("head.aspp.pool", "aspp.branch5_conv", "aspp.branch5_bn")
-        names |= conv_bn("head.aspp.project", "aspp.conv_cat.0", "aspp.conv_cat.1")
-        names |= conv_bn("head.decoder.low", "shortcut_conv.0", "shortcut_conv.1")
-        names |= conv_bn("head.decoder.convs.0", "cat_conv.0", "cat_conv.1")
-        names |= conv_bn("head.decoder.convs.1", "cat_conv.4", "cat_conv.5")
-        return names | {"head.decoder.classifier": "cls_conv"}
+        return self.backbone_names(config, place) | branched_names()
 
     def rolls(self, config: Config) -> dict[str, int]:
         """The decoder concatenates (ASPP, low-level)."""
