@@ -177,7 +177,11 @@ class Layout(abc.ABC):
         place = self.find_place(shapes)
         if place is None:
             known = ", ".join(dict.fromkeys(naming.known for naming in self._namings()))
-            raise ValueError(f"the backbone is not one that we know: {known} are")
+            there = next((names for p in self.prefixes if (names := within(shapes, p))), shapes)
+            some = ", ".join(list(there)[:3])
+            raise ValueError(
+                f"the backbone is not one that we know: {known} are. Its tensors are called {some}, ..."
+            )
         fields = dict(self.fields(place))
         if "output_stride" in {field.name for field in dataclasses.fields(place.naming.family)}:
             fields["output_stride"] = output_stride
