@@ -1,5 +1,6 @@
 """Attention over channels, as the relatives of ResNet have it; squeeze-excite is in `layers`."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -99,7 +100,7 @@ class SplitAttention(nnx.Module):
 
     def _sum(self, x: jax.Array) -> jax.Array:
         """Of the splits, which follow each other among the channels."""
-        return sum(jnp.split(x, self.radix, axis=-1))
+        return functools.reduce(jnp.add, jnp.split(x, self.radix, axis=-1))
 
     def _share(self, weights: jax.Array) -> jax.Array:
         """`[B, 1, 1, radix x channels]`, by groups and within them splits -> by splits, adding up to 1."""

@@ -24,9 +24,9 @@ SMP_ENCODERS = (
     *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32, 48)),
 )
 OTHERS = {  # networks of the same names that we have not, by what only they have
-    "layer1.0.conv1.paths.0.conv.weight": "SKNet (selective kernels)",
-    "layer1.0.conv2.paths.0.conv.weight": "SKNet (selective kernels)",
-    "maxpool.0.weight": "ResNet-RS (a convolution in place of max pooling)",
+    "layer1.0.conv1.paths.0.conv.weight": "an SKNet (selective kernels)",
+    "layer1.0.conv2.paths.0.conv.weight": "an SKNet (selective kernels)",
+    "maxpool.0.weight": "a ResNet-RS (a convolution in place of max pooling)",
 }
 
 
@@ -52,9 +52,7 @@ class TorchvisionResNet(Naming):
         return inner and first and "transition1.0.0.weight" not in shapes
 
     def config(self, shapes: Shapes, **fields) -> ResNetConfig:
-        for name, network in OTHERS.items():
-            if name in shapes:
-                raise ValueError(f"it is a {network}, which is not among the ResNets that we know")
+        _check_known(shapes)
         stem = [f"{conv}.weight" for conv, _ in self.deep_stem()]
         if deep := stem[1] in shapes:
             fields |= {"stem": "deep", "stem_widths": tuple(shapes[name][0] for name in stem)}
@@ -188,7 +186,7 @@ class CadeneSENet(TorchvisionResNet):
     """
 
     layouts = ("smp",)
-    known = "SE-ResNet, SE-ResNeXt and SENet-154"
+    known = "Cadene's SENets"
     classifier: ClassVar = {}
     first: ClassVar = ("layer0.conv1.", "layer0.bn1.")
     attention: ClassVar = "se_module"
@@ -234,6 +232,17 @@ def check_strides(network: str) -> None:
 # ---------------------------------------------------------------------------- the config from shapes
 
 
+def _check_known(shapes: Shapes) -> None:
+    """Raises ValueError, naming it, for a network that only looks like ours."""
+    for name, network in OTHERS.items():
+        if name in shapes:
+            raise ValueError(f"it is {network}, which is not among the ResNets that we know")
+    if not any(name.endswith(".running_mean") for name in shapes):
+        raise ValueError(
+            "its norms have no running statistics: group norm is not among those we know"
+        )
+
+
 def _depth(shapes: Shapes) -> int:
     blocks = tuple(count(shapes, f"layer{stage}.{{}}.") for stage in (1, 2, 3, 4))
     bottleneck = _bottleneck(shapes)
@@ -247,7 +256,7 @@ def _depth(shapes: Shapes) -> int:
         kind = "bottleneck" if bottleneck else "basic"
         raise ValueError(
             f"no ResNet that we know has {blocks} {kind} blocks; there are "
-            + ", ".join(f"{counts} ({depth})" for depth, counts in known.items())
+            + ", ".join(f"ResNet-{depth} {counts}" for depth, counts in known.items())
         )
     return depths[0]
 
@@ -276,7 +285,7 @@ def _middle(shapes: Shapes) -> dict[str, Any]:
         inner, each = shapes["layer1.0.conv2.weight"][:2]
         groups = first // each
         fields = {"reduce_first": max(1, inner // first)}
-    if out != 256 or inner % groups:
+    if out != 256 or groups < 1 or inner % groups:
         raise ValueError(
             f"the convolutions of its first block have {first}, {inner} and {out} channels, which no "
             "ResNet that we know has (a pruned one perhaps?)"
