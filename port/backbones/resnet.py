@@ -11,7 +11,8 @@ from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming, register_naming
 from port.naming import Names, Shapes, conv_bn, count
 
-STEM_LETTERS = {  # timm's, by the widths of a deep stem and the shortcut; none is the plain stem
+LETTERS = {  # timm's, by the widths of a deep stem and the shortcut
+    (None, "conv"): "",
     ((32, 32, 64), "conv"): "c",
     ((32, 32, 64), "average"): "d",
     ((64, 64, 128), "average"): "e",
@@ -111,9 +112,8 @@ class TorchvisionResNet(Naming):
             return None
         if config.reduce_first > 1:
             return f"senet{config.depth + 2}"  # two convolutions more in the stem
-        stem = (config.stem_widths, config.shortcut)
-        letter = STEM_LETTERS.get(stem) if config.stem == "deep" else ""
-        if letter is None:
+        widths = config.stem_widths if config.stem == "deep" else None
+        if (letter := LETTERS.get((widths, config.shortcut))) is None:
             return None
         groups, width = config.groups, config.width_per_group
         if config.radix:
@@ -223,7 +223,7 @@ def check_strides(network: str) -> None:
     Args:
       network: its name, such as "resnetaa50d" or "tu-resnetblur50".
     """
-    if re.search(r"resne(x)?t(aa|blur)", network):
+    if re.search(r"resnex?t(aa|blur)", network):
         raise ValueError(
             f"the network is {network}, which averages or blurs before each stride, and we cannot"
         )
