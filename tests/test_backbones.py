@@ -464,12 +464,6 @@ def test_other_output_strides_are_refused(config):
 def test_sizes_that_there_are_not_are_refused():
     with pytest.raises(ValueError, match=r"one of \[10, 14, 18, .* 269\], got 20"):
         ResNetConfig(20)
-    with pytest.raises(ValueError, match=r"groups is for bottlenecks .* leave it at 1, got 32"):
-        ResNetConfig(18, groups=32)
-    with pytest.raises(ValueError, match="groups and scale must be at least 1"):
-        ResNetConfig(50, groups=0)
-    with pytest.raises(ValueError, match="both replace the 3x3 convolution: give one"):
-        ResNetConfig(50, radix=2, scale=4)
     with pytest.raises(ValueError, match="large or small, got 'tiny'"):
         MobileNetV3Config("tiny")
     with pytest.raises(ValueError, match="0 to 4, got 5"):
@@ -480,3 +474,19 @@ def test_sizes_that_there_are_not_are_refused():
         HRNetConfig(64)
     with pytest.raises(ValueError, match=r"c_26, .*; got 'd_23'"):
         DRNConfig("d_23")
+
+
+@pytest.mark.parametrize(
+    ("depth", "fields", "message"),
+    [
+        (18, {"groups": 32}, r"groups is for bottlenecks .* leave it at 1, got 32"),
+        (50, {"groups": 0}, r"groups must be at least 1, got 0"),
+        (50, {"radix": 2, "scale": 4}, r"both replace the 3x3 convolution: give one"),
+        (50, {"width_per_group": 5, "reduce_first": 2}, r"a multiple of reduce_first, 2, got 5"),
+        (50, {"shortcut": "average", "shortcut_kernel": 3}, r"with \"average\" it is 1"),
+        (50, {"stem_widths": (32, 64)}, r"three numbers of channels, got \(32, 64\)"),
+    ],
+)
+def test_blocks_of_resnet_that_cannot_be_are_refused(depth, fields, message):
+    with pytest.raises(ValueError, match=message):
+        ResNetConfig(depth, **fields)

@@ -323,7 +323,7 @@ def test_a_resnet_of_no_known_depth_is_refused_with_those_there_are():
     state = {name: array for name, array in state.items() if not name.startswith("layer3.1.")}
     message = refusal(state)
     assert "(2, 2, 1, 2) basic blocks" in message
-    assert "there are (1, 1, 1, 1) (10), (2, 2, 2, 2) (18), (3, 4, 6, 3) (34)" in message
+    assert "ResNet-10 (1, 1, 1, 1), ResNet-18 (2, 2, 2, 2), ResNet-34 (3, 4, 6, 3)" in message
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_resnet_of_no_known_depth_is_refused_with_those_there_are():
     [
         (
             {"layer1.0.conv1.paths.0.conv.weight": (64, 64, 3, 3)},
-            "it is a SKNet (selective kernels)",
+            "it is an SKNet (selective kernels)",
         ),
         ({"maxpool.0.weight": (64, 64, 3, 3)}, "it is a ResNet-RS"),
         (
@@ -351,6 +351,22 @@ def test_relatives_of_resnet_that_we_have_not_are_refused_by_name(tensors, messa
     state = {name: np.zeros(tensor.shape, np.float32) for name, tensor in shapes.items()}
     state |= {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
     assert message in refusal(state)
+
+
+def test_a_resnet_with_group_norm_is_refused():
+    with torch.device("meta"):
+        shapes = timm.create_model("resnet50_gn").state_dict()
+    state = {name: np.zeros(tensor.shape, np.float32) for name, tensor in shapes.items()}
+    assert "no running statistics: group norm is not among those we know" in refusal(state)
+
+
+def test_a_backbone_that_no_naming_recognises_is_named_where_it_can_be():
+    with torch.device("meta"):
+        shapes = smp.DeepLabV3("tu-gernet_s", encoder_weights=None).state_dict()
+    state = {name: np.zeros(tensor.shape, np.float32) for name, tensor in shapes.items()}
+    message = refusal(state)
+    assert "the backbone is a GERNet or another of timm's ByobNets, not one that we know" in message
+    assert "are called model.stem.conv.weight, " in message
 
 
 def test_a_mobilenet_of_no_known_width_is_refused_with_its_channels():

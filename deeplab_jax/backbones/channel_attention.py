@@ -1,5 +1,6 @@
 """Attention over channels, as the relatives of ResNet have it; squeeze-excite is in `layers`."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -18,10 +19,8 @@ from deeplab_jax.layers import (
 
 Attention = Literal["none", "se", "eca"]
 SQUEEZE = 16  # times fewer channels between squeeze-excite's two layers
-SPLIT_SQUEEZE, FEWEST_SQUEEZED = (
-    4,
-    32,
-)  # the same of split attention, and how many there are at least
+SPLIT_SQUEEZE = 4  # the same of split attention
+FEWEST_SQUEEZED = 32  # and how many there are at least
 
 
 def channel_attention(kind: Attention, channels: int, *, rngs: nnx.Rngs) -> nnx.Module | None:
@@ -40,10 +39,8 @@ class EfficientChannelAttention(nnx.Module):
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        length = (
-            channels.bit_length() // 2
-        )  # that is (log2(channels) + 1) / 2, and the next odd number
-        length = max(length + 1 - length % 2, 3)
+        half = channels.bit_length() // 2  # (log2(channels) + 1) / 2
+        length = max(3, half + 1 - half % 2)  # the next odd number
         normal = Normal(length**-0.5)
         shape = (1, 1, length)
         self.kernel = nnx.Param(normal(check_rngs(rngs).params(), shape), init=normal)
@@ -99,7 +96,7 @@ class SplitAttention(nnx.Module):
 
     def _sum(self, x: jax.Array) -> jax.Array:
         """Of the splits, which follow each other among the channels."""
-        return sum(jnp.split(x, self.radix, axis=-1))
+        return functools.reduce(jnp.add, jnp.split(x, self.radix, axis=-1))
 
     def _share(self, weights: jax.Array) -> jax.Array:
         """`[B, 1, 1, radix x channels]`, by groups and within them splits -> by splits, adding up to 1."""

@@ -95,13 +95,21 @@ class ResNetConfig(BlockForm):
                         f"{name} is for bottlenecks (depth 14, 26, 50 and more), and ResNet-{self.depth} "
                         f"has basic blocks: leave it at {getattr(PLAIN, name)!r}, got {value!r}"
                     )
-        if self.groups < 1 or self.scale < 1 or self.radix < 0:
-            yield (
-                "groups and scale must be at least 1 and radix at least 0, got "
-                f"{self.groups}, {self.scale} and {self.radix}"
-            )
+        counts = {"groups": 1, "width_per_group": 1, "scale": 1, "radix": 0}
+        for name, least in counts.items():
+            if (value := getattr(self, name)) < least:
+                yield f"{name} must be at least {least}, got {value!r}"
         if self.radix and self.scale > 1:
             yield "radix (of ResNeSt) and scale (of Res2Net) both replace the 3x3 convolution: give one"
+        if self.width_per_group % self.reduce_first:
+            yield (
+                f"width_per_group must be a multiple of reduce_first, {self.reduce_first}, got "
+                f"{self.width_per_group!r}"
+            )
+        if self.shortcut == "average" and self.shortcut_kernel > 1:
+            yield 'shortcut_kernel is for shortcut="conv"; with "average" it is 1'
+        if len(self.stem_widths) != 3:
+            yield f"stem_widths must be three numbers of channels, got {self.stem_widths!r}"
 
     @property
     def bottlenecks(self) -> bool:

@@ -11,7 +11,8 @@ from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming, register_naming
 from port.naming import Names, Shapes, conv_bn, count
 
-STEM_LETTERS = {  # timm's, by the widths of a deep stem and the shortcut; none is the plain stem
+LETTERS = {  # timm's, by the widths of a deep stem and the shortcut
+    (None, "conv"): "",
     ((32, 32, 64), "conv"): "c",
     ((32, 32, 64), "average"): "d",
     ((64, 64, 128), "average"): "e",
@@ -24,9 +25,9 @@ SMP_ENCODERS = (
     *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32, 48)),
 )
 OTHERS = {  # networks of the same names that we have not, by what only they have
-    "layer1.0.conv1.paths.0.conv.weight": "SKNet (selective kernels)",
-    "layer1.0.conv2.paths.0.conv.weight": "SKNet (selective kernels)",
-    "maxpool.0.weight": "ResNet-RS (a convolution in place of max pooling)",
+    "layer1.0.conv1.paths.0.conv.weight": "an SKNet (selective kernels)",
+    "layer1.0.conv2.paths.0.conv.weight": "an SKNet (selective kernels)",
+    "maxpool.0.weight": "a ResNet-RS (a convolution in place of max pooling)",
 }
 
 
@@ -55,9 +56,7 @@ class TorchvisionResNet(Naming):
         return inner and first and "transition1.0.0.weight" not in shapes
 
     def config(self, shapes: Shapes, **fields) -> ResNetConfig:
-        for name, network in OTHERS.items():
-            if name in shapes:
-                raise ValueError(f"it is a {network}, which is not among the ResNets that we know")
+        _check_known(shapes)
         stem = [f"{conv}.weight" for conv, _ in self.deep_stem()]
         if deep := stem[1] in shapes:
             fields |= {"stem": "deep", "stem_widths": tuple(shapes[name][0] for name in stem)}
@@ -116,9 +115,8 @@ class TorchvisionResNet(Naming):
             return None
         if config.reduce_first > 1:
             return f"senet{config.depth + 2}"  # two convolutions more in the stem
-        stem = (config.stem_widths, config.shortcut)
-        letter = STEM_LETTERS.get(stem) if config.stem == "deep" else ""
-        if letter is None:
+        widths = config.stem_widths if config.stem == "deep" else None
+        if (letter := LETTERS.get((widths, config.shortcut))) is None:
             return None
         groups, width = config.groups, config.width_per_group
         if config.radix:
@@ -191,7 +189,7 @@ class CadeneSENet(TorchvisionResNet):
     """
 
     layouts = ("smp",)
-    known = "SE-ResNet, SE-ResNeXt and SENet-154"
+    known = "Cadene's SENets"
     classifier: ClassVar = {}
     first: ClassVar = ("layer0.conv1.", "layer0.bn1.")
     attention: ClassVar = "se_module"
@@ -228,13 +226,24 @@ def check_strides(network: str) -> None:
     Args:
       network: its name, such as "resnetaa50d" or "tu-resnetblur50".
     """
-    if re.search(r"resne(x)?t(aa|blur)", network):
+    if re.search(r"resnex?t(aa|blur)", network):
         raise ValueError(
             f"the network is {network}, which averages or blurs before each stride, and we cannot"
         )
 
 
 # ---------------------------------------------------------------------------- the config from shapes
+
+
+def _check_known(shapes: Shapes) -> None:
+    """Raises ValueError, naming it, for a network that only looks like ours."""
+    for name, network in OTHERS.items():
+        if name in shapes:
+            raise ValueError(f"it is {network}, which is not among the ResNets that we know")
+    if not any(name.endswith(".running_mean") for name in shapes):
+        raise ValueError(
+            "its norms have no running statistics: group norm is not among those we know"
+        )
 
 
 def _depth(shapes: Shapes) -> int:
@@ -250,7 +259,7 @@ def _depth(shapes: Shapes) -> int:
         kind = "bottleneck" if bottleneck else "basic"
         raise ValueError(
             f"no ResNet that we know has {blocks} {kind} blocks; there are "
-            + ", ".join(f"{counts} ({depth})" for depth, counts in known.items())
+            + ", ".join(f"ResNet-{depth} {counts}" for depth, counts in known.items())
         )
     return depths[0]
 
@@ -279,7 +288,7 @@ def _middle(shapes: Shapes) -> dict[str, Any]:
         inner, each = shapes["layer1.0.conv2.weight"][:2]
         groups = first // each
         fields = {"reduce_first": max(1, inner // first)}
-    if out != 256 or inner % groups:
+    if out != 256 or groups < 1 or inner % groups:
         raise ValueError(
             f"the convolutions of its first block have {first}, {inner} and {out} channels, which no "
             "ResNet that we know has (a pruned one perhaps?)"

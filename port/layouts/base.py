@@ -177,7 +177,12 @@ class Layout(abc.ABC):
         place = self.find_place(shapes)
         if place is None:
             known = ", ".join(dict.fromkeys(naming.known for naming in self._namings()))
-            raise ValueError(f"the backbone is not one that we know: {known} are")
+            there = next((names for p in self.prefixes if (names := within(shapes, p))), shapes)
+            some = ", ".join(list(there)[:3])
+            raise ValueError(
+                f"the backbone is {_seen(shapes)}not one that we know: {known} are. Its tensors are called "
+                f"{some}, ..."
+            )
         fields = dict(self.fields(place))
         if "output_stride" in {field.name for field in dataclasses.fields(place.naming.family)}:
             fields["output_stride"] = output_stride
@@ -210,6 +215,16 @@ class Layout(abc.ABC):
             return ()
         _, naming = place or self.place(config)
         return tuple(f"backbone.{path}" for path in naming.channels_last(config.backbone))
+
+
+OTHERS = {"_kxk.conv.weight": "a GERNet or another of timm's ByobNets"}
+"""Backbones that no naming recognises, by a part of a name that only they have."""
+
+
+def _seen(shapes: Shapes) -> str:
+    """Which of `OTHERS` the names are of, for a message."""
+    seen = (network for part, network in OTHERS.items() if any(part in name for name in shapes))
+    return next((f"{network}, " for network in seen), "")
 
 
 def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:

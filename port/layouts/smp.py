@@ -94,7 +94,7 @@ class SMP(Layout):
                 "it has no encoder_name and encoder_output_stride, so it is not "
                 "segmentation_models_pytorch's. Remove it, or pass the folder of save_pretrained"
             )
-        check_strides(settings["encoder_name"])
+        check_strides(str(settings["encoder_name"]))
         stride = settings["encoder_output_stride"]
         # What brings the logits back to the image's size, and what is not built otherwise.
         sizes = {"DeepLabV3": stride, "DeepLabV3Plus": 4}

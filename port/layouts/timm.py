@@ -43,7 +43,7 @@ def timm_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "it has no architecture, so it is not timm's. Remove it, or pass the folder that timm saved"
         )
-    check_strides(settings["architecture"])
+    check_strides(str(settings["architecture"]))
     statistics = settings.get("pretrained_cfg") or {}
     if not statistics.get("mean") or not statistics.get("std"):
         return {}
