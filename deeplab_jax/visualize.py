@@ -117,7 +117,7 @@ def colorize(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
       ValueError: ids that are neither.
     """
     table = _color_table(colors)
-    present = np.flatnonzero(_areas(labels))
+    present = np.flatnonzero(class_areas(labels))
     unknown = [i for i in present if i >= len(colors) and not (i == IGNORED and len(table) == 256)]
     if unknown:
         raise ValueError(
@@ -160,7 +160,8 @@ def _color_table(colors: np.ndarray) -> np.ndarray:
     return table
 
 
-def _areas(labels: np.ndarray) -> np.ndarray:
+def class_areas(labels: np.ndarray) -> np.ndarray:
+    """Pixels of each class, int64 `[256]` or longer."""
     return np.bincount(labels.reshape(-1), minlength=256)
 
 
@@ -212,7 +213,7 @@ def overlay(
     strength = np.where(clear, 0.0, strength).astype(np.float32)
     mixed = pixels * (1 - strength) + tint * strength
     picture = Image.fromarray(np.round(mixed).astype(np.uint8))
-    return _with_legend(picture, labels, colors, class_names) if legend else picture
+    return with_legend(picture, class_areas(labels), colors, class_names) if legend else picture
 
 
 def _outlines(labels: np.ndarray) -> np.ndarray:
@@ -227,13 +228,18 @@ def _outlines(labels: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _with_legend(
+def with_legend(
     picture: Image.Image,
-    labels: np.ndarray,
+    areas: np.ndarray,
     colors: np.ndarray,
-    class_names: Sequence[str] | None,
+    class_names: Sequence[str] | None = None,
 ) -> Image.Image:
-    entries, rest = _legend_entries(labels, len(colors), class_names)
+    """The picture with a panel beneath or beside it that lists classes, see `overlay`.
+
+    Args:
+      areas: pixels of each class, see `class_areas`.
+    """
+    entries, rest = _legend_entries(areas, len(colors), class_names)
     size = min(max(13, round(max(picture.size) / 55)), 120)
     font = _font(size, "".join(name for _, name, _ in entries))
     gap, swatch, row = round(size * 0.6), size, round(size * 1.6)
@@ -268,14 +274,13 @@ def _with_legend(
 
 
 def _legend_entries(
-    labels: np.ndarray, num_classes: int, class_names: Sequence[str] | None
+    areas: np.ndarray, num_classes: int, class_names: Sequence[str] | None
 ) -> tuple[list[tuple[int, str, str]], int]:
     """(id, name, share of the picture) of the largest classes, and how many more there are."""
-    areas = _areas(labels)
     order = [i for i in np.argsort(-areas, kind="stable").tolist() if areas[i]]
     entries = []
     for i in order[:_SHOWN_CLASSES]:
-        percent = 100 * areas[i] / labels.size
+        percent = 100 * areas[i] / areas.sum()
         share = f"{percent:.1f} %" if percent >= 0.05 else "<0.1 %"
         known = class_names[i] if class_names and i < num_classes else f"class {i}"
         entries.append((i, known if i < num_classes else "ignored", share))

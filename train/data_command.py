@@ -166,15 +166,16 @@ def _frequencies(dataset: Dataset) -> Table:
 def contact_sheet(
     dataset: Dataset, config: AugmentConfig, *, examples: int, seed: int
 ) -> Image.Image:
-    """Random augmented training examples: each picture, its classes over it, and its label map."""
+    """Random augmented training examples: each picture, its classes over it, its label map; a legend."""
     rng = np.random.default_rng(seed)
     count = min(examples, len(dataset.train))
     colors = visualize.palette(dataset.num_classes, dataset.class_names)
-    panels = []
+    panels, areas = [], np.zeros(256, np.int64)
     for index in rng.choice(len(dataset.train), count, replace=False).tolist():
         example = dataset.train[index]
         picture, label = augment(example["image"], example["label"], config, rng)
         over = visualize.overlay(picture, label, colors, legend=False)
+        areas += visualize.class_areas(label)
         shown = (picture, np.asarray(over), visualize.colorize(label, colors))
         panels.append(_shrunk(np.concatenate(shown, axis=1)))
     columns = 2 if count > 3 else 1
@@ -183,7 +184,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * width - _GAP, rows * height - _GAP), (250, 250, 250))
     for n, panel in enumerate(panels):
         sheet.paste(panel, (n % columns * width, n // columns * height))
-    return sheet
+    return visualize.with_legend(sheet, areas, colors, dataset.class_names)
 
 
 def _shrunk(pixels: np.ndarray) -> Image.Image:
