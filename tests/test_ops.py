@@ -127,6 +127,9 @@ def spec_of(pads, *, stride=1, dilation=1, groups=1):
         (lowering.depthwise_taps, (5, 3, 1, 6), spec_of(((0, 3), (2, 0)), stride=2, groups=6)),
         (lowering.depthwise_taps, (3, 3, 1, 6), spec_of(((4, 1), (0, 7)), dilation=3, groups=6)),
         (lowering.depthwise_taps, (2, 4, 1, 6), spec_of(((9, 0), (1, 6)), stride=3, groups=6)),
+        (lowering.grouped_slices, (3, 3, 2, 9), spec_of(((1, 1), (0, 2)), stride=2, groups=3)),
+        (lowering.grouped_slices, (3, 3, 3, 4), spec_of(((2, 2), (2, 2)), dilation=2, groups=2)),
+        (lowering.grouped_slices, (1, 1, 3, 8), spec_of(((0, 0), (0, 0)), groups=2)),
         (lowering.pointwise, (1, 1, 6, 4), spec_of(((0, 0), (0, 0)), stride=3)),
         (lowering.atrous_taps, (3, 5, 6, 4), spec_of(((0, 9), (7, 1)), dilation=3)),
         (lowering.atrous_taps, (3, 3, 6, 4), spec_of(((18, 18), (18, 18)), dilation=18)),
@@ -145,6 +148,18 @@ def test_the_forms_for_cpu_equal_xlas_own_convolution(form, kernel_shape, spec):
     theirs = value_and_gradients(native, cotangent, x, kernel)
     for a, b in zip(ours, theirs, strict=True):
         assert_near(a, b)
+
+
+@pytest.mark.parametrize(("groups", "width"), [(8, 8), (6, 4), (2, 24)])
+def test_narrow_groups_are_merged_and_wide_ones_are_not(groups, width):
+    channels = groups * width
+    x, kernel = normal(1, 7, 6, channels), normal(3, 3, width, channels, seed=1)
+    spec = spec_of(((1, 1), (1, 1)), groups=groups)
+    ours, theirs = (
+        jit(functools.partial(form, spec=spec))(jnp.asarray(x), jnp.asarray(kernel))
+        for form in (lowering.grouped_slices, lowering.native)
+    )
+    assert_near(ours, np.asarray(theirs))
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
