@@ -1,7 +1,7 @@
 """DeepLabv3 and v3+ in JAX and Flax: models, parts to build your own, and prediction."""
 
 from deeplab_jax import backbones
-from deeplab_jax.adapt import reset_classifier, with_input_channels
+from deeplab_jax.adapt import reset_classifier, with_backbone_of, with_input_channels
 from deeplab_jax.backbones import *  # noqa: F403 - each family is exported where it is listed
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
@@ -84,6 +84,7 @@ __all__ = [
     "resize_bilinear",
     "save",
     "summarize",
+    "with_backbone_of",
     "with_input_channels",
     "with_values",
 ]

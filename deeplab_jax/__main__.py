@@ -93,12 +93,16 @@ def list_presets(
         near = " or ".join(difflib.get_close_matches(pattern, PRESETS, n=3))
         hint = f"; did you mean {near}?" if near else ""
         raise ValueError(f"no preset matches {pattern!r} (`deeplab list` prints all){hint}")
-    table = Table("name", "backbone", "head", "output stride", box=None)
+    table = Table(box=None)
+    table.add_column("name", no_wrap=True)
+    for column in ("backbone", "head", "output stride"):
+        table.add_column(column)
     for name in found:
         config = PRESETS[name]
         backbone, head = config.backbone, config.head
         table.add_row(name, backbone.kind, head.kind, str(backbone.output_stride))
-    Console().print(table)
+    # Names are to be copied: where the terminal is narrower than they are, its lines break.
+    Console(soft_wrap=True, width=max(80, Console().width)).print(table)
     return 0
 
 

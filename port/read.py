@@ -23,6 +23,7 @@ import numpy as np
 
 from deeplab_jax.paths import check_local
 from port import unpickle
+from port.sources import Fetched, fetch
 
 EMA_WRAPPERS = ("ema", "ema_state", "ema_model", "model_ema", "state_dict_ema", "ema_state_dict")
 EMA_WRAPPERS += ("swa_state_dict", "model_swa")
@@ -81,16 +82,18 @@ class StateDict:
     """`tensors` by name, in PyTorch's layout and order; `dropped`, a line per thing left out.
 
     `settings` is the config.json beside a `model.safetensors` or `pytorch_model.bin`, the options
-    of the code that saved it; empty where there is none.
+    of the code that saved it; empty where there is none. `known` are fields of the model's config that
+    the publisher of a checkpoint tells, see `port.sources`.
     """
 
     tensors: dict[str, np.ndarray]
     dropped: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = False) -> StateDict:
-    """Reads a checkpoint file, a folder with one, or a mapping of arrays or torch tensors.
+    """Reads a checkpoint file, a folder with one, a mapping of arrays or torch tensors, or a named one.
 
     Half, bfloat16 and float64 become float32; integers and bools stay. float32 arrays are views,
     of the file's lazily read pages or of the caller's tensors: copy before writing into one.
@@ -100,8 +103,12 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
         rule = f"source must be a path or a mapping of tensors, got {type(source).__name__}"
         raise CheckpointError(f"{rule}. Of a torch module, pass model.state_dict().")
     beside: list[str] = []
+    known: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {}
+    if isinstance(source, str) and (fetched := _fetched(source)):
+        source, settings, known = fetched
     if isinstance(source, Mapping):
-        tree, settings = source, {}
+        tree = source
     else:
         check_local({"the checkpoint": source})
         file, beside = _file(Path(source))
@@ -122,7 +129,18 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     if not state:
         raise CheckpointError(f"a checkpoint must hold weights, got only {dropped}. Pass another.")
     state, lines = _strip_prefixes(state)
-    return StateDict(_to_arrays(state), (*dropped, *lines), settings)
+    return StateDict(_to_arrays(state), (*dropped, *lines), settings, known)
+
+
+def _fetched(source: str) -> Fetched | None:
+    try:
+        return fetch(source)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    except ImportError as error:
+        raise CheckpointError(
+            f"{source} is fetched by a package that is not installed: pip install {error.name}"
+        ) from error
 
 
 # ---- from a path to what the file holds ----

@@ -17,6 +17,7 @@ from deeplab_jax import (
     create,
     named_variables,
     reset_classifier,
+    with_backbone_of,
     with_input_channels,
 )
 from deeplab_jax.layers import BatchNorm
@@ -87,6 +88,19 @@ def test_for_one_channel_the_kernels_are_added(model):
 def test_statistics_of_the_images_repeat(model):
     mean = Preprocessing().mean
     assert with_input_channels(model, 4).config.preprocessing.mean == (*mean, mean[0])
+
+
+def test_a_backbone_of_another_model_is_taken_and_the_head_stays(model):
+    other = create("deeplabv3_mobilenet_v2", num_classes=7, rngs=nnx.Rngs(5))
+    mixed, ours, theirs = (
+        named_variables(m) for m in (with_backbone_of(model, other), model, other)
+    )
+    for path, variable in mixed.items():
+        expected = theirs if path.startswith("backbone.") else ours
+        np.testing.assert_array_equal(variable[...], expected[path][...], err_msg=path)
+    wider = create("deeplabv3_mobilenet_v2", width=1.4, rngs=nnx.Rngs(5))
+    with pytest.raises(ValueError, match=r"is not this one's: .* of .* tensors are missing"):
+        with_backbone_of(model, wider)
 
 
 def test_what_cannot_be_is_refused(model):
