@@ -34,12 +34,13 @@ relu6.defvjp(
     lambda y, cotangent: (jnp.where((y > 0) & (y < 6), cotangent, 0),),
 )
 
-Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "silu", "none"]
+Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "none"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "relu6": relu6,
     "hard_swish": jax.nn.hard_swish,
     "hard_sigmoid": jax.nn.hard_sigmoid,
+    "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "none": lambda x: x,
 }
@@ -336,15 +337,24 @@ class SeparableConvNormAct(nnx.Module):
 
 
 class SqueezeExcite(nnx.Module):
-    """Channel attention (Hu et al. 2018) as MobileNetV3 has it: mean, 1x1, ReLU, 1x1, hard sigmoid."""
+    """Channel attention (Hu et al. 2018): mean, 1x1, activation, 1x1, gate; MobileNetV3's by default."""
 
-    def __init__(self, channels: int, squeezed: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        squeezed: int,
+        *,
+        activation: Activation = "relu",
+        gate: Activation = "hard_sigmoid",
+        rngs: nnx.Rngs,
+    ):
         self.fc1 = Conv(channels, squeezed, bias=True, rngs=rngs)
         self.fc2 = Conv(squeezed, channels, bias=True, rngs=rngs)
+        self.activation, self.gate = activation, gate
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = jax.nn.relu(self.fc1(global_mean(x)))
-        return x * jax.nn.hard_sigmoid(self.fc2(gate))
+        squeezed = ACTIVATIONS[self.activation](self.fc1(global_mean(x)))
+        return x * ACTIVATIONS[self.gate](self.fc2(squeezed))
 
 
 def global_mean(x: jax.Array) -> jax.Array:
@@ -352,7 +362,7 @@ def global_mean(x: jax.Array) -> jax.Array:
     return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
 
 
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The MobileNets' rounding of channel counts: to a multiple, never down by more than 10 %."""
+def make_divisible(channels: float, divisor: int = 8, *, least: float = 0.9) -> int:
+    """The MobileNets' rounding of channel counts: to a multiple, never below the share `least` of them."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+    return rounded + divisor if rounded < least * channels else rounded

@@ -148,13 +148,14 @@ def row_and_index() -> list[tuple[int, int]]:
 def block_table(width: float) -> list[Block]:
     """The rows of the network, the paper's for width 1."""
     blocks, channels = [], make_divisible(32 * width)
-    for expansion, out, count, stride in TABLE:
+    for row, (expansion, out, count, stride) in enumerate(TABLE):
         for i in range(count):
             block = Block(
                 kernel_size=3,
                 expanded=channels * expansion,
                 channels=make_divisible(out * width),
                 stride=stride if i == 0 else 1,
+                stage=row,
             )
             channels = block.channels
             blocks.append(block)

@@ -9,10 +9,11 @@ from port.backbones.inverted_residual import (
     TIMM_NORM,
     WIDTHS,
     born_in,
-    is_plain_timms,
     no_width,
+    output_channels,
+    timm_family,
     timm_names,
-    timm_projections,
+    timm_shapes,
 )
 from port.naming import Names, Shapes, conv_bn, count
 
@@ -24,7 +25,7 @@ def _config(
 ) -> MobileNetV2Config:
     """The width from the output channels of the blocks; `last`: of the classifier's convolution."""
     for width in WIDTHS:
-        if [block.channels for block in mobilenet_v2.block_table(width)] == projections:
+        if output_channels(mobilenet_v2.block_table(width)) == projections:
             fields = {"last_conv": last is not None} | fields
             return MobileNetV2Config(width, in_channels=in_channels, **fields)
     raise no_width("MobileNetV2", projections)
@@ -142,12 +143,13 @@ class TimmMobileNetV2(_MobileNetV2):
     classifier: ClassVar = {"classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        return is_plain_timms(shapes, 3)
+        return timm_family(shapes) is self.family
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
         fields = TIMM_NORM | fields
-        last = shapes.get("conv_head.weight", (1280,))[0]
-        return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], last=last, **fields)
+        last = shapes.get("conv_head.weight", (None,))[0]
+        projections = output_channels(timm_shapes(shapes))
+        return _config(projections, shapes["conv_stem.weight"][1], last=last, **fields)
 
     def names(self, config: MobileNetV2Config) -> Names:
         table = mobilenet_v2.block_table(config.width)

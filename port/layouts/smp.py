@@ -1,19 +1,21 @@
-"""segmentation_models_pytorch: DeepLabV3 and V3Plus on ResNet, MobileNetV2 and EfficientNet-Lite.
+"""segmentation_models_pytorch: DeepLabV3 and V3Plus on ResNet, MobileNets and EfficientNets.
 
 Its own encoders are dilated by its own rule: every block of a dilated stage has the stage's rate. Those
 of timm (`tu-resnet50`, whose names begin `encoder.model.`) are dilated by timm, whose first block has the
 rate of the stage before. What the weights cannot tell is in the config.json that `save_pretrained` writes.
 """
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import (
-    EfficientNetLiteConfig,
-)
+from deeplab_jax.backbones import EfficientNetLiteConfig, MobileNetV3Config
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
+from port.backbones.efficientnet import LukeMelasEfficientNet, TimmEfficientNet
+from port.backbones.inverted_residual import TENSORFLOWS, TIMM_NORM, conventions
 from port.layouts.base import Layout, Place, check_fixed
 from port.layouts.heads import aspp_names, separable_names
 from port.naming import Names, Shapes, conv_bn, under
@@ -25,6 +27,16 @@ OLD_NAMES = {
     "decoder.1.": "decoder.conv.",
     "decoder.2.": "decoder.bn.",
 }
+_EFFICIENTNET = {"first_block_dilation": "same", "last_conv": "unused", "drop_path": 0.2}
+EARLY_BLOCKS = {"b0": 2}
+"""Variant of smp's own EfficientNet -> `early_blocks`."""
+TENSORFLOWS_MOBILENETS = ("small_075", "small_100", "large_075", "large_100")
+"""timm has them twice, with the same names and shapes; smp's own name, `timm-mobilenetv3_large_100`, is
+that of the one born in TensorFlow."""
+INCEPTION = re.compile(
+    r"tf_(efficientnet_(lite|e[sml]|cc)|efficientnetv2_([smlx]|xl)\b|efficientnetv2_b3|mobilenetv3)"
+)
+"""The networks of timm whose images have a mean and a deviation of .5, by the beginning of their names."""
 
 
 class SMP(Layout):
@@ -32,17 +44,22 @@ class SMP(Layout):
     code = "segmentation_models_pytorch"
     models = (
         "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, tu-resnet18 to 152, mobilenet_v2, "
-        "timm-tf_efficientnet_lite0 to 4, tu-convnext_tiny to large; options from config.json"
+        "efficientnet-b0 to b7, timm-efficientnet-b0 to l2, timm-tf_efficientnet_lite0 to 4, "
+        "timm-mobilenetv3_*, tu-efficientnet_*, tu-efficientnetv2_*, tu-mobilenetv2_*, "
+        "tu-mobilenetv3_*, tu-mnasnet_*, tu-convnext_tiny to large; options from config.json"
     )
-    choices = ("output_stride", "rates", "preprocessing")
+    choices = ("output_stride", "rates", "preprocessing", "padding", "norm_epsilon")
     apart = ("classification_head.",)
     prefixes = (OWN, TIMMS)
     rules: ClassVar = {
-        EfficientNetLiteConfig: {
-            "first_block_dilation": "same",
-            "last_conv": "unused",
-            "drop_path": 0.2,
-        }
+        EfficientNetLiteConfig: _EFFICIENTNET,
+        TimmEfficientNet: {**_EFFICIENTNET, **TIMM_NORM, "padding": "symmetric"},
+        LukeMelasEfficientNet: {
+            **_EFFICIENTNET,
+            "padding": "same",
+            "norm_momentum": 0.01,
+            "norm_epsilon": 1e-3,
+        },
     }
 
     def canonical(self, name: str) -> str:
@@ -72,17 +89,32 @@ class SMP(Layout):
             )
         else:
             head = DeepLabV3Config(**common)
-        backbone = self.backbone(shapes, stride)
-        lite = isinstance(backbone, EfficientNetLiteConfig)
-        half = (0.5,) * backbone.in_channels
-        mean_std = {"mean": half, "std": half} if lite else {}
-        return Config(
-            backbone,
-            head,
-            shapes["segmentation_head.0.weight"][0],
-            align_corners=True,
-            preprocessing=Preprocessing(**mean_std, size_multiple=stride),
-        )
+        classes = shapes["segmentation_head.0.weight"][0]
+        return Config(self.backbone(shapes, stride), head, classes, align_corners=True)
+
+    def backbone(self, shapes: Shapes, output_stride: int) -> Any:
+        backbone, place = super().backbone(shapes, output_stride), self.find_place(shapes)
+        if isinstance(place.naming, LukeMelasEfficientNet):
+            return dataclasses.replace(backbone, early_blocks=EARLY_BLOCKS.get(backbone.variant, 0))
+        if isinstance(backbone, MobileNetV3Config) and place.prefix == TIMMS:
+            name = place.naming.timm_name(backbone).removeprefix("mobilenetv3_")
+            if name in TENSORFLOWS_MOBILENETS:
+                return dataclasses.replace(backbone, **TENSORFLOWS)
+        return backbone
+
+    def preprocessing(self, config: Config) -> Preprocessing:
+        """ImageNet's statistics or Inception's, as the encoder's weights have them by default."""
+        multiple = config.backbone.output_stride
+        name = _encoder_name(config, self.place(config)) or ""
+        if not INCEPTION.match(name.removeprefix("timm-").removeprefix("tu-")):
+            return Preprocessing(size_multiple=multiple)
+        half = (0.5,) * config.backbone.in_channels
+        return Preprocessing(half, half, multiple)
+
+    def choices_for(self, config: Config) -> tuple[str, ...]:
+        """Padding and epsilon are open for timm's own networks alone, of which it has both kinds."""
+        both = hasattr(config.backbone, "padding") and self.place(config).prefix == TIMMS
+        return self.choices if both else self.choices[:3]
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not {"encoder_name", "encoder_output_stride"} <= settings.keys():
@@ -102,13 +134,19 @@ class SMP(Layout):
             fields["rates"] = tuple(rates)
         if (dropout := settings.get("decoder_aspp_dropout")) is not None:
             fields["dropout"] = dropout
+        encoder = str(settings["encoder_name"])
+        if encoder.startswith("tu-"):
+            fields |= conventions(encoder.removeprefix("tu-"))
+        elif encoder.startswith("timm-mobilenetv3_"):
+            fields |= TENSORFLOWS
         return fields
 
     def fields(self, place: Place) -> Mapping[str, Any]:
         """timm dilates its own networks; smp dilates all others, each block of a stage alike."""
         fields = super().fields(place)
-        timms = place.prefix == TIMMS and "first_block_dilation" in fields
-        return {**fields, "first_block_dilation": "previous"} if timms else fields
+        if place.prefix != TIMMS:
+            return fields
+        return {"first_block_dilation": "previous"} if "first_block_dilation" in fields else {}
 
     def place(self, config: Config) -> Place:
         """Among its own encoders if one is dilated so, else among timm's."""

@@ -8,28 +8,23 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.inverted_residual import TIMM_NORM
+from port.backbones.inverted_residual import conventions
 from port.layouts.classification import Classification
-
-TENSORFLOWS = {"padding": "same", "norm_epsilon": 1e-3}
 
 
 class Timm(Classification):
     name = "timm"
     code = "timm"
-    models = "ImageNet MobileNetV2 and V3, EfficientNet-Lite and ConvNeXt as dilated networks"
+    models = (
+        "ImageNet MobileNetV2 and V3, EfficientNet, EfficientNetV2 and Lite, MnasNet and ConvNeXt as "
+        "dilated networks"
+    )
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
     prefixes = ("",)
     rule: ClassVar = {"first_block_dilation": "previous"}
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        fields = timm_preprocessing(settings)
-        architecture = str(settings["architecture"])
-        if architecture.startswith("tf_"):
-            return fields | TENSORFLOWS
-        if architecture.startswith(("mobilenet", "efficientnet")):
-            fields |= {"padding": "symmetric", "norm_epsilon": TIMM_NORM["norm_epsilon"]}
-        return fields
+        return timm_preprocessing(settings) | conventions(str(settings["architecture"]))
 
 
 def timm_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:

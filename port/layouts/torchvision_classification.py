@@ -11,9 +11,12 @@ from port.layouts.timm import timm_preprocessing
 class TorchvisionClassification(Classification):
     name = "torchvision-classification"
     code = "torchvision.models and timm's ResNets"
-    models = "ImageNet ResNet-18 to 152, MobileNetV2 and V3 and ConvNeXt as dilated networks"
+    models = (
+        "ImageNet ResNet-18 to 152, MobileNetV2 and V3, EfficientNet and EfficientNetV2, MnasNet and "
+        "ConvNeXt as dilated networks"
+    )
     linear_head = ("head.classifier", "head.hidden")
-    prefixes = ("", "features.")
+    prefixes = ("", "features.", "layers.")
     rules: ClassVar = {ResNetConfig: {}, MobileNetV2Config: {}, MobileNetV3Config: {}}
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
