@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import EfficientNetLiteConfig, MobileNetV3Config
+from deeplab_jax.backbones import EfficientNetConfig, EfficientNetLiteConfig, MobileNetV3Config
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
@@ -33,6 +33,8 @@ EARLY_BLOCKS = {"b0": 2}
 TENSORFLOWS_MOBILENETS = ("small_075", "small_100", "large_075", "large_100")
 """timm has them twice, with the same names and shapes; smp's own name, `timm-mobilenetv3_large_100`, is
 that of the one born in TensorFlow."""
+BORN_TWICE = (EfficientNetConfig, EfficientNetLiteConfig, MobileNetV3Config)
+"""The families that timm has as its own and as born in TensorFlow."""
 INCEPTION = re.compile(
     r"tf_(efficientnet_(lite|e[sml]|cc)|efficientnetv2_([smlx]|xl)\b|efficientnetv2_b3|mobilenetv3)"
 )
@@ -112,8 +114,8 @@ class SMP(Layout):
         return Preprocessing(half, half, multiple)
 
     def choices_for(self, config: Config) -> tuple[str, ...]:
-        """Padding and epsilon are open for timm's own networks alone, of which it has both kinds."""
-        both = hasattr(config.backbone, "padding") and self.place(config).prefix == TIMMS
+        """Padding and epsilon are open for those of timm's networks alone that it has two kinds of."""
+        both = isinstance(config.backbone, BORN_TWICE) and self.place(config).prefix == TIMMS
         return self.choices if both else self.choices[:3]
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
