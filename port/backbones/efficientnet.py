@@ -67,6 +67,11 @@ class TimmEfficientNet(_EfficientNet):
 
     def config(self, shapes: Shapes, **fields) -> EfficientNetConfig:
         stem, in_channels, *_ = shapes["conv_stem.weight"]
+        if not any(".se." in name for name in shapes):
+            raise ValueError(
+                "it has fused blocks without squeeze-excite after them: EfficientNet-EdgeTPU (es, em, el) "
+                "and its kin are not among those we know"
+            )
         variant = _variant(stem, output_channels(timm_shapes(shapes)))
         last = "used" if "conv_head.weight" in shapes else "none"
         born = TENSORFLOWS if variant in ONLY_TENSORFLOWS else {}
@@ -80,9 +85,10 @@ class TimmEfficientNet(_EfficientNet):
 
     def timm_name(self, config: EfficientNetConfig) -> str | None:
         same = config.padding == "same"
-        if config.same_size or (same if "rw" in config.variant else False):
-            return None
-        if config.variant.startswith("v2_b") and not same:
+        born_once = ("v2_b", not same), ("v2_rw", same)
+        if config.same_size or any(
+            config.variant.startswith(variants) and other for variants, other in born_once
+        ):
             return None
         name = f"efficientnet_{config.variant}".replace("_v2_", "v2_")
         return born_in(config.padding, name)

@@ -46,7 +46,14 @@ def born_in(padding: str, name: str) -> str:
 
 
 def conventions(architecture: str) -> dict[str, object]:
-    """What timm's name of a network says that its weights do not; nothing of other families."""
+    """What timm's name of a network says that its weights do not; nothing of other families.
+
+    Raises ValueError for one that we do not have and whose weights look like those of one that we have.
+    """
+    if "blur" in architecture:
+        raise ValueError(
+            f"it is of {architecture}, which blurs where it halves its size: we cannot"
+        )
     if architecture.startswith("tf_"):
         return TENSORFLOWS
     if architecture.startswith(("mobilenetv2", "mobilenetv3", "efficientnet")):
@@ -75,10 +82,11 @@ def timm_family(shapes: Shapes) -> type | None:
 
 
 class BlockShape(NamedTuple):
-    """What the tensors of a block say: channels inside it, and of its output."""
+    """What the tensors of a block say: channels inside it, of its output, and inside squeeze-excite."""
 
     expanded: int
     channels: int
+    squeezed: int | None
 
 
 def timm_shapes(shapes: Shapes) -> list[BlockShape]:
@@ -109,7 +117,7 @@ def _block_shape(shapes: Shapes, prefix: str) -> BlockShape:
     expanded = outputs("conv_dw", "conv_exp")
     if expanded is None:  # one dense convolution
         expanded = shapes[f"{prefix}conv.weight"][1]
-    return BlockShape(expanded, channels)
+    return BlockShape(expanded, channels, outputs("se.conv_reduce"))
 
 
 def output_channels(blocks: Sequence[Block | BlockShape]) -> list[int]:
@@ -119,7 +127,7 @@ def output_channels(blocks: Sequence[Block | BlockShape]) -> list[int]:
 
 def same_blocks(ours: Sequence[Block], theirs: Sequence[BlockShape]) -> bool:
     """Whether all blocks have the same channels, inside and at the end."""
-    return [(b.expanded, b.channels) for b in ours] == [tuple(shape) for shape in theirs]
+    return [(b.expanded, b.channels) for b in ours] == [(b.expanded, b.channels) for b in theirs]
 
 
 def timm_names(table: Sequence[Block], stem: int) -> Names:

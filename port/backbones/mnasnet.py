@@ -18,9 +18,10 @@ from port.backbones.inverted_residual import (
 )
 from port.naming import Names, Shapes, conv_bn, count
 
-STEM = (0, 3, 6)  # torchvision's `layers` of the stem and of the first block, each before its norm
-FIRST = 7
-"""torchvision's first Sequential of blocks, the second of our stages, is the next but one after these."""
+STEM = (0, 3, 6)
+"""The convolutions of torchvision's stem and first block among its `layers`; a norm follows each."""
+STAGE = 7
+"""Stage 1 is the one after this of its `layers`, and so on."""
 
 
 class _MnasNet(Naming):
@@ -67,13 +68,13 @@ class TorchvisionMnasNet(_MnasNet):
     classifier: ClassVar = {"classifier": "classifier.1"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        return any(name.startswith(f"{FIRST + 1}.0.layers.0.") for name in shapes)
+        return any(name.startswith(f"{STAGE + 1}.0.layers.0.") for name in shapes)
 
     def config(self, shapes: Shapes, **fields) -> MnasNetConfig:
         channels = [shapes[f"{STEM[-1]}.weight"][0]]
         for stage in range(1, len(mnasnet.STAGES["b1"])):
-            for i in range(count(shapes, f"{FIRST + stage}.{{}}.")):
-                channels.append(shapes[f"{FIRST + stage}.{i}.layers.6.weight"][0])
+            for i in range(count(shapes, f"{STAGE + stage}.{{}}.")):
+                channels.append(shapes[f"{STAGE + stage}.{i}.layers.6.weight"][0])
         stem, in_channels, *_ = shapes["0.weight"]
         fields = {"norm_momentum": 1 - 0.9997, "last_conv": "used"} | fields
         for width in WIDTHS:
@@ -90,11 +91,11 @@ class TorchvisionMnasNet(_MnasNet):
         blocks = mnasnet.network("b1", config.width).blocks
         for i, (block, at) in enumerate(zip(blocks, within_stage(blocks), strict=True)):
             if block.stage > 0:
-                theirs = f"{FIRST + block.stage}.{at}.layers"
+                theirs = f"{STAGE + block.stage}.{at}.layers"
                 for j, part in enumerate(("expand", "depthwise", "project")):
                     conv, bn = f"{theirs}.{3 * j}", f"{theirs}.{3 * j + 1}"
                     names |= conv_bn(f"blocks.{i}.{part}", conv, bn)
-        last = FIRST + len(mnasnet.STAGES["b1"])
+        last = STAGE + len(mnasnet.STAGES["b1"])
         return names | (
             conv_bn("last", f"{last}", f"{last + 1}") if config.last_conv != "none" else {}
         )
@@ -104,7 +105,15 @@ class TorchvisionMnasNet(_MnasNet):
 
         if config.backbone.output_stride < 32:
             return None
-        return models.MNASNet(config.backbone.width, num_classes=config.num_classes)
+
+        class MNASNet(models.MNASNet):
+            """It refuses a state_dict that does not say the version of its format; ours say none."""
+
+            def _load_from_state_dict(self, state, prefix, metadata, *rest):
+                versioned = metadata | {"version": self._version}
+                super()._load_from_state_dict(state, prefix, versioned, *rest)
+
+        return MNASNet(config.backbone.width, num_classes=config.num_classes)
 
 
 register_naming(TimmMnasNet())

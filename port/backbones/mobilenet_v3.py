@@ -94,7 +94,13 @@ class TimmMobileNetV3(_MobileNetV3):
                 size, width, in_channels=in_channels, rounding=rounding, minimal=minimal, **given
             )
             same_stem = mobilenet_v3.stem_channels(config) == stem
-            if same_stem and same_blocks(mobilenet_v3.block_table(config), blocks):
+            table = mobilenet_v3.block_table(config)
+            if same_stem and same_blocks(table, blocks):
+                if [b.squeezed for b in table] != [b.squeezed for b in blocks]:
+                    raise ValueError(
+                        "its squeeze-excite has other channels than MobileNetV3's: timm's "
+                        "mobilenetv3_rw is not among those we know"
+                    )
                 return config
         raise no_width("MobileNetV3", output_channels(blocks))
 

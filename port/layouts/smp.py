@@ -6,7 +6,6 @@ rate of the stage before. What the weights cannot tell is in the config.json tha
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from port.backbones.efficientnet import LukeMelasEfficientNet, TimmEfficientNet
 from port.backbones.inverted_residual import TENSORFLOWS, TIMM_NORM, conventions
 from port.layouts.base import Layout, Place, check_fixed
 from port.layouts.heads import aspp_names, separable_names
+from port.layouts.timm import default_preprocessing
 from port.naming import Names, Shapes, conv_bn, under
 
 OWN, TIMMS = "encoder.", "encoder.model."
@@ -35,10 +35,6 @@ TENSORFLOWS_MOBILENETS = ("small_075", "small_100", "large_075", "large_100")
 that of the one born in TensorFlow."""
 BORN_TWICE = (EfficientNetConfig, EfficientNetLiteConfig, MobileNetV3Config)
 """The families that timm has as its own and as born in TensorFlow."""
-INCEPTION = re.compile(
-    r"tf_(efficientnet_(lite|e[sml]|cc)|efficientnetv2_([smlx]|xl)\b|efficientnetv2_b3|mobilenetv3)"
-)
-"""The networks of timm whose images have a mean and a deviation of .5, by the beginning of their names."""
 
 
 class SMP(Layout):
@@ -106,12 +102,10 @@ class SMP(Layout):
 
     def preprocessing(self, config: Config) -> Preprocessing:
         """ImageNet's statistics or Inception's, as the encoder's weights have them by default."""
-        multiple = config.backbone.output_stride
         name = _encoder_name(config, self.place(config)) or ""
-        if not INCEPTION.match(name.removeprefix("timm-").removeprefix("tu-")):
-            return Preprocessing(size_multiple=multiple)
-        half = (0.5,) * config.backbone.in_channels
-        return Preprocessing(half, half, multiple)
+        name = name.removeprefix("timm-").removeprefix("tu-")
+        statistics = default_preprocessing(name, config.backbone.in_channels)
+        return dataclasses.replace(statistics, size_multiple=config.backbone.output_stride)
 
     def choices_for(self, config: Config) -> tuple[str, ...]:
         """Padding and epsilon are open for those of timm's networks alone that it has two kinds of."""

@@ -4,12 +4,20 @@ Weights born in TensorFlow (`tf_*`) have the names of those that were not: `padd
 `norm_epsilon=1e-3` tell. So does the architecture in the config.json that timm saves beside them.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from deeplab_jax.config import Config
 from deeplab_jax.preprocessing import Preprocessing
 from port.backbones.inverted_residual import conventions
 from port.layouts.classification import Classification
+
+INCEPTION = re.compile(
+    r"efficientnet_b1$|tf_mobilenetv3|tf_efficientnet_(b8|lite)|tf_efficientnetv2_(b3|s|m|l|xl)$"
+)
+"""The networks whose images have a mean and a deviation of .5, by the beginning of their names: those of
+the weights that timm has by default."""
 
 
 class Timm(Classification):
@@ -23,8 +31,19 @@ class Timm(Classification):
     prefixes = ("",)
     rule: ClassVar = {"first_block_dilation": "previous"}
 
+    def preprocessing(self, config: Config) -> Preprocessing:
+        name = self.place(config).naming.timm_name(config.backbone)
+        return default_preprocessing(name or "", config.backbone.in_channels)
+
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return timm_preprocessing(settings) | conventions(str(settings["architecture"]))
+
+
+def default_preprocessing(name: str, channels: int) -> Preprocessing:
+    """The mean and deviation of the images of timm's network of that name: ImageNet's or Inception's."""
+    if not INCEPTION.match(name):
+        return Preprocessing()
+    return Preprocessing((0.5,) * channels, (0.5,) * channels)
 
 
 def timm_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ are not run once more. To add one, add a file with both and list it here.
 from originals import (
     convnext,
     efficientnet_lite_pytorch,
+    inverted_residuals,
     segmentation_models,
     standalone,
     timm_mobile,
@@ -26,6 +27,7 @@ _FILES = (
     timm_mobile,
     convnext,
     efficientnet_lite_pytorch,
+    inverted_residuals,
     vainf,
     standalone,
 )
