@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import MobileNetV2Config, MobileNetV3Config, ResNetConfig
+from deeplab_jax.backbones import (
+    EfficientNetConfig,
+    MnasNetConfig,
+    MobileNetV2Config,
+    MobileNetV3Config,
+    ResNetConfig,
+)
 from port.layouts.classification import Classification
 from port.layouts.timm import timm_preprocessing
 
@@ -17,7 +23,13 @@ class TorchvisionClassification(Classification):
     )
     linear_head = ("head.classifier", "head.hidden")
     prefixes = ("", "features.", "layers.")
-    rules: ClassVar = {ResNetConfig: {}, MobileNetV2Config: {}, MobileNetV3Config: {}}
+    rules: ClassVar = {
+        ResNetConfig: {},
+        MobileNetV2Config: {},
+        MobileNetV3Config: {},
+        EfficientNetConfig: {},
+        MnasNetConfig: {},
+    }
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """timm's; torchvision saves none."""
