@@ -179,7 +179,6 @@ class EfficientNet(InvertedResiduals[EfficientNetConfig]):
         early = range(first - config.early_blocks, first)
         super().__init__(
             config,
-            net,
             paddings=paddings(
                 config.padding,
                 net.blocks,
@@ -190,6 +189,10 @@ class EfficientNet(InvertedResiduals[EfficientNetConfig]):
             drop_path=config.drop_path,
             rngs=rngs,
         )
+
+    @property
+    def network(self) -> Network:
+        return network(self.config.variant)
 
 
 def network(name: str) -> Network:

@@ -77,7 +77,6 @@ class EfficientNetLite(InvertedResiduals[EfficientNetLiteConfig]):
         net = network(config.variant)
         super().__init__(
             config,
-            net,
             paddings=paddings(
                 config.padding,
                 net.blocks,
@@ -87,6 +86,10 @@ class EfficientNetLite(InvertedResiduals[EfficientNetLiteConfig]):
             drop_path=config.drop_path,
             rngs=rngs,
         )
+
+    @property
+    def network(self) -> Network:
+        return network(self.config.variant)
 
 
 def network(variant: int) -> Network:

@@ -5,6 +5,7 @@
 are made of them.
 """
 
+import abc
 import dataclasses
 import itertools
 import math
@@ -353,9 +354,9 @@ NetworkConfigT = TypeVar("NetworkConfigT", bound=NetworkConfig)
 class InvertedResiduals(Backbone[NetworkConfigT]):
     """Images `[B, H, W, in_channels]` -> features low, mid, aux (strides 4, 8, 16) and high.
 
+    Subclasses say of which `network`.
+
     Args:
-      config: of the subclass.
-      network: what it says.
       paddings: of the stem and of each block, see `paddings`.
       rate_of, drop_path: see `inverted_residuals`.
     """
@@ -363,7 +364,6 @@ class InvertedResiduals(Backbone[NetworkConfigT]):
     def __init__(
         self,
         config: NetworkConfigT,
-        network: Network,
         *,
         paddings: Sequence[ops.Padding | None],
         rate_of: Sequence[int] | None = None,
@@ -371,7 +371,7 @@ class InvertedResiduals(Backbone[NetworkConfigT]):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        norm = Norm(config.norm_momentum, config.norm_epsilon)
+        network, norm = self.network, Norm(config.norm_momentum, config.norm_epsilon)
         self.stem = ConvNormAct(
             config.in_channels,
             network.stem,
@@ -399,7 +399,11 @@ class InvertedResiduals(Backbone[NetworkConfigT]):
             if config.last_conv != "none"
             else None
         )
-        self.network = network
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> Network:
+        """What the config says."""
 
     @property
     def taps(self) -> dict[str, int]:

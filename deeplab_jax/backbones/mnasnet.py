@@ -90,8 +90,12 @@ class MnasNet(InvertedResiduals[MnasNetConfig]):
         net = network(config.variant, config.width)
         stride = config.output_stride
         super().__init__(
-            config, net, paddings=paddings("symmetric", net.blocks, output_stride=stride), rngs=rngs
+            config, paddings=paddings("symmetric", net.blocks, output_stride=stride), rngs=rngs
         )
+
+    @property
+    def network(self) -> Network:
+        return network(self.config.variant, self.config.width)
 
 
 def network(variant: Literal["b1", "a1", "small"], width: float) -> Network:

@@ -27,6 +27,7 @@ FOREIGN = {  # part of a name -> the networks of timm that have it
     ".routing_fn.": "EfficientNet-CondConv",
     ".conv_s2d.": "EfficientNet-X and H",
     ".conv_dw.0.": "MixNet",
+    ".ghost1.": "GhostNet",
     ".se.conv_attn.": "an EfficientNetV2 with global context in place of squeeze-excite",
 }
 """What tells networks of timm that we do not have."""
@@ -54,11 +55,12 @@ def conventions(architecture: str) -> dict[str, object]:
         raise ValueError(
             f"it is of {architecture}, which blurs where it halves its size: we cannot"
         )
-    if architecture.startswith("tf_"):
+    name = architecture.removeprefix("tf_")
+    if not name.startswith(("mobilenetv2", "mobilenetv3", "efficientnet")):
+        return {}
+    if name != architecture:
         return TENSORFLOWS
-    if architecture.startswith(("mobilenetv2", "mobilenetv3", "efficientnet")):
-        return {"padding": "symmetric", "norm_epsilon": TIMM_NORM["norm_epsilon"]}
-    return {}
+    return {"padding": "symmetric", "norm_epsilon": TIMM_NORM["norm_epsilon"]}
 
 
 def timm_family(shapes: Shapes) -> type | None:

@@ -109,8 +109,9 @@ class SMP(Layout):
 
     def choices_for(self, config: Config) -> tuple[str, ...]:
         """Padding and epsilon are open for those of timm's networks alone that it has two kinds of."""
-        both = isinstance(config.backbone, BORN_TWICE) and self.place(config).prefix == TIMMS
-        return self.choices if both else self.choices[:3]
+        if isinstance(config.backbone, BORN_TWICE) and self.place(config).prefix == TIMMS:
+            return self.choices
+        return tuple(choice for choice in self.choices if choice not in TENSORFLOWS)
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not {"encoder_name", "encoder_output_stride"} <= settings.keys():
@@ -179,8 +180,12 @@ class SMP(Layout):
 
     def reference(self, config: Config, place: Place | None = None):
         import segmentation_models_pytorch as smp
+        import timm
 
-        if (encoder := _encoder_name(config, place or self.place(config))) is None:
+        encoder = _encoder_name(config, place or self.place(config))
+        if encoder is None:
+            return None
+        if encoder.startswith("tu-") and not timm.is_model(encoder.removeprefix("tu-")):
             return None
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         return (smp.DeepLabV3Plus if plus else smp.DeepLabV3)(
