@@ -115,10 +115,11 @@ def _block_shape(shapes: Shapes, prefix: str) -> BlockShape:
 
     channels = outputs("conv_pwl", "conv", "conv_pw")
     if channels is None:
-        raise KeyError(f"{prefix}conv_pwl.weight")
-    expanded = outputs("conv_dw", "conv_exp")
-    if expanded is None:  # one dense convolution
-        expanded = shapes[f"{prefix}conv.weight"][1]
+        raise KeyError(f"{prefix}conv_pw.weight")
+    dense = shapes.get(f"{prefix}conv.weight")
+    expanded = dense[1] if dense else outputs("conv_dw", "conv_exp")
+    if expanded is None:
+        raise KeyError(f"{prefix}conv_dw.weight")
     return BlockShape(expanded, channels, outputs("se.conv_reduce"))
 
 
