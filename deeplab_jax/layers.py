@@ -337,7 +337,7 @@ class SeparableConvNormAct(nnx.Module):
 
 
 class SqueezeExcite(nnx.Module):
-    """Channel attention (Hu et al. 2018): mean, 1x1, ReLU, 1x1, gate.
+    """Channel attention (Hu et al. 2018): mean, 1x1, activation, 1x1, gate.
 
     Args:
       gate: "sigmoid" in the paper, "hard_sigmoid" in MobileNetV3.
@@ -348,15 +348,16 @@ class SqueezeExcite(nnx.Module):
         channels: int,
         squeezed: int,
         *,
+        activation: Activation = "relu",
         gate: Activation = "hard_sigmoid",
         rngs: nnx.Rngs,
     ):
-        self.gate = gate
         self.fc1 = Conv(channels, squeezed, bias=True, rngs=rngs)
         self.fc2 = Conv(squeezed, channels, bias=True, rngs=rngs)
+        self.activation, self.gate = activation, gate
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        squeezed = jax.nn.relu(self.fc1(global_mean(x)))
+        squeezed = ACTIVATIONS[self.activation](self.fc1(global_mean(x)))
         return x * ACTIVATIONS[self.gate](self.fc2(squeezed))
 
 
@@ -365,7 +366,7 @@ def global_mean(x: jax.Array) -> jax.Array:
     return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
 
 
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The MobileNets' rounding of channel counts: to a multiple, never down by more than 10 %."""
+def make_divisible(channels: float, divisor: int = 8, *, least: float = 0.9) -> int:
+    """The MobileNets' rounding of channel counts: to a multiple, never below the share `least` of them."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+    return rounded + divisor if rounded < least * channels else rounded

@@ -14,8 +14,10 @@ from flax import nnx
 from deeplab_jax.backbones import (
     ConvNeXtConfig,
     DRNConfig,
+    EfficientNetConfig,
     EfficientNetLiteConfig,
     HRNetConfig,
+    MnasNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
     MobileViTConfig,
@@ -23,6 +25,7 @@ from deeplab_jax.backbones import (
     ResNetConfig,
     XceptionConfig,
     dilation,
+    mobilenet_v2,
     resnet,
 )
 from deeplab_jax.backbones.inverted_residual import (
@@ -46,7 +49,11 @@ SMALL = [
     MobileNetV2Config(width=0.5),
     MobileNetV3Config("large", width=0.5),
     MobileNetV3Config("small", width=0.5),
+    MobileNetV3Config("small", width=0.5, rounding="expanded", minimal=True),
     EfficientNetLiteConfig(0),
+    EfficientNetConfig("b0"),
+    EfficientNetConfig("v2_b0", padding="same"),
+    MnasNetConfig("small"),
     MobileViTConfig("xxs"),
     ConvNeXtConfig("tiny"),
 ]
@@ -157,6 +164,10 @@ def test_features_of_the_others_have_their_strides(config, strides):
         (MobileNetV3Config("small"), 11, 2.542856 - 0.590848 - 1.025, (16, 24, 48, 576)),
         (EfficientNetLiteConfig(0, last_conv="used"), 16, 4.652008 - 1.281, (24, 40, 112, 1280)),
         (EfficientNetLiteConfig(4, last_conv="used"), 30, 13.006568 - 1.281, (32, 56, 160, 1280)),
+        (EfficientNetConfig("b0", last_conv="used"), 16, 5.288548 - 1.281, (24, 40, 112, 1280)),
+        (EfficientNetConfig("b7", last_conv="used"), 55, 66.34796 - 2.561, (48, 80, 224, 2560)),
+        (EfficientNetConfig("v2_s", last_conv="used"), 40, 21.458488 - 1.281, (48, 64, 160, 1280)),
+        (MnasNetConfig(last_conv="used"), 17, 4.383312 - 1.281, (24, 40, 96, 1280)),
     ],
     ids=name_of,
 )
@@ -335,11 +346,47 @@ def test_multi_grid_repeats_where_a_stage_has_more_blocks():
         ),
         (MobileNetV3Config("large"), [1] * 12 + [2] * 3),  # its rule is "same" by default
         (EfficientNetLiteConfig(0), [1] * 11 + [1, 2, 2, 2] + [2]),
+        (EfficientNetConfig("b0", first_block_dilation="same"), [1] * 11 + [2] * 5),
+        (EfficientNetConfig("b0", 8, "same", early_blocks=2), [1] * 5 + [2] * 4 + [4] * 7),
     ],
     ids=name_of,
 )
 def test_rates_of_inverted_residuals(config, dilations):
-    assert [b.depthwise.conv.dilation for b in abstract(config).blocks] == dilations
+    assert [b.spatial.dilation for b in abstract(config).blocks] == dilations
+
+
+def test_fused_and_plain_blocks_have_stride_and_rate_in_their_dense_convolution():
+    plain, fused, *_ = abstract(EfficientNetConfig("v2_b0", output_stride=8)).blocks
+    assert plain.expand is plain.depthwise is fused.depthwise is None
+    assert (plain.spatial, fused.spatial) == (plain.project.conv, fused.expand.conv)
+    assert (plain.spatial.groups, plain.spatial.stride) == (1, 1)
+    assert (fused.spatial.kernel.shape, fused.spatial.stride) == ((3, 3, 16, 64), 2)
+    assert plain.project.activation == "silu"
+    assert fused.project.activation == "none"
+
+
+def test_channels_inside_squeeze_excite_follow_the_input_of_the_block():
+    squeezed = [b.se.fc1.kernel.shape[2:] for b in abstract(EfficientNetConfig("b0")).blocks]
+    assert squeezed[:3] == [(32, 8), (96, 4), (144, 6)]
+
+
+def test_timm_expands_the_rounded_channels_of_a_block():
+    widths = {
+        rounding: [
+            (b.depthwise.conv.kernel.shape[3], b.project.conv.kernel.shape[3])
+            for b in abstract(MobileNetV3Config("small", 0.5, rounding=rounding)).blocks
+        ]
+        for rounding in ("scaled", "expanded")
+    }
+    assert widths["scaled"][:3] == [(8, 8), (40, 16), (48, 16)]
+    assert widths["expanded"][:3] == [(16, 8), (40, 16), (56, 16)]
+
+
+def test_a_deeper_mobilenet_v2_keeps_its_ends():
+    backbone = abstract(MobileNetV2Config(1.1, depth=1.2))
+    stages = [block.stage for block in mobilenet_v2.block_table(1.1, 1.2)]
+    assert [stages.count(stage) for stage in range(7)] == [1, 3, 4, 5, 4, 4, 1]
+    assert backbone.stem.conv.kernel.shape[3] == 32
 
 
 def test_a_block_that_lost_its_stride_gets_no_shortcut():
@@ -468,6 +515,10 @@ def test_sizes_that_there_are_not_are_refused():
         MobileNetV3Config("tiny")
     with pytest.raises(ValueError, match="0 to 4, got 5"):
         EfficientNetLiteConfig(5)
+    with pytest.raises(ValueError, match=r"b0, b1, .*, got 'b9'"):
+        EfficientNetConfig("b9")
+    with pytest.raises(ValueError, match="b1, a1 or small, got 'c1'"):
+        MnasNetConfig("c1")
     with pytest.raises(ValueError, match="xxs, xs or s, got 'm'"):
         MobileViTConfig("m")
     with pytest.raises(ValueError, match="18, 32 or 48, got 64"):

@@ -39,6 +39,7 @@ def parts(model, kind):
         "deeplabv3plus_mobilenet_v2",
         "lraspp_mobilenet_v3_small",
         "deeplabv3plus_xception65",
+        "fcn_efficientnet_b0",
         "fcn_drn_d_22",
         "deeplabv3_mobilevit_xxs",
     ],

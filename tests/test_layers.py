@@ -307,8 +307,16 @@ def test_activations_are_torchs(name, theirs):
     )
 
 
-def test_squeeze_excite_is_torchs_formula():
-    module = SqueezeExcite(6, 3, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("options", "activation", "gate"),
+    [
+        ({}, torch.relu, torch.nn.functional.hardsigmoid),  # MobileNetV3's
+        ({"activation": "silu", "gate": "sigmoid"}, torch.nn.functional.silu, torch.sigmoid),
+    ],
+    ids=["mobilenet_v3", "efficientnet"],
+)
+def test_squeeze_excite_is_torchs_formula(options, activation, gate):
+    module = SqueezeExcite(6, 3, **options, rngs=nnx.Rngs(0))
     module.fc1.bias[...] = jnp.asarray(normal(3, seed=1))
     module.fc2.bias[...] = jnp.asarray(normal(6, seed=2))
     x = normal(2, 5, 7, 6, seed=3)
@@ -316,9 +324,8 @@ def test_squeeze_excite_is_torchs_formula():
         (torch.from_numpy(np.array(fc.kernel[0, 0])), torch.from_numpy(np.array(fc.bias[...])))
         for fc in (module.fc1, module.fc2)
     )
-    hidden = torch.relu(torch.from_numpy(x).mean((1, 2)) @ fc1[0] + fc1[1])
-    gate = torch.nn.functional.hardsigmoid(hidden @ fc2[0] + fc2[1])
-    expected = x * gate.numpy()[:, None, None, :]
+    hidden = activation(torch.from_numpy(x).mean((1, 2)) @ fc1[0] + fc1[1])
+    expected = x * gate(hidden @ fc2[0] + fc2[1]).numpy()[:, None, None, :]
     # A mean of 35 values and two products of 6 and 3 terms: some roundings (6e-8) of values below 4.
     np.testing.assert_allclose(module(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
 
@@ -347,6 +354,10 @@ def test_the_mean_of_an_image_is_summed_in_float32():
 )
 def test_channels_are_rounded_to_multiples_of_8(channels, rounded):
     assert make_divisible(channels) == rounded
+
+
+def test_channels_may_be_rounded_to_the_nearest_multiple():
+    assert make_divisible(19.9, least=0.0) == 16
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

@@ -588,7 +588,7 @@ def test_a_kind_of_model_that_the_code_base_does_not_have_is_a_clear_error():
     for preset in (
         "fcn_resnet18",
         "lraspp_mobilenet_v3_small",
-        "deeplabv3_efficientnet_lite0",
+        "fcn_efficientnet_lite0",
         "deeplabv3plus_mobilenet_v2",
     ):
         model = create(preset, align_corners=True, rngs=nnx.Rngs(0))  # none has these so

@@ -271,6 +271,29 @@ def test_timm_dilated_mobilenet_v3_features_agree():
     assert relative_error(high, nhwc(run_torch(extractor.eval(), x)[-1])) < FINAL
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mobilenetv4_conv_small", "is of MobileNetV4"),
+        ("mixnet_s", "is of MixNet"),
+        ("efficientnet_cc_b0_4e", "is of EfficientNet-CondConv"),
+        ("efficientnet_x_b3", "is of EfficientNet-X"),
+        ("gc_efficientnetv2_rw_t", "global context"),
+        ("efficientnet_es", "EfficientNet-EdgeTPU"),
+        ("mobilenetv3_rw", "mobilenetv3_rw"),
+        ("tinynet_e", r"no EfficientNet that we know has blocks of \[8, 16"),
+        ("spnasnet_100", r"no MnasNet that we know has blocks of \[16, 24"),
+        ("hardcorenas_a", r"no MobileNetV3 that we know has blocks of \[16, 24"),
+    ],
+)
+def test_timms_other_networks_of_inverted_residuals_are_refused_by_what_they_are(name, message):
+    state = without_weights(lambda: timm.create_model(name)).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert LAYOUTS["timm"].recognises(shapes)
+    with pytest.raises(ValueError, match=message):
+        LAYOUTS["timm"].config(shapes, None)
+
+
 def test_tf_padding_is_not_found_in_the_weights_and_must_be_said():
     ported = port_of(COMPARED["timm-tf-lite0-os16"])
     untold = load_torch(ported.state, output_stride=16)

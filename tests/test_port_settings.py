@@ -35,6 +35,12 @@ def smp_model(name: str = "DeepLabV3Plus", **options) -> nn.Module:
     return randomise(make, (2, 3, 48, 64))
 
 
+pytestmark = pytest.mark.filterwarnings(
+    # smp prefers its newer tu-tf_*, whose checkpoints have other names
+    "ignore:`timm-` encoders are deprecated:DeprecationWarning"
+)
+
+
 @pytest.fixture(autouse=True)
 def _quick_comparison():
     with quick_comparison():
@@ -100,6 +106,57 @@ def test_options_of_smp_that_we_cannot_do_are_refused(options, message, saved, t
         load_torch(edited(saved, tmp_path, **options))
 
 
+TENSORFLOWS, OWN = ("same", 1e-3), ("symmetric", 1e-5)
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "told", "untold", "mean"),
+    [
+        ("tu-tf_efficientnet_b0", TENSORFLOWS, OWN, Preprocessing.mean),
+        ("tu-efficientnet_b0", OWN, OWN, Preprocessing.mean),
+        # smp's own name, and of timm's two that look alike it is the one born in TensorFlow
+        ("timm-mobilenetv3_small_100", TENSORFLOWS, TENSORFLOWS, HALF),
+        ("tu-mobilenetv3_small_100", OWN, TENSORFLOWS, Preprocessing.mean),
+        # of which there are no other weights
+        ("tu-tf_mobilenetv3_small_minimal_100", TENSORFLOWS, TENSORFLOWS, HALF),
+    ],
+)
+def test_smps_name_of_the_encoder_tells_padding_epsilon_and_statistics(
+    encoder, told, untold, mean, tmp_path
+):
+    make = without_weights(
+        lambda: smp.DeepLabV3Plus(encoder, encoder_weights=None, decoder_channels=32)
+    )
+    module = randomise(make)
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    options = {
+        "encoder_name": encoder,
+        "encoder_output_stride": 16,
+        "_model_class": "DeepLabV3Plus",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    conversion = convert(tmp_path)
+    config = conversion.model.config
+    assert (config.backbone.padding, config.backbone.norm_epsilon) == told
+    assert config.preprocessing == Preprocessing(mean, config.preprocessing.std, 16)
+    assert conversion.assumed == ("rates", "preprocessing")
+    bare = convert(module.state_dict())
+    backbone = bare.model.config.backbone
+    assert (backbone.padding, backbone.norm_epsilon) == untold
+    assert {"padding", "norm_epsilon"} < set(bare.assumed)
+
+
+@pytest.mark.parametrize("encoder", ["timm-efficientnet-b0", "efficientnet-b0", "tu-mnasnet_050"])
+def test_what_smp_has_in_one_form_alone_is_not_assumed(encoder):
+    make = without_weights(lambda: smp.DeepLabV3Plus(encoder, encoder_weights=None))
+    assert convert(randomise(make).state_dict()).assumed == (
+        "output_stride",
+        "rates",
+        "preprocessing",
+    )
+
+
 # ---------------------------------------------------------------------------- timm
 
 
@@ -116,6 +173,22 @@ def test_timms_file_tells_padding_epsilon_and_statistics(name, tmp_path):
     x = np.random.default_rng(0).standard_normal((1, 64, 96, 3), np.float32)
     assert verify(conversion.model, module, x).ok
     assert verify(load_torch(module.state_dict()), module, x).ok == (not name.startswith("tf_"))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"), [("tf_mobilenetv3_small_minimal_100", 0.5), ("mobilenetv3_small_050", 0.485)]
+)
+def test_without_timms_file_statistics_are_those_of_its_default_weights(name, mean):
+    module = randomise(without_weights(lambda: timm.create_model(name, num_classes=3)))
+    assert convert(module.state_dict()).model.config.preprocessing.mean[0] == mean
+
+
+def test_a_network_that_looks_like_another_is_refused_by_its_name(tmp_path):
+    module = randomise(without_weights(lambda: timm.create_model("efficientnet_blur_b0")))
+    save_file(module.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "efficientnet_blur_b0"}')
+    with pytest.raises(CheckpointError, match="efficientnet_blur_b0, which blurs"):
+        convert(tmp_path)
 
 
 def test_a_file_that_no_layout_reads_is_told(tmp_path):

@@ -8,6 +8,8 @@ from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
 from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
+from deeplab_jax.backbones.efficientnet import EfficientNet, EfficientNetConfig
+from deeplab_jax.backbones.mnasnet import MnasNet, MnasNetConfig
 from deeplab_jax.backbones.mobilevit import MobileViT, MobileViTConfig
 from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
 from deeplab_jax.backbones.drn import DRN, DRNConfig
@@ -28,10 +30,14 @@ __all__ = [
     "ConvNeXt",
     "ConvNeXtConfig",
     "DRNConfig",
+    "EfficientNet",
+    "EfficientNetConfig",
     "EfficientNetLite",
     "EfficientNetLiteConfig",
     "HRNet",
     "HRNetConfig",
+    "MnasNet",
+    "MnasNetConfig",
     "MobileNetV2",
     "MobileNetV2Config",
     "MobileNetV3",

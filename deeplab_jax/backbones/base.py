@@ -98,7 +98,7 @@ def _check_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             parameter
             for base in getattr(cls, "__orig_bases__", ())
             for parameter in typing.get_args(base)
-            if typing.get_origin(base) is Backbone and isinstance(parameter, type)
+            if _is_backbone(typing.get_origin(base)) and isinstance(parameter, type)
         ),
         None,
     )
@@ -112,3 +112,7 @@ def _check_arguments(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             f"rngs=nnx.Rngs(0)){inside}"
         )
     check_rngs(kwargs.get("rngs"))
+
+
+def _is_backbone(base: Any) -> bool:
+    return isinstance(base, type) and issubclass(base, Backbone)

@@ -1,6 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018), dilated."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -35,6 +36,8 @@ class MobileNetV2Config:
     """
     Attributes:
       width: multiplier on the channels.
+      depth: multiplier on the number of blocks of all rows but the first and the last; with one above 1
+        the stem keeps its 32 channels (timm's mobilenetv2_110d and 120d).
       output_stride: 8, 16 or 32.
       first_block_dilation: rule for the first block of a dilated stage.
       dilated_blocks: which blocks of a row of the paper's table 2 have the stage's atrous rate: "all"; the
@@ -68,6 +71,7 @@ class MobileNetV2Config:
     in_channels: int = 3
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
+    depth: float = 1.0
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -82,10 +86,10 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
     def __init__(self, config: MobileNetV2Config, *, rngs: nnx.Rngs):
         self.config = config
         norm = Norm(config.norm_momentum, config.norm_epsilon)
-        stem = make_divisible(32 * config.width)
-        blocks = block_table(config.width)
+        stem, blocks = stem_channels(config.width, config.depth), self._table()
         blocks[0] = dataclasses.replace(blocks[0], always_expand=config.first_expand)
-        firsts = [i - within for i, (_, within) in enumerate(row_and_index())]
+        rows = [block.stage for block in blocks]
+        firsts = [rows.index(row) for row in rows]
         same = config.padding == "same"
         self.stem = ConvNormAct(
             config.in_channels,
@@ -121,13 +125,12 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
     @property
     def taps(self) -> dict[str, int]:
         """Features that are a block's output -> the index of the block."""
-        blocks = block_table(self.config.width)
-        return taps(blocks)
+        return taps(self._table())
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
-        blocks = block_table(self.config.width)
+        blocks = self._table()
         channels = {name: blocks[i].channels for name, i in self.taps.items()}
         return channels | {"high": self.high_channels}
 
@@ -135,26 +138,31 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
         high, features = run(self.blocks, self.stem(images), self.taps, rngs=rngs)
         return features | {"high": self.last(high) if self.config.last_conv is True else high}
 
+    def _table(self) -> list[Block]:
+        return block_table(self.config.width, self.config.depth)
+
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
         return spatial_layers(self.stem, self.blocks)
 
 
-def row_and_index() -> list[tuple[int, int]]:
-    """Of each block: its row in `TABLE`, and which of the row's blocks it is."""
-    return [(row, i) for row, (_, _, count, _) in enumerate(TABLE) for i in range(count)]
+def stem_channels(width: float, depth: float = 1.0) -> int:
+    """Channels of the first convolution."""
+    return 32 if depth > 1 else make_divisible(32 * width)
 
 
-def block_table(width: float) -> list[Block]:
+def block_table(width: float, depth: float = 1.0) -> list[Block]:
     """The rows of the network, the paper's for width 1."""
-    blocks, channels = [], make_divisible(32 * width)
-    for expansion, out, count, stride in TABLE:
-        for i in range(count):
+    blocks, channels = [], stem_channels(width, depth)
+    for row, (expansion, out, count, stride) in enumerate(TABLE):
+        fixed = row in (0, len(TABLE) - 1)
+        for i in range(count if fixed else math.ceil(count * depth)):
             block = Block(
                 kernel_size=3,
                 expanded=channels * expansion,
                 channels=make_divisible(out * width),
                 stride=stride if i == 0 else 1,
+                stage=row,
             )
             channels = block.channels
             blocks.append(block)

@@ -20,7 +20,7 @@ from deeplab_jax.backbones.inverted_residual import (
 )
 from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
 from deeplab_jax.heads import LRASPPConfig
-from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, make_divisible
+from deeplab_jax.layers import Activation, ConvNormAct, Norm, SpatialLayer, make_divisible
 
 R, H = "relu", "hard_swish"
 TABLES = {  # kernel, expanded, channels, squeeze-excite, activation, stride: tables 1 and 2
@@ -55,6 +55,7 @@ TABLES = {  # kernel, expanded, channels, squeeze-excite, activation, stride: ta
         (5, 576, 96, True, H, 1),
     ),
 }
+STEM = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,11 @@ class MobileNetV3Config:
     Attributes:
       size: "large" or "small".
       width: multiplier on the channels.
+      rounding: how channels follow from it: "scaled", where those inside a block are the table's, scaled
+        and rounded like all others (torchvision); or "expanded", where they are the block's rounded input
+        times the table's expansion, and the stem keeps its 16 below a width of .75 (timm). Of width 1
+        they are the same.
+      minimal: Google's variant for accelerators: 3x3 and ReLU throughout, no squeeze-excite.
       output_stride: 8, 16 or 32.
       first_block_dilation: rule for the first block of a dilated stage; torchvision's is "same".
       padding: "symmetric", or "same" for weights born in TensorFlow.
@@ -79,6 +85,8 @@ class MobileNetV3Config:
     in_channels: int = 3
     norm_momentum: float = 0.01
     norm_epsilon: float = 1e-3
+    rounding: Literal["scaled", "expanded"] = "scaled"
+    minimal: bool = False
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -101,15 +109,15 @@ class MobileNetV3(Backbone[MobileNetV3Config]):
         self.config = config
         norm = Norm(config.norm_momentum, config.norm_epsilon)
         padding: ops.Padding | None = "same" if config.padding == "same" else None
-        stem = stem_channels(config.width)
-        blocks = block_table(config.size, config.width)
+        stem, blocks = stem_channels(config), block_table(config)
+        activation: Activation = "relu" if config.minimal else "hard_swish"
         self.stem = ConvNormAct(
             config.in_channels,
             stem,
             3,
             stride=2,
             padding=padding,
-            activation="hard_swish",
+            activation=activation,
             norm=norm,
             rngs=rngs,
         )
@@ -124,20 +132,20 @@ class MobileNetV3(Backbone[MobileNetV3Config]):
         )
         high = 6 * blocks[-1].channels
         self.last = ConvNormAct(
-            blocks[-1].channels, high, activation="hard_swish", norm=norm, rngs=rngs
+            blocks[-1].channels, high, activation=activation, norm=norm, rngs=rngs
         )
         self.high_channels = high
 
     @property
     def taps(self) -> dict[str, int]:
         """Features that are a block's output -> the index of the block."""
-        blocks = block_table(self.config.size, self.config.width)
+        blocks = block_table(self.config)
         return taps(blocks) | {"mid": last_at_stride(blocks, 4) + 1}
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
-        blocks = block_table(self.config.size, self.config.width)
+        blocks = block_table(self.config)
         channels = {name: blocks[i].channels for name, i in self.taps.items()}
         return channels | {"high": self.high_channels}
 
@@ -150,24 +158,35 @@ class MobileNetV3(Backbone[MobileNetV3Config]):
         return spatial_layers(self.stem, self.blocks)
 
 
-def stem_channels(width: float) -> int:
+def stem_channels(config: MobileNetV3Config) -> int:
     """Channels of the first convolution."""
-    return make_divisible(16 * width)
+    fixed = config.rounding == "expanded" and config.width < 0.75
+    return STEM if fixed else make_divisible(STEM * config.width)
 
 
-def block_table(size: Literal["large", "small"], width: float) -> list[Block]:
+def block_table(config: MobileNetV3Config) -> list[Block]:
     """The rows of the network, the paper's for width 1."""
-    return [
-        Block(
-            kernel_size=kernel,
-            expanded=make_divisible(expanded * width),
-            channels=make_divisible(channels * width),
+    blocks: list[Block] = []
+    before, channels, stage = STEM, stem_channels(config), -1
+    for kernel, expanded, out, squeeze, activation, stride in TABLES[config.size]:
+        stage += not blocks or stride > 1 or out != before
+        wide = expanded * config.width
+        if config.rounding == "expanded":
+            wide = channels * expanded / before
+        block = Block(
+            kernel_size=3 if config.minimal else kernel,
+            expanded=make_divisible(wide),
+            channels=make_divisible(out * config.width),
             stride=stride,
-            activation=activation,
-            squeezed=make_divisible(make_divisible(expanded * width) // 4) if squeeze else None,
+            activation="relu" if config.minimal else activation,
+            squeezed=make_divisible(make_divisible(wide) // 4)
+            if squeeze and not config.minimal
+            else None,
+            stage=stage,
         )
-        for kernel, expanded, channels, squeeze, activation, stride in TABLES[size]
-    ]
+        before, channels = out, block.channels
+        blocks.append(block)
+    return blocks
 
 
 register_backbone(

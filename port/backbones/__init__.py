@@ -3,8 +3,10 @@
 from port.backbones import (  # noqa: F401 - each registers its namings
     convnext,
     drn,
+    efficientnet,
     efficientnet_lite,
     hrnet,
+    mnasnet,
     mobilenet_v2,
     mobilenet_v3,
     mobilevit,

@@ -7,22 +7,22 @@ from port.backbones.base import Naming, register_naming
 from port.backbones.inverted_residual import (
     TIMM_NORM,
     born_in,
-    is_plain_timms,
     no_width,
+    output_channels,
+    timm_family,
     timm_names,
-    timm_projections,
+    timm_shapes,
 )
-from port.naming import Names, Shapes, conv_bn, count
+from port.backbones.lukemelas import is_lukemelas, lukemelas_names, lukemelas_projections
+from port.naming import Names, Shapes, conv_bn
 
 
-def _config(projections: list[int], in_channels: int, **fields) -> EfficientNetLiteConfig:
+def _config(channels: list[int], in_channels: int, **fields) -> EfficientNetLiteConfig:
     """The variant from the output channels of the blocks."""
     for variant in efficientnet_lite.SCALING:
-        table = efficientnet_lite.block_table(variant)
-        if [block.channels for block in table] == projections:
-            fields = {"last_conv": "used"} | fields
+        if output_channels(efficientnet_lite.network(variant).blocks) == channels:
             return EfficientNetLiteConfig(variant, in_channels=in_channels, **fields)
-    raise no_width("EfficientNet-Lite", projections)
+    raise no_width("EfficientNet-Lite", channels)
 
 
 class _EfficientNetLite(Naming):
@@ -37,14 +37,17 @@ class TimmEfficientNetLite(_EfficientNetLite):
     classifier: ClassVar = {"classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        return is_plain_timms(shapes, 5)
+        return timm_family(shapes) is self.family
 
     def config(self, shapes: Shapes, **fields) -> EfficientNetLiteConfig:
-        fields = TIMM_NORM | fields
-        return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], **fields)
+        last = "used" if "conv_head.weight" in shapes else "none"
+        fields = TIMM_NORM | {"last_conv": last} | fields
+        channels = output_channels(timm_shapes(shapes))
+        return _config(channels, shapes["conv_stem.weight"][1], **fields)
 
     def names(self, config: EfficientNetLiteConfig) -> Names:
-        names = timm_names(efficientnet_lite.block_table(config.variant), efficientnet_lite.STEM)
+        network = efficientnet_lite.network(config.variant)
+        names = timm_names(network.blocks, network.stem)
         return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv != "none" else {})
 
     def timm_name(self, config: EfficientNetLiteConfig) -> str:
@@ -55,29 +58,20 @@ class TimmEfficientNetLite(_EfficientNetLite):
 
 
 class LukeMelasEfficientNetLite(_EfficientNetLite):
-    """efficientnet-lite-pytorch's: `_blocks.{i}._expand_conv` and the like."""
+    """efficientnet-lite-pytorch's, see `lukemelas_names`."""
 
     layouts = ("efficientnet-lite-pytorch",)
 
     def recognises(self, shapes: Shapes) -> bool:
-        return any(name.startswith("_blocks.0.") for name in shapes)
+        return is_lukemelas(shapes, squeezed=False)
 
     def config(self, shapes: Shapes, **fields) -> EfficientNetLiteConfig:
-        projections = [
-            shapes[f"_blocks.{i}._project_conv.weight"][0]
-            for i in range(count(shapes, "_blocks.{}."))
-        ]
-        return _config(projections, shapes["_conv_stem.weight"][1], **fields)
+        fields = {"last_conv": "used"} | fields
+        return _config(lukemelas_projections(shapes), shapes["_conv_stem.weight"][1], **fields)
 
     def names(self, config: EfficientNetLiteConfig) -> Names:
-        names = conv_bn("stem", "_conv_stem", "_bn0")
-        for i in range(len(efficientnet_lite.block_table(config.variant))):
-            for at, part in enumerate(("expand", "depthwise", "project")):
-                if (i, part) != (0, "expand"):
-                    prefix = f"_blocks.{i}."
-                    conv, bn = f"{prefix}_{part}_conv", f"{prefix}_bn{at}"
-                    names |= conv_bn(f"blocks.{i}.{part}", conv, bn)
-        return names | (conv_bn("last", "_conv_head", "_bn1") if config.last_conv != "none" else {})
+        network = efficientnet_lite.network(config.variant)
+        return lukemelas_names(network, last=config.last_conv != "none")
 
 
 register_naming(TimmEfficientNetLite())

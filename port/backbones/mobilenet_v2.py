@@ -9,14 +9,18 @@ from port.backbones.inverted_residual import (
     TIMM_NORM,
     WIDTHS,
     born_in,
-    is_plain_timms,
     no_width,
+    output_channels,
+    timm_family,
     timm_names,
-    timm_projections,
+    timm_shapes,
+    within_stage,
 )
 from port.naming import Names, Shapes, conv_bn, count
 
 BLOCKS = len(mobilenet_v2.block_table(1.0))
+DEEPER = {1.1: 1.2, 1.2: 1.4}
+"""Width -> depth of timm's networks with more blocks."""
 
 
 def _config(
@@ -24,7 +28,7 @@ def _config(
 ) -> MobileNetV2Config:
     """The width from the output channels of the blocks; `last`: of the classifier's convolution."""
     for width in WIDTHS:
-        if [block.channels for block in mobilenet_v2.block_table(width)] == projections:
+        if output_channels(mobilenet_v2.block_table(width)) == projections:
             fields = {"last_conv": last is not None} | fields
             return MobileNetV2Config(width, in_channels=in_channels, **fields)
     raise no_width("MobileNetV2", projections)
@@ -142,20 +146,26 @@ class TimmMobileNetV2(_MobileNetV2):
     classifier: ClassVar = {"classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        return is_plain_timms(shapes, 3)
+        return timm_family(shapes) is self.family
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
         fields = TIMM_NORM | fields
-        last = shapes.get("conv_head.weight", (1280,))[0]
-        return _config(timm_projections(shapes), shapes["conv_stem.weight"][1], last=last, **fields)
+        last = shapes.get("conv_head.weight", (None,))[0]
+        projections, channels = output_channels(timm_shapes(shapes)), shapes["conv_stem.weight"][1]
+        for width, depth in DEEPER.items():
+            if output_channels(mobilenet_v2.block_table(width, depth)) == projections:
+                fields = {"last_conv": last is not None, "last_channels": last} | fields
+                return MobileNetV2Config(width, depth=depth, in_channels=channels, **fields)
+        return _config(projections, channels, last=last, **fields)
 
     def names(self, config: MobileNetV2Config) -> Names:
-        table = mobilenet_v2.block_table(config.width)
+        table = mobilenet_v2.block_table(config.width, config.depth)
         names = timm_names(table, table[0].expanded)
         return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv else {})
 
     def timm_name(self, config: MobileNetV2Config) -> str:
-        return born_in(config.padding, f"mobilenetv2_{round(100 * config.width):03d}")
+        deeper = "d" if config.depth > 1 else ""
+        return born_in(config.padding, f"mobilenetv2_{round(100 * config.width):03d}{deeper}")
 
 
 class MMSegMobileNetV2(_MobileNetV2):
@@ -177,11 +187,13 @@ class MMSegMobileNetV2(_MobileNetV2):
 
     def names(self, config: MobileNetV2Config) -> Names:
         names = conv_bn("stem", "conv1.conv", "conv1.bn")
-        for block, (row, i) in enumerate(mobilenet_v2.row_and_index()):
+        table = mobilenet_v2.block_table(config.width)
+        for i, (block, within) in enumerate(zip(table, within_stage(table), strict=True)):
+            row = block.stage
             parts = ("expand", "depthwise", "project")[row == 0 :]  # the first row expands nothing
             for at, part in enumerate(parts):
-                theirs = f"layer{row + 1}.{i}.conv.{at}"
-                names |= conv_bn(f"blocks.{block}.{part}", f"{theirs}.conv", f"{theirs}.bn")
+                theirs = f"layer{row + 1}.{within}.conv.{at}"
+                names |= conv_bn(f"blocks.{i}.{part}", f"{theirs}.conv", f"{theirs}.bn")
         return names
 
 

@@ -1,5 +1,6 @@
 """MobileNetV3, as torchvision and timm name it."""
 
+import itertools
 from typing import ClassVar
 
 from deeplab_jax.backbones import MobileNetV3Config, mobilenet_v3
@@ -7,27 +8,22 @@ from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming, register_naming
 from port.backbones.inverted_residual import (
+    TENSORFLOWS,
     TIMM_NORM,
     WIDTHS,
     born_in,
-    is_timms,
     no_width,
-    parts,
-    timm_blocks,
+    output_channels,
+    same_blocks,
+    timm_family,
     timm_names,
-    timm_projections,
+    timm_shapes,
+    torchvision_names,
 )
 from port.naming import Names, Shapes, conv_bn, count
 
-
-def _config(projections: list[int], in_channels: int, **fields) -> MobileNetV3Config:
-    """Size and width from the output channels of the blocks."""
-    for size in mobilenet_v3.TABLES:
-        for width in WIDTHS:
-            table = mobilenet_v3.block_table(size, width)
-            if [block.channels for block in table] == projections:
-                return MobileNetV3Config(size, width, in_channels=in_channels, **fields)
-    raise no_width("MobileNetV3", projections)
+ONLY_TENSORFLOWS = (("large", 0.75, False), ("large", 1.0, True), ("small", 1.0, True))
+"""Size, width and whether it is minimal, of those that timm has no other weights of."""
 
 
 class _MobileNetV3(Naming):
@@ -47,20 +43,19 @@ class TorchvisionMobileNetV3(_MobileNetV3):
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV3Config:
         parts = {i: count(shapes, f"{i}.block.{{}}.") for i in range(1, count(shapes, "{}."))}
-        projections = [shapes[f"{i}.block.{n - 1}.0.weight"][0] for i, n in parts.items() if n]
-        return _config(projections, shapes["0.0.weight"][1], **fields)
+        channels = [shapes[f"{i}.block.{n - 1}.0.weight"][0] for i, n in parts.items() if n]
+        for size, width in itertools.product(mobilenet_v3.TABLES, WIDTHS):
+            config = MobileNetV3Config(size, width, in_channels=shapes["0.0.weight"][1], **fields)
+            if output_channels(mobilenet_v3.block_table(config)) == channels:
+                return config
+        raise no_width("MobileNetV3", channels)
 
     def names(self, config: MobileNetV3Config) -> Names:
         names = conv_bn("stem", "0.0", "0.1")
-        table = mobilenet_v3.block_table(config.size, config.width)
-        channels = mobilenet_v3.stem_channels(config.width)
+        table = mobilenet_v3.block_table(config)
+        channels = mobilenet_v3.stem_channels(config)
         for i, block in enumerate(table):
-            ours, theirs = f"blocks.{i}", f"{i + 1}.block"
-            for at, part in enumerate(parts(block, channels)):
-                if part == "se":
-                    names |= {f"{ours}.se.{fc}": f"{theirs}.{at}.{fc}" for fc in ("fc1", "fc2")}
-                else:
-                    names |= conv_bn(f"{ours}.{part}", f"{theirs}.{at}.0", f"{theirs}.{at}.1")
+            names |= torchvision_names(f"blocks.{i}", f"{i + 1}.block", block, channels)
             channels = block.channels
         return names | conv_bn("last", f"{len(table) + 1}.0", f"{len(table) + 1}.1")
 
@@ -85,27 +80,46 @@ class TimmMobileNetV3(_MobileNetV3):
     classifier: ClassVar = {"hidden": "conv_head", "classifier": "classifier"}
 
     def recognises(self, shapes: Shapes) -> bool:
-        squeezed = any(name.startswith("blocks.2.0.se.") for name in shapes)
-        return is_timms(shapes) and (squeezed or "conv_head.bias" in shapes)
+        return timm_family(shapes) is self.family
 
     def config(self, shapes: Shapes, **fields) -> MobileNetV3Config:
-        fields = TIMM_NORM | fields
-        *projections, _ = timm_projections(shapes)
-        return _config(projections, shapes["conv_stem.weight"][1], **fields)
+        *blocks, _ = timm_shapes(shapes)
+        stem, in_channels, *_ = shapes["conv_stem.weight"]
+        minimal = not any(".se." in name for name in shapes)
+        for size, width in itertools.product(mobilenet_v3.TABLES, WIDTHS):
+            rounding = "scaled" if width == 1 else "expanded"
+            born = TENSORFLOWS if (size, width, minimal) in ONLY_TENSORFLOWS else {}
+            given = TIMM_NORM | born | fields
+            config = MobileNetV3Config(
+                size, width, in_channels=in_channels, rounding=rounding, minimal=minimal, **given
+            )
+            same_stem = mobilenet_v3.stem_channels(config) == stem
+            table = mobilenet_v3.block_table(config)
+            if same_stem and same_blocks(table, blocks):
+                if [b.squeezed for b in table] != [b.squeezed for b in blocks]:
+                    raise ValueError(
+                        "its squeeze-excite has other channels than MobileNetV3's: timm's "
+                        "mobilenetv3_rw is not among those we know"
+                    )
+                return config
+        raise no_width("MobileNetV3", output_channels(blocks))
 
     def names(self, config: MobileNetV3Config) -> Names:
-        table = mobilenet_v3.block_table(config.size, config.width)
-        stem = mobilenet_v3.stem_channels(config.width)
-        last = timm_blocks(table, stem)[-1][0] + 1
-        names = timm_names(table, stem)
+        table = mobilenet_v3.block_table(config)
+        last = table[-1].stage + 1
+        names = timm_names(table, mobilenet_v3.stem_channels(config))
         return names | conv_bn("last", f"blocks.{last}.0.conv", f"blocks.{last}.0.bn1")
 
     def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
-        return ClassifierConfig(shapes.get("conv_head.weight", (1280,))[0])
+        minimal = not any(".se." in name for name in shapes)
+        return ClassifierConfig(
+            shapes.get("conv_head.weight", (1280,))[0],
+            activation="relu" if minimal else "hard_swish",
+        )
 
     def timm_name(self, config: MobileNetV3Config) -> str:
-        name = f"mobilenetv3_{config.size}_{round(100 * config.width):03d}"
-        return born_in(config.padding, name)
+        size = f"{config.size}_minimal" if config.minimal else config.size
+        return born_in(config.padding, f"mobilenetv3_{size}_{round(100 * config.width):03d}")
 
     def classifier_module(self, config: Config):
         if config.backbone.output_stride < 32:

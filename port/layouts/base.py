@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from deeplab_jax.config import Config, FeaturesConfig
+from deeplab_jax.preprocessing import Preprocessing
 from port.backbones import NAMINGS, Naming
 from port.naming import Names, Shapes, under, within
 
@@ -43,7 +44,8 @@ class Layout(abc.ABC):
         weights, so that `--output-stride` and the like must tell.
       prefixes: what may stand before the names of a backbone.
       takes_others: whether its heads may stand on backbones of other code too.
-      rules: fields of the backbone's config that are its code's habits, by the config's type.
+      rules: fields of the backbone's config that are its code's habits, by the type of the config, or by
+        that of the naming where one family has several there.
       rule: the same for backbones that its code has not got.
       linear_head: our modules outside of the backbone whose 1x1 kernels are linear layers over there.
       apart: how the names of tensors begin that the logits do not depend on.
@@ -93,6 +95,10 @@ class Layout(abc.ABC):
         """
         del settings
         return {}
+
+    def preprocessing(self, config: Config) -> Preprocessing:
+        """What its code does to images for such a model, where neither a file nor the user says."""
+        return config.preprocessing
 
     def choices_for(self, config: Config) -> tuple[str, ...]:
         """Those of `choices` that the original code has for this model."""
@@ -167,7 +173,8 @@ class Layout(abc.ABC):
         """The habits of the original code for a backbone, as fields of its config."""
         family = place.naming.family
         there = {field.name for field in dataclasses.fields(family)}
-        return self.rules.get(family, {n: v for n, v in self.rule.items() if n in there})
+        rule = self.rules.get(family, {n: v for n, v in self.rule.items() if n in there})
+        return self.rules.get(type(place.naming), rule)
 
     def backbone(self, shapes: Shapes, output_stride: int) -> Any:
         """The backbone's config.

@@ -5,18 +5,20 @@ of timm (`tu-resnet50`, whose names begin `encoder.model.`) are dilated by timm,
 rate of the stage before. What the weights cannot tell is in the config.json that `save_pretrained` writes.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import (
-    EfficientNetLiteConfig,
-)
+from deeplab_jax.backbones import EfficientNetConfig, EfficientNetLiteConfig, MobileNetV3Config
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
+from port.backbones.efficientnet import LukeMelasEfficientNet, TimmEfficientNet
+from port.backbones.inverted_residual import TENSORFLOWS, TIMM_NORM, conventions
 from port.backbones.resnet import check_strides
 from port.layouts.base import Layout, Place, check_fixed
 from port.layouts.heads import aspp_names, separable_names
+from port.layouts.timm import default_preprocessing
 from port.naming import Names, Shapes, conv_bn, under
 
 OWN, TIMMS = "encoder.", "encoder.model."
@@ -27,6 +29,14 @@ OLD_NAMES = {
     "decoder.1.": "decoder.conv.",
     "decoder.2.": "decoder.bn.",
 }
+_EFFICIENTNET = {"first_block_dilation": "same", "last_conv": "unused", "drop_path": 0.2}
+EARLY_BLOCKS = {"b0": 2}
+"""Variant of smp's own EfficientNet -> `early_blocks`."""
+TENSORFLOWS_MOBILENETS = ("small_075", "small_100", "large_075", "large_100")
+"""timm has them twice, with the same names and shapes; smp's own name, `timm-mobilenetv3_large_100`, is
+that of the one born in TensorFlow."""
+BORN_TWICE = (EfficientNetConfig, EfficientNetLiteConfig, MobileNetV3Config)
+"""The families that timm has as its own and as born in TensorFlow."""
 
 
 class SMP(Layout):
@@ -34,19 +44,23 @@ class SMP(Layout):
     code = "segmentation_models_pytorch"
     models = (
         "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, resnext50 and 101, se_resnet50 to 152, "
-        "se_resnext50 and 101, senet154, mobilenet_v2, timm-tf_efficientnet_lite0 to 4, timm-resnest14d to "
-        "269e, timm-res2net50 and 101, tu-resnet10t to 200d, tu-wide_resnet50_2, tu-resnext*, tu-seresne*, "
-        "tu-ecaresne*, tu-convnext_tiny to large; options from config.json"
+        "se_resnext50 and 101, senet154, mobilenet_v2, efficientnet-b0 to b7, timm-efficientnet-b0 to l2, "
+        "timm-tf_efficientnet_lite0 to 4, timm-mobilenetv3_*, timm-resnest14d to 269e, timm-res2net50 and "
+        "101; of timm's own (tu-) resnet*, wide_resnet*, resnext*, seresne*, ecaresne*, efficientnet_*, "
+        "efficientnetv2_*, mobilenetv2_*, mobilenetv3_*, mnasnet_* and convnext_*; options from config.json"
     )
-    choices = ("output_stride", "rates", "preprocessing")
+    choices = ("output_stride", "rates", "preprocessing", "padding", "norm_epsilon")
     apart = ("classification_head.",)
     prefixes = (OWN, TIMMS)
     rules: ClassVar = {
-        EfficientNetLiteConfig: {
-            "first_block_dilation": "same",
-            "last_conv": "unused",
-            "drop_path": 0.2,
-        }
+        EfficientNetLiteConfig: _EFFICIENTNET,
+        TimmEfficientNet: {**_EFFICIENTNET, **TIMM_NORM, "padding": "symmetric"},
+        LukeMelasEfficientNet: {
+            **_EFFICIENTNET,
+            "padding": "same",
+            "norm_momentum": 0.01,
+            "norm_epsilon": 1e-3,
+        },
     }
 
     def canonical(self, name: str) -> str:
@@ -76,17 +90,31 @@ class SMP(Layout):
             )
         else:
             head = DeepLabV3Config(**common)
-        backbone = self.backbone(shapes, stride)
-        lite = isinstance(backbone, EfficientNetLiteConfig)
-        half = (0.5,) * backbone.in_channels
-        mean_std = {"mean": half, "std": half} if lite else {}
-        return Config(
-            backbone,
-            head,
-            shapes["segmentation_head.0.weight"][0],
-            align_corners=True,
-            preprocessing=Preprocessing(**mean_std, size_multiple=stride),
-        )
+        classes = shapes["segmentation_head.0.weight"][0]
+        return Config(self.backbone(shapes, stride), head, classes, align_corners=True)
+
+    def backbone(self, shapes: Shapes, output_stride: int) -> Any:
+        backbone, place = super().backbone(shapes, output_stride), self.find_place(shapes)
+        if isinstance(place.naming, LukeMelasEfficientNet):
+            return dataclasses.replace(backbone, early_blocks=EARLY_BLOCKS.get(backbone.variant, 0))
+        if isinstance(backbone, MobileNetV3Config) and place.prefix == TIMMS:
+            name = place.naming.timm_name(backbone).removeprefix("mobilenetv3_")
+            if name in TENSORFLOWS_MOBILENETS:
+                return dataclasses.replace(backbone, **TENSORFLOWS)
+        return backbone
+
+    def preprocessing(self, config: Config) -> Preprocessing:
+        """ImageNet's statistics or Inception's, as the encoder's weights have them by default."""
+        name = _encoder_name(config, self.place(config)) or ""
+        name = name.removeprefix("timm-").removeprefix("tu-")
+        statistics = default_preprocessing(name, config.backbone.in_channels)
+        return dataclasses.replace(statistics, size_multiple=config.backbone.output_stride)
+
+    def choices_for(self, config: Config) -> tuple[str, ...]:
+        """Padding and epsilon are open for those of timm's networks alone that it has two kinds of."""
+        if isinstance(config.backbone, BORN_TWICE) and self.place(config).prefix == TIMMS:
+            return self.choices
+        return tuple(choice for choice in self.choices if choice not in TENSORFLOWS)
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not {"encoder_name", "encoder_output_stride"} <= settings.keys():
@@ -107,13 +135,19 @@ class SMP(Layout):
             fields["rates"] = tuple(rates)
         if (dropout := settings.get("decoder_aspp_dropout")) is not None:
             fields["dropout"] = dropout
+        encoder = str(settings["encoder_name"])
+        if encoder.startswith("tu-"):
+            fields |= conventions(encoder.removeprefix("tu-"))
+        elif encoder.startswith("timm-mobilenetv3_"):
+            fields |= TENSORFLOWS
         return fields
 
     def fields(self, place: Place) -> Mapping[str, Any]:
         """timm dilates its own networks; smp dilates all others, each block of a stage alike."""
         fields = super().fields(place)
-        timms = place.prefix == TIMMS and "first_block_dilation" in fields
-        return {**fields, "first_block_dilation": "previous"} if timms else fields
+        if place.prefix != TIMMS:
+            return fields
+        return {"first_block_dilation": "previous"} if "first_block_dilation" in fields else {}
 
     def place(self, config: Config) -> Place:
         """Among its own encoders if one is dilated so, else among timm's."""

@@ -4,33 +4,47 @@ Weights born in TensorFlow (`tf_*`) have the names of those that were not: `padd
 `norm_epsilon=1e-3` tell. So does the architecture in the config.json that timm saves beside them.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from deeplab_jax.config import Config
 from deeplab_jax.preprocessing import Preprocessing
-from port.backbones.inverted_residual import TIMM_NORM
+from port.backbones.inverted_residual import conventions
 from port.backbones.resnet import check_strides
 from port.layouts.classification import Classification
 
-TENSORFLOWS = {"padding": "same", "norm_epsilon": 1e-3}
+INCEPTION = re.compile(
+    r"efficientnet_b1$|tf_mobilenetv3|tf_efficientnet_(b8|lite)|tf_efficientnetv2_(b3|s|m|l|xl)$"
+)
+"""The networks whose images have a mean and a deviation of .5, by the beginning of their names: those of
+the weights that timm has by default."""
 
 
 class Timm(Classification):
     name = "timm"
     code = "timm"
-    models = "ImageNet MobileNetV2 and V3, EfficientNet-Lite and ConvNeXt as dilated networks"
+    models = (
+        "ImageNet MobileNetV2 and V3, EfficientNet, EfficientNetV2 and Lite, MnasNet and ConvNeXt as "
+        "dilated networks"
+    )
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
     prefixes = ("",)
     rule: ClassVar = {"first_block_dilation": "previous"}
 
+    def preprocessing(self, config: Config) -> Preprocessing:
+        name = self.place(config).naming.timm_name(config.backbone)
+        return default_preprocessing(name or "", config.backbone.in_channels)
+
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        fields = timm_preprocessing(settings)
-        architecture = str(settings["architecture"])
-        if architecture.startswith("tf_"):
-            return fields | TENSORFLOWS
-        if architecture.startswith(("mobilenet", "efficientnet")):
-            fields |= {"padding": "symmetric", "norm_epsilon": TIMM_NORM["norm_epsilon"]}
-        return fields
+        return timm_preprocessing(settings) | conventions(str(settings["architecture"]))
+
+
+def default_preprocessing(name: str, channels: int) -> Preprocessing:
+    """The mean and deviation of the images of timm's network of that name: ImageNet's or Inception's."""
+    if not INCEPTION.match(name):
+        return Preprocessing()
+    return Preprocessing((0.5,) * channels, (0.5,) * channels)
 
 
 def timm_preprocessing(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ are not run once more. To add one, add a file with both and list it here.
 from originals import (
     convnext,
     efficientnet_lite_pytorch,
+    inverted_residuals,
     resnets,
     segmentation_models,
     standalone,
@@ -28,6 +29,7 @@ _FILES = (
     timm_mobile,
     convnext,
     efficientnet_lite_pytorch,
+    inverted_residuals,
     vainf,
     standalone,
 )
