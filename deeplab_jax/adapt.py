@@ -97,8 +97,8 @@ def with_backbone_of(model: SegmentationModel, source: SegmentationModel) -> Seg
 def _changed(
     model: SegmentationModel, config: Config, values: dict[str, jax.Array]
 ) -> SegmentationModel:
-    there = {path: variable[...] for path, variable in named_variables(model).items()}
-    changed = with_values(model, there | values)
+    kept = {path: variable[...] for path, variable in named_variables(model).items()}
+    changed = with_values(model, kept | values)
     changed.config = config
     return changed
 

@@ -415,7 +415,11 @@ class DeepLabV2Head(nnx.Module):
 
     def __call__(self, high: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         del rngs  # nothing is random
-        return sum(classifier(high) for classifier in self.classifiers[: self.summed])
+        first, *others = self.classifiers[: self.summed]
+        logits = first(high)
+        for classifier in others:
+            logits += classifier(high)
+        return logits
 
 
 class FCNHead(nnx.Module):

@@ -27,8 +27,8 @@ def keep_memory() -> bool:
     Returns:
       Whether it did.
     """
-    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if told or platform.libc_ver()[0] != "glibc" or _may_have_accelerator():
+    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if chosen or platform.libc_ver()[0] != "glibc" or _may_have_accelerator():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Only the main heap can keep large blocks: those of other threads are of 64 MB at most.

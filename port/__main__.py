@@ -325,7 +325,7 @@ def _at_native_stride(conversion: Conversion) -> SegmentationModel:
 
 
 def _added(conversion: Conversion) -> dict[str, Any]:
-    """The chosen fields that only our model has: its output stride, and what is no option over there."""
+    """The chosen fields that only our model has: its output stride, and what is no option there."""
     options = conversion.layout.choices
     return {n: v for n, v in conversion.chosen.items() if n == "output_stride" or n not in options}
 

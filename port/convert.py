@@ -1,6 +1,6 @@
 """Strict conversion between a PyTorch state_dict and our models, both ways, by name.
 
-The layout says what each of our modules is called over there; the rest is one rule per kind of
+The layout says what each of our modules is called in the original; the rest is one rule per kind of
 module: kernels OIHW <-> HWIO, a linear layer is a 1x1 kernel, batch norm's four vectors as they are.
 """
 
@@ -24,7 +24,7 @@ from port.read import SETTINGS_FILE, CheckpointError, read
 if TYPE_CHECKING:
     import torch
 
-_LEAVES: dict[type, dict[str, str]] = {  # what our variables are called over there
+_LEAVES: dict[type, dict[str, str]] = {  # what our variables are called in the original
     Conv: {"kernel": "weight", "bias": "bias"},
     BatchNorm: {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"},
     LayerNorm: {"scale": "weight", "bias": "bias"},
@@ -81,7 +81,7 @@ class Entry:
       name: theirs, "backbone.layer1.0.conv1.weight".
       alias: a second name of theirs, see `Layout.aliases`; None for none.
       shape: ours.
-      linear: whether our 1x1 kernel is a linear layer's matrix over there.
+      linear: whether our 1x1 kernel is a linear layer's matrix in the original.
       reshaped: their shape, where it is another one with the same numbers in the same order.
       roll: (axis of ours, channels), see `Layout.rolls`.
     """
@@ -242,8 +242,8 @@ def _renewed(
 ) -> tuple[str, ...]:
     """The classifiers that start anew: where other classes are wanted, or the checkpoint has none."""
     classifiers = _classifiers(model)
-    there = any(e.name in tensors for e in listed if _within(e, classifiers))
-    if wanted is None or (there and wanted == classes):
+    complete = any(e.name in tensors for e in listed if _within(e, classifiers))
+    if wanted is None or (complete and wanted == classes):
         return ()
     return classifiers
 

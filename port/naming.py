@@ -8,8 +8,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 Names = dict[str, str]
 """Path of each of our modules that owns weights -> name of the PyTorch module that owns the same.
 
-Where one of our variables is a plain parameter of a larger module over there, its own path stands for it,
-and the name is the tensor's."""
+Where one of our variables is a plain parameter of a larger module in the original, its own path stands for
+it, and the name is the tensor's."""
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> Names:

@@ -1,7 +1,7 @@
 """Proof that a ported model computes what PyTorch computes, layer by layer.
 
 Both sides run on the same images, and the output of every batch norm and of every convolution with a bias
-is compared with that of its twin, which the layout's table of names pairs up. PyTorch runs twice: in
+is compared with that of its original, which the layout's table of names pairs up. PyTorch runs twice: in
 float64, which is the reference, and in float32, whose distance from it is the rounding that this
 network makes of these images. Rounding grows from layer to layer; a deep network may end with a
 relative error of 1e-4 in PyTorch too. A mistake is orders of magnitude above that, from one layer on.
@@ -84,7 +84,7 @@ class Report:
       layers: every compared layer in the order in which PyTorch runs them; "logits" is the last.
       agreement: share of pixels with the same most likely class; None for an image classifier.
       images: how many were compared.
-      assumed: options of the original code that weights cannot tell and nobody told, with the values
+      assumed: options of the original code that neither weights nor the user tell, with the values
         that both sides were built with. The comparison says nothing about them.
     """
 
@@ -215,17 +215,18 @@ def verify(
 # ---------------------------------------------------------------------------- both sides
 
 
-def _compared(model: SegmentationModel, twins: dict[str, "torch.nn.Module"]) -> list[str]:
+def _compared(model: SegmentationModel, originals: dict[str, "torch.nn.Module"]) -> list[str]:
     """The layers worth a row: batch norms, and convolutions that none follows.
 
-    A batch norm whose twin does more (timm's has the activation in it) leaves the row to its convolution.
+    A batch norm whose original does more (timm's has the activation in it) leaves the row to its
+    convolution.
     """
     compared = []
     for path, module in weighted_modules(model).items():
-        if path not in twins:  # a plain parameter of a larger module over there
+        if path not in originals:  # a plain parameter of a larger module in the original
             continue
         if isinstance(module, BatchNorm):
-            if type(twins[path]).__name__ in ("BatchNorm2d", "SyncBatchNorm"):
+            if type(originals[path]).__name__ in ("BatchNorm2d", "SyncBatchNorm"):
                 compared.append(path)
             else:
                 parent, _, leaf = path.rpartition(".")
@@ -234,8 +235,8 @@ def _compared(model: SegmentationModel, twins: dict[str, "torch.nn.Module"]) -> 
             compared.append(path)
     head = model.head
     if isinstance(head, ClassifierHead) and (head.hidden is not None or head.norm is not None):
-        # Its layers come after global pooling over there and at every pixel here, with an activation or a
-        # norm between: neither is a function of the other.
+        # Its layers come after global pooling in the original and at every pixel here, with an activation
+        # or a norm between: neither is a function of the other.
         compared = [path for path in compared if not path.startswith("head.")]
     return compared
 
@@ -282,7 +283,7 @@ def run_torch(
     """The module's outputs by our paths, `[B, h, w, C]`, in float64 and in float32.
 
     Args:
-      channels_last: paths of modules whose output is so over there too.
+      channels_last: paths of modules whose output is so in the original too.
     """
     import torch
 
@@ -351,7 +352,9 @@ def _compare(
     ours: dict[str, np.ndarray], exact: dict[str, np.ndarray], rounded: dict[str, np.ndarray]
 ) -> Iterator[Row]:
     for path, reference in exact.items():
-        if path not in ours:  # nothing reads what that layer gives over there, so ours never runs
+        if (
+            path not in ours
+        ):  # nothing reads what that layer gives in the original, so ours never runs
             continue
         value = ours[path].astype(np.float64)
         if reference.ndim == 3:  # tokens [B P, N, C], for us [B, P, N, C]

@@ -157,7 +157,7 @@ def test_features_of_the_others_have_their_strides(config, strides):
         (PRESETS["fcn_res2net50_26w_4s"].backbone, 16, 25.699120 - 2.049, (256, 512, 1024, 2048)),
         (PRESETS["fcn_se_resnet50"].backbone, 16, 28.088024 - 2.049, (256, 512, 1024, 2048)),
         (PRESETS["fcn_senet154"].backbone, 50, 115.088984 - 2.049, (256, 512, 1024, 2048)),
-        (MobileNetV2Config(last_conv=True), 17, 3.504872 - 1.281, (24, 32, 96, 1280)),
+        (MobileNetV2Config(last_conv="used"), 17, 3.504872 - 1.281, (24, 32, 96, 1280)),
         # These have two linear layers: 960 to 1280 and to 1000, 576 to 1024 and to 1000. And mid is the
         # *first* block at stride 8, as torchvision's LR-ASPP has it.
         (MobileNetV3Config("large"), 15, 5.483032 - 1.23008 - 1.281, (24, 40, 112, 960)),
@@ -190,8 +190,8 @@ def test_blocks_parameters_and_channels_are_those_of_the_published_networks(
     ("config", "channels"),
     [
         # 1280 widens too, but is never narrowed.
-        (MobileNetV2Config(width=1.4, last_conv=True), (32, 48, 136, 1792)),
-        (MobileNetV2Config(width=0.35, last_conv=True), (8, 16, 32, 1280)),
+        (MobileNetV2Config(width=1.4, last_conv="used"), (32, 48, 136, 1792)),
+        (MobileNetV2Config(width=0.35, last_conv="used"), (8, 16, 32, 1280)),
         (MobileNetV3Config("large", width=0.75), (24, 32, 88, 720)),
     ],
     ids=name_of,

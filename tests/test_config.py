@@ -269,3 +269,9 @@ def test_statistics_of_another_number_of_channels_are_refused():
             DeepLabV3Config(),
             preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3),
         )
+
+
+def test_the_last_convolution_of_older_model_folders_is_understood():
+    old = to_dict(MobileNetV2Config()) | {"last_conv": True}
+    assert from_dict(old) == MobileNetV2Config(last_conv="used")
+    assert from_dict(old | {"last_conv": False}) == MobileNetV2Config()

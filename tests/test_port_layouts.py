@@ -143,7 +143,7 @@ def _layers_that_run(ported: Ported) -> int:
     count = biased  # a batch norm has a bias too
     assert norms < count
     if isinstance(config.head, ClassifierConfig):
-        # No logits per pixel over there; and heads of more layers than one are a test of their own below.
+        # No logits per pixel there; and heads of more layers than one are a test of their own below.
         return count - (2 if config.head.hidden or config.head.head_norm_epsilon else 0)
     unused = getattr(config.backbone, "last_conv", None) == "unused"
     return count + 1 - unused

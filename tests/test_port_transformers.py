@@ -490,5 +490,5 @@ def test_a_model_that_transformers_would_compute_otherwise_is_not_exported():
     with pytest.raises(ValueError, match="has nothing like"):
         to_torch(model, VIT)
     model = create("deeplabv3_mobilenet_v2", rngs=nnx.Rngs(0), convs=0, rates=())
-    with pytest.raises(ValueError, match="last_conv is False here and 'unused' there"):
+    with pytest.raises(ValueError, match="last_conv is 'none' here and 'unused' there"):
         to_torch(model, V2)

@@ -139,7 +139,7 @@ def test_an_imagenet_folder_gives_backbone_and_preprocessing(classifier):
 
 
 def test_the_last_layer_of_an_imagenet_network_is_left_out(tmp_path):
-    config = Config(MobileNetV2Config(last_conv=True), ClassifierConfig(), 10)
+    config = Config(MobileNetV2Config(last_conv="used"), ClassifierConfig(), 10)
     folder = save(fill(build(config), nnx.Rngs(1)), tmp_path / "model")
     start = start_of(init=folder)
     assert start.model.config.backbone == MobileNetV2Config()

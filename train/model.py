@@ -80,8 +80,8 @@ def _config(
         base = preset
     elif isinstance(source.head, ClassifierConfig):  # of an image-classification network
         base = dataclasses.replace(source, head=preset.head, align_corners=preset.align_corners)
-        if hasattr(source.backbone, "last_conv"):  # the classifier's too
-            base = base.override(last_conv=type(source.backbone).last_conv)
+        if getattr(source.backbone, "last_conv", "none") != "none":  # the classifier's too
+            base = base.override(last_conv="none")
     else:
         base = source
     fields = {"num_classes": len(class_names), "class_names": class_names}

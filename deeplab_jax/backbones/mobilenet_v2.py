@@ -12,6 +12,7 @@ from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import FirstBlockDilation, OutputStride, check_output_stride
 from deeplab_jax.backbones.inverted_residual import (
     Block,
+    LastConv,
     inverted_residuals,
     run,
     spatial_layers,
@@ -43,9 +44,9 @@ class MobileNetV2Config:
       dilated_blocks: which blocks of a row of the paper's table 2 have the stage's atrous rate: "all"; the
         "first" only (mmsegmentation, with "same" above); or "none", where all have that of the row's
         first block, which "previous" leaves at the rate of the row before (jfzhang).
-      last_conv: end with the classifier's 1x1 to 1280 channels (segmentation_models_pytorch keeps it,
-        the DeepLab papers drop it); "unused" carries it along and never runs it (transformers has it in
-        its checkpoints).
+      last_conv: the classifier's 1x1 to 1280 channels, see `LastConv`; segmentation_models_pytorch uses it,
+        the DeepLab papers drop it, transformers has it in its checkpoints. True and False, of older model
+        folders, are "used" and "none".
       last_channels: of that 1x1; None is 1280, widened by a `width` above 1 and never narrowed.
       first_expand: the first block, which expands nothing, has its 1x1 all the same (transformers with
         first_layer_is_expansion=False).
@@ -62,7 +63,7 @@ class MobileNetV2Config:
     output_stride: OutputStride = 16
     first_block_dilation: FirstBlockDilation = "previous"
     dilated_blocks: Literal["all", "first", "none"] = "all"
-    last_conv: bool | Literal["unused"] = False
+    last_conv: LastConv = "none"
     last_channels: int | None = None
     first_expand: bool = False
     padding: Literal["symmetric", "same"] = "symmetric"
@@ -75,6 +76,8 @@ class MobileNetV2Config:
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
+        if isinstance(self.last_conv, bool):
+            object.__setattr__(self, "last_conv", "used" if self.last_conv else "none")
 
     def build(self, *, rngs: nnx.Rngs) -> "MobileNetV2":
         return MobileNetV2(self, rngs=rngs)
@@ -117,10 +120,10 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
         last = config.last_channels or make_divisible(1280 * max(1.0, config.width))
         self.last = (
             ConvNormAct(high, last, activation="relu6", norm=norm, rngs=rngs)
-            if config.last_conv
+            if config.last_conv != "none"
             else None
         )
-        self.high_channels = last if config.last_conv is True else high
+        self.high_channels = last if config.last_conv == "used" else high
 
     @property
     def taps(self) -> dict[str, int]:
@@ -136,7 +139,7 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         high, features = run(self.blocks, self.stem(images), self.taps, rngs=rngs)
-        return features | {"high": self.last(high) if self.config.last_conv is True else high}
+        return features | {"high": self.last(high) if self.config.last_conv == "used" else high}
 
     def _table(self) -> list[Block]:
         return block_table(self.config.width, self.config.depth)

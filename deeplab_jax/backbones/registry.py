@@ -99,8 +99,8 @@ def _problems(config: type[BackboneConfig], presets: Mapping[str, BackboneConfig
     taken = {FEATURES: "features", **{head.kind: head.__name__ for head in HEAD_CONFIGS}}
     if kind in taken:
         yield f"the kind {kind!r} is taken by {taken[kind]}"
-    if (there := _families.get(kind)) is not None and not _same_class(there.config, config):
-        yield f"the kind {kind!r} is taken by {there.config.__module__}.{there.config.__name__}"
+    if (taker := _families.get(kind)) is not None and not _same_class(taker.config, config):
+        yield f"the kind {kind!r} is taken by {taker.config.__module__}.{taker.config.__name__}"
     for name, preset in presets.items():
         if not isinstance(preset, config):
             yield f"the preset {name!r} must be a {config.__name__}, got {preset!r}"

@@ -55,17 +55,17 @@ class Naming(abc.ABC):
         """What each module of the backbone is called."""
 
     def linear(self, config: Any) -> tuple[str, ...]:
-        """The modules whose 1x1 kernels are linear layers over there."""
+        """The modules whose 1x1 kernels are linear layers in the original."""
         del config
         return ()
 
     def reshaped(self, config: Any) -> dict[str, tuple[int, ...]]:
-        """Variables whose tensor has another shape over there, with the same numbers in order."""
+        """Variables whose tensor has another shape in the original, with the same numbers in order."""
         del config
         return {}
 
     def channels_last(self, config: Any) -> tuple[str, ...]:
-        """The modules whose output has its channels on the last axis over there, `[B, H, W, C]`."""
+        """The modules whose output has its channels on the last axis in the original, `[B, H, W, C]`."""
         del config
         return ()
 

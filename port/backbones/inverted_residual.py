@@ -97,8 +97,8 @@ def timm_shapes(shapes: Shapes) -> list[BlockShape]:
     Raises ValueError, naming it, for a network whose blocks are of another form.
     """
     for part, networks in FOREIGN.items():
-        if there := next((name for name in shapes if part in name), None):
-            raise ValueError(f"{there} is of {networks}, which we do not have")
+        if other := next((name for name in shapes if part in name), None):
+            raise ValueError(f"{other} is of {networks}, which we do not have")
     return [_block_shape(shapes, prefix) for prefix in _blocks(shapes)]
 
 
@@ -145,17 +145,17 @@ def timm_names(table: Sequence[Block], stem: int) -> Names:
     names, channels = conv_bn("stem", "conv_stem", "bn1"), stem
     for i, (block, within) in enumerate(zip(table, within_stage(table), strict=True)):
         ours, theirs = f"blocks.{i}", f"blocks.{block.stage}.{within}"
-        there = parts(block, channels)
+        found = parts(block, channels)
         convs = {
             ("project",): ("conv",),
             ("expand", "project"): ("conv_exp", "conv_pwl"),
             ("depthwise", "project"): ("conv_dw", "conv_pw"),
             ("expand", "depthwise", "project"): ("conv_pw", "conv_dw", "conv_pwl"),
-        }[tuple(part for part in there if part != "se")]
-        normed = [part for part in there if part != "se"]
+        }[tuple(part for part in found if part != "se")]
+        normed = [part for part in found if part != "se"]
         for at, (part, conv) in enumerate(zip(normed, convs, strict=True), 1):
             names |= conv_bn(f"{ours}.{part}", f"{theirs}.{conv}", f"{theirs}.bn{at}")
-        if "se" in there:
+        if "se" in found:
             names[f"{ours}.se.fc1"] = f"{theirs}.se.conv_reduce"
             names[f"{ours}.se.fc2"] = f"{theirs}.se.conv_expand"
         channels = block.channels

@@ -29,7 +29,7 @@ def _config(
     """The width from the output channels of the blocks; `last`: of the classifier's convolution."""
     for width in WIDTHS:
         if output_channels(mobilenet_v2.block_table(width)) == projections:
-            fields = {"last_conv": last is not None} | fields
+            fields = {"last_conv": "none" if last is None else "used"} | fields
             return MobileNetV2Config(width, in_channels=in_channels, **fields)
     raise no_width("MobileNetV2", projections)
 
@@ -63,7 +63,7 @@ class TorchvisionMobileNetV2(_MobileNetV2):
                 names |= conv_bn(f"{ours}.{part}", f"{theirs}.{at}.0", f"{theirs}.{at}.1")
             at = len(parts)
             names |= conv_bn(f"{ours}.project", f"{theirs}.{at}", f"{theirs}.{at + 1}")
-        if config.last_conv:
+        if config.last_conv != "none":
             names |= conv_bn("last", f"features.{BLOCKS + 1}.0", f"features.{BLOCKS + 1}.1")
         return names
 
@@ -154,14 +154,15 @@ class TimmMobileNetV2(_MobileNetV2):
         projections, channels = output_channels(timm_shapes(shapes)), shapes["conv_stem.weight"][1]
         for width, depth in DEEPER.items():
             if output_channels(mobilenet_v2.block_table(width, depth)) == projections:
-                fields = {"last_conv": last is not None, "last_channels": last} | fields
+                used = "none" if last is None else "used"
+                fields = {"last_conv": used, "last_channels": last} | fields
                 return MobileNetV2Config(width, depth=depth, in_channels=channels, **fields)
         return _config(projections, channels, last=last, **fields)
 
     def names(self, config: MobileNetV2Config) -> Names:
         table = mobilenet_v2.block_table(config.width, config.depth)
         names = timm_names(table, table[0].expanded)
-        return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv else {})
+        return names | (conv_bn("last", "conv_head", "bn2") if config.last_conv != "none" else {})
 
     def timm_name(self, config: MobileNetV2Config) -> str:
         deeper = "d" if config.depth > 1 else ""

@@ -1,7 +1,7 @@
 """What a layout is: the habits of one family of PyTorch code.
 
 A layout recognises the names of its checkpoints, derives a model's `Config` from names and shapes, and
-says what each of the model's modules is called over there; converting, checking and verifying follow
+says what each of the model's modules is called in the original; converting, checking and verifying follow
 from that. What the backbone is called is no part of it: a layout says where backbones are and by which
 rules they are dilated, and `port.backbones` has the rest. To add a family of code, copy the file that is
 nearest to it and list it in `layouts/__init__.py`.
@@ -47,7 +47,7 @@ class Layout(abc.ABC):
       rules: fields of the backbone's config that are its code's habits, by the type of the config, or by
         that of the naming where one family has several there.
       rule: the same for backbones that its code has not got.
-      linear_head: our modules outside of the backbone whose 1x1 kernels are linear layers over there.
+      linear_head: our modules outside of the backbone whose 1x1 kernels are linear layers in the original.
       apart: how the names of tensors begin that the logits do not depend on.
     """
 
@@ -126,7 +126,7 @@ class Layout(abc.ABC):
         """Module -> by how many channels its *input* is rotated in the original code.
 
         Concatenating (a, b) where we concatenate (b, a) rotates channels: what is channel c for us is
-        channel (c + roll) mod C over there. The output of a depthwise module or a norm rotates with it.
+        channel (c + roll) mod C there. The output of a depthwise module or a norm rotates with it.
         """
         del config
         return {}
@@ -172,8 +172,8 @@ class Layout(abc.ABC):
     def fields(self, place: Place) -> Mapping[str, Any]:
         """The habits of the original code for a backbone, as fields of its config."""
         family = place.naming.family
-        there = {field.name for field in dataclasses.fields(family)}
-        rule = self.rules.get(family, {n: v for n, v in self.rule.items() if n in there})
+        known = {field.name for field in dataclasses.fields(family)}
+        rule = self.rules.get(family, {n: v for n, v in self.rule.items() if n in known})
         return self.rules.get(type(place.naming), rule)
 
     def backbone(self, shapes: Shapes, output_stride: int) -> Any:
@@ -184,8 +184,8 @@ class Layout(abc.ABC):
         place = self.find_place(shapes)
         if place is None:
             known = ", ".join(dict.fromkeys(naming.known for naming in self._namings()))
-            there = next((names for p in self.prefixes if (names := within(shapes, p))), shapes)
-            some = ", ".join(list(there)[:3])
+            inner = next((names for p in self.prefixes if (names := within(shapes, p))), shapes)
+            some = ", ".join(list(inner)[:3])
             raise ValueError(
                 f"the backbone is {_seen(shapes)}not one that we know: {known} are. Its tensors are called "
                 f"{some}, ..."
@@ -201,14 +201,14 @@ class Layout(abc.ABC):
         return under("backbone", prefix.removesuffix("."), naming.names(config.backbone))
 
     def linear(self, config: Config, place: Place | None = None) -> tuple[str, ...]:
-        """Our modules whose 1x1 kernels are linear layers over there."""
+        """Our modules whose 1x1 kernels are linear layers in the original."""
         if isinstance(config.backbone, FeaturesConfig):
             return self.linear_head
         _, naming = place or self.place(config)
         return (*(f"backbone.{path}" for path in naming.linear(config.backbone)), *self.linear_head)
 
     def reshaped(self, config: Config, place: Place | None = None) -> dict[str, tuple[int, ...]]:
-        """Our variables whose tensor has another shape over there, with the same numbers in order."""
+        """Our variables whose tensor has another shape in the original, with the same numbers in order."""
         if isinstance(config.backbone, FeaturesConfig):
             return {}
         _, naming = place or self.place(config)
@@ -217,7 +217,7 @@ class Layout(abc.ABC):
         }
 
     def channels_last(self, config: Config, place: Place | None = None) -> tuple[str, ...]:
-        """Our modules whose output over there is `[B, H, W, C]`."""
+        """Our modules whose output in the original is `[B, H, W, C]`."""
         if isinstance(config.backbone, FeaturesConfig):
             return ()
         _, naming = place or self.place(config)

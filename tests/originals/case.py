@@ -113,4 +113,4 @@ def timm_classifier(
 
 
 def v2(width: float, stride: int = 32) -> MobileNetV2Config:
-    return MobileNetV2Config(width, stride, last_conv=True)
+    return MobileNetV2Config(width, stride, last_conv="used")

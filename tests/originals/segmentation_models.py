@@ -10,7 +10,7 @@ def _lite(variant: int, stride: int = 16) -> EfficientNetLiteConfig:
     return EfficientNetLiteConfig(variant, stride, last_conv="unused", drop_path=0.2)
 
 
-_v2_smp = MobileNetV2Config(last_conv=True)
+_v2_smp = MobileNetV2Config(last_conv="used")
 COMPARED: Cases = {
     "smp-v3plus-r18-os16": smp_model("DeepLabV3Plus", "resnet18", ResNetConfig(18, 16)),
     "smp-v3-r18-os8-1-channel": smp_model(
