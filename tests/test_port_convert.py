@@ -12,9 +12,9 @@ import timm
 import torch
 import torchvision
 from flax import nnx
+from originals.standalone import Standalone
+from originals.vainf import VainF
 from references import (
-    Standalone,
-    VainF,
     images,
     nhwc,
     quick_comparison,

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from originals.vainf import VainFPlusHead, VainFV3Head
 from references import (
-    VainFPlusHead,
-    VainFV3Head,
     assert_agrees,
     copied,
     images,

@@ -13,8 +13,8 @@ import segmentation_models_pytorch as smp
 import torch
 import torchvision
 from flax import nnx
+from originals.standalone import Standalone
 from references import (
-    Standalone,
     assert_agrees,
     copied,
     images,

@@ -18,10 +18,8 @@ import pytest
 import torch
 import torchvision
 from flax import nnx
+from originals.vainf import VainF, VainFPlusHead, VainFV3Head
 from references import (
-    VainF,
-    VainFPlusHead,
-    VainFV3Head,
     assert_agrees,
     copied,
     images,

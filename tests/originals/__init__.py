@@ -9,6 +9,7 @@ from originals import (
     convnext,
     efficientnet_lite_pytorch,
     inverted_residuals,
+    mmseg,
     resnets,
     segmentation_models,
     standalone,
@@ -31,6 +32,7 @@ _FILES = (
     efficientnet_lite_pytorch,
     inverted_residuals,
     vainf,
+    mmseg,
     standalone,
 )
 
