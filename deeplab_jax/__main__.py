@@ -44,7 +44,7 @@ def predict(
     NAME_overlay.jpg, the picture with its classes in colour and a legend.
 
     Args:
-        model: A model folder or a .safetensors file, as deeplab-port makes them.
+        model: A model folder or .safetensors file, as deeplab-port makes them, or a training run's folder.
         images: Pictures and folders of pictures; `demo` is two photographs that scikit-image ships.
         out: The folder to write to.
         batch_size: Pictures of a size that run at once; by default 8 or what fits in memory.

@@ -25,6 +25,7 @@ from deeplab_jax.paths import check_local
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
+RUN_CHECKPOINTS, RUN_MODEL = "checkpoints", "model"  # in the folder of a training run
 HEADER = "deeplab_jax"  # key of the config in the header of a safetensors file
 DIGEST = "sha256"  # key of the weights' digest, in config.json and in that header
 
@@ -114,7 +115,7 @@ def check_parent(path: Path) -> None:
 def load(
     path: str | os.PathLike, *, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> SegmentationModel:
-    """The model at `path`, a folder or a .safetensors file, in eval mode.
+    """The model at `path`, a model folder, a .safetensors file or a run's folder, in eval mode.
 
     Args:
       dtype: what the convolutions compute in.
@@ -123,7 +124,7 @@ def load(
       ModelError: when it is not a model.
     """
     check_local({"the model": path})
-    path = Path(path)
+    path = model_path(Path(path))
     if not path.exists():
         raise ModelError(f"{path} does not exist; `deeplab-port` and trainings make model folders")
     if path.is_file():
@@ -140,6 +141,21 @@ def load(
     model = with_values(model, read_weights(named_variables(model)))
     model.eval()
     return model
+
+
+def model_path(path: Path) -> Path:
+    """The path of the model that is meant: of a training run's folder, the model inside.
+
+    Raises ModelError for a run that has no model yet.
+    """
+    if not (path / RUN_CHECKPOINTS).is_dir():
+        return path
+    if not (path / RUN_MODEL).is_dir():
+        raise ModelError(
+            f"{path} is a run that has not ended: make a model of one of its checkpoints with "
+            f"`deeplab-train export-model {path} FOLDER`"
+        )
+    return path / RUN_MODEL
 
 
 def _is_model(path: Path) -> bool:

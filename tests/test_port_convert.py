@@ -303,11 +303,16 @@ def test_an_unknown_layout_is_refused_with_those_there_are():
 
 
 def test_names_of_two_layouts_are_ambiguous_and_a_layout_may_be_chosen():
-    both = checkpoint("standalone") | checkpoint("timm")
+    both = checkpoint("standalone") | checkpoint("smp")
     message = refusal(both)
-    assert "may be of standalone or timm" in message
+    assert "may be of smp or standalone" in message
     assert "layout=" in message
-    assert "unknown: conv_stem.weight" in refusal(both, layout="standalone")
+    assert "unknown: encoder.conv1.weight" in refusal(both, layout="standalone")
+
+
+def test_a_classifier_in_a_larger_networks_names_is_not_taken_for_all_of_it():
+    both = checkpoint("standalone") | checkpoint("timm")
+    assert "is not quite standalone's" in refusal(both)
 
 
 def test_old_and_new_names_of_one_tensor_together_are_refused():

@@ -37,6 +37,17 @@ def test_the_latest_comes_back(folder):
     np.testing.assert_array_equal(restore(folder)["weights"], np.full(1000, 2, np.float32))
 
 
+def test_the_best_is_kept_after_a_resume_too(tmp_path):
+    config = CheckpointConfig(keep=1, keep_best=1)
+    for scores in ({1: 0.9, 2: 0.2}, {3: 0.4, 4: 0.3}):  # the second time after a resume
+        with Checkpoints(tmp_path, config) as checkpoints:
+            for step, miou in scores.items():
+                checkpoints.save(step, {"weights": jnp.zeros(3)}, {"miou": miou})
+            checkpoints.wait()
+            steps = checkpoints.steps()
+    assert steps == [1, 4]
+
+
 def test_one_whose_files_are_cut_short_is_named_with_the_way_out(folder):
     for file in (folder / "2").rglob("d/*"):
         os.truncate(file, 10)

@@ -17,10 +17,13 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import load
+from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.model import named_variables
 from train import loop
+from train.checkpoint import CheckpointError
 from train.config import TrainConfig
 from train.configs import RECIPES
+from train.export_command import export_model_command
 from train.lock import NAME, LockError, only_run_in
 
 STEPS = 12
@@ -101,7 +104,7 @@ def undisturbed(data, tmp_path_factory):
 
 def test_a_run_leaves_all_there_is_to_know(undisturbed):
     names = {p.name for p in undisturbed.iterdir()}
-    files = {"config.json", "environment.json", "log.txt", "metrics.jsonl"}
+    files = {"config.json", "model.json", "environment.json", "log.txt", "metrics.jsonl"}
     assert names == files | {"checkpoints", "evaluation", "model", "tensorboard"}
     assert {"scores.json", "confusion.png"} <= {
         p.name for p in (undisturbed / "evaluation").iterdir()
@@ -240,10 +243,39 @@ def test_a_stopped_run_saves_and_resumes_later(data, undisturbed, tmp_path):
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    stopped = f"Stopped. Step {steps_on_disk(run)[-1]} is saved; run the same command to resume."
-    assert stopped in err
+    saved = steps_on_disk(run)[-1]
+    assert f"Stopped. Step {saved} is saved; run the same command to resume, or make a model" in err
+    with pytest.raises(ModelError, match="is a run that has not ended: make a model of one of its"):
+        load(run)
+    export_model_command(run, tmp_path / "model", step=str(saved))
+    assert load(tmp_path / "model").config.class_names == ("dark", "bright")
     finish(data, run)
     assert_same_weights(run, weights(undisturbed))
+
+
+def test_any_checkpoint_of_a_run_becomes_a_model(undisturbed, tmp_path, capsys):
+    export_model_command(undisturbed, tmp_path / "latest", step="latest")
+    assert_same_values(load(tmp_path / "latest"), load(undisturbed))  # a run's folder has its model
+    export_model_command(undisturbed, tmp_path / "best")
+    scores = {
+        line["step"]: line["val/miou"]
+        for line in map(json.loads, (undisturbed / "metrics.jsonl").read_text().splitlines())
+        if "val/miou" in line
+    }
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert f"step {best} (mIoU {scores[best]:.4f})" in capsys.readouterr().out
+    export_model_command(undisturbed, tmp_path / "named", step=str(best))
+    assert_same_values(load(tmp_path / "named"), load(tmp_path / "best"))
+    with pytest.raises(CheckpointError, match=r"--step must be best, latest or a step .*'999'"):
+        export_model_command(undisturbed, tmp_path / "none", step="999")
+    with pytest.raises(CheckpointError, match="is not a run's folder"):
+        export_model_command(tmp_path, tmp_path / "none")
+
+
+def assert_same_values(a, b):
+    assert a.config == b.config
+    for name, variable in named_variables(a).items():
+        np.testing.assert_array_equal(variable[...], named_variables(b)[name][...], err_msg=name)
 
 
 def test_a_loss_of_nan_ends_the_run_and_is_not_saved(data, tmp_path):

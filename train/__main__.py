@@ -1,4 +1,4 @@
-"""The command `deeplab-train`: a subcommand for each recipe, and data, prepare, evaluate."""
+"""The command `deeplab-train`: a subcommand for each recipe; data, prepare, evaluate, export-model."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -11,6 +11,7 @@ from train.config import TrainConfig
 from train.configs import RECIPES
 from train.data_command import data_command, prepare_command
 from train.evaluate_command import evaluate_command
+from train.export_command import export_model_command
 from train.loop import train
 
 
@@ -28,7 +29,12 @@ def _recipe(module: ModuleType) -> Callable[[TrainConfig], int]:
 def main() -> None:
     """Runs the command."""
     commands = {name: _recipe(module) for name, module in RECIPES.items()}
-    tools = {"data": data_command, "prepare": prepare_command, "evaluate": evaluate_command}
+    tools = {
+        "data": data_command,
+        "prepare": prepare_command,
+        "evaluate": evaluate_command,
+        "export-model": export_model_command,
+    }
     run(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands | tools,

@@ -12,6 +12,8 @@ from deeplab_jax.checkpoint import why_unreadable
 from train.config import CheckpointConfig
 
 BEST = "miou"
+CHECKPOINTS = "checkpoints"
+"""Of a run's folder."""
 
 _LISTED = 3  # names of arrays in a message
 _MODEL = ("params.", "stats.")
@@ -51,6 +53,8 @@ class Checkpoints:
             item_handlers=ocp.StandardCheckpointHandler(),  # else it reads no names and shapes
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
+                # Without it scores are not written, and a resumed run forgets which step was the best.
+                best_fn=lambda metrics: metrics[BEST],
                 # When to save is the loop's decision, which every process takes alike.
                 save_decision_policy=policies.FixedIntervalPolicy(1),
             ),
@@ -114,6 +118,23 @@ class Checkpoints:
         self.check(step, shapes)
         with self._reading(step):
             return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+
+    def restore_as_saved(self, step: int) -> Any:
+        """The state of a step in the memory of one device, whatever it was saved from.
+
+        Raises CheckpointError if its files are damaged.
+        """
+        with self._reading(step):
+            saved = self._manager.item_metadata(step)
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), saved
+            )
+            return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+
+    def steps(self) -> list[int]:
+        """The steps that are kept, in order."""
+        return sorted(self._manager.all_steps())
 
     def preempted(self, step: int) -> bool:
         """Whether this run has been asked to stop (SIGTERM on any of its hosts), at the same step in

@@ -12,6 +12,9 @@ from train.data.descriptions import FOLDER
 from train.loss import LossConfig
 from train.optim import OptimConfig
 
+MODEL_CONFIG = "model.json"
+"""In a run's folder: what its checkpoints are checkpoints of."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:

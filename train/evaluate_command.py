@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deeplab_jax import Config, load
+from deeplab_jax.checkpoint import model_path
 from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.config import mask_classes
 from deeplab_jax.model import named_variables
@@ -48,7 +49,7 @@ def evaluate_command(
     """Evaluate a model: mIoU, accuracy, boundary F-score, and a row per class.
 
     Args:
-      model: A model folder or a .safetensors file.
+      model: A model folder, a run's folder or a .safetensors file.
       data: A data set's name, folder:PATH or tfds:NAME; `deeplab-train data` shows one.
       data_dir: The folder of prepared data sets; by default TFDS's own.
       labels: The class of each id in the label maps of folder:PATH or tfds:NAME, such as
@@ -69,6 +70,7 @@ def evaluate_command(
     """
     check_local({"model": model, "out": out})
     keep_compiled_programs(unless_slower=True)
+    model = model_path(model)
     network = load(model)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)

@@ -29,6 +29,8 @@ from deeplab_jax.whole_file import write_file
 
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
+METRICS = "metrics.jsonl"
+
 
 class Journal:
     """Writes a run's folder and the terminal; a context manager. Silent in all processes but the main one.
@@ -57,9 +59,9 @@ class Journal:
         self._task = self._bar.add_task("training", total=total, completed=start, numbers="")
         if is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            _drop_after(folder / "metrics.jsonl", start)
+            _drop_after(folder / METRICS, start)
             self._log = (folder / "log.txt").open("a")
-            self._metrics = (folder / "metrics.jsonl").open("a")
+            self._metrics = (folder / METRICS).open("a")
             self._board = tensorboardX.SummaryWriter(
                 str(folder / "tensorboard"), purge_step=start + 1 if start else None
             )
@@ -136,6 +138,15 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def measured(run: Path) -> dict[int, float]:
+    """The mIoU of each step of a run that has been evaluated."""
+    file = run / METRICS
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    # A line that a crash, or a run that goes on, has cut off is left out.
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {row["step"]: row["val/miou"] for row in rows if "val/miou" in row}
 
 
 def _drop_after(file: Path, step: int) -> None:

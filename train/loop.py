@@ -22,13 +22,13 @@ from jax.sharding import PartitionSpec as P
 import deeplab_jax
 from deeplab_jax.checkpoint import save
 from deeplab_jax.command import BAD_USE
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
 from deeplab_jax.whole_file import write_file
 from train import lock, report, sharding
-from train.checkpoint import Checkpoints
+from train.checkpoint import CHECKPOINTS, Checkpoints
 from train.cluster import is_main_process, join_processes
-from train.config import TrainConfig, differences, to_json
+from train.config import MODEL_CONFIG, TrainConfig, differences, to_json
 from train.data import (
     AugmentConfig,
     Dataset,
@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig, mesh: Mesh) -> int:
     run = _prepare(config, mesh)
-    with Checkpoints(config.run / "checkpoints", config.checkpoint) as checkpoints:
+    with Checkpoints(config.run / CHECKPOINTS, config.checkpoint) as checkpoints:
         first, state = _begin_or_resume(run, checkpoints)
         journal = Journal(
             config.run, total=run.total, start=first, is_main_process=is_main_process()
@@ -93,7 +93,10 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
             _introduce(run, first, journal)
             step, state = _run_steps(run, first, state, checkpoints, journal, stop_requested)
             if step < run.total:
-                journal.say(f"Stopped. Step {step} is saved; run the same command to resume.")
+                journal.say(
+                    f"Stopped. Step {step} is saved; run the same command to resume, or make a model of "
+                    f"it: deeplab-train export-model {config.run} OUT"
+                )
                 return STOPPED
             _finish(run, state, journal)
     return FINISHED
@@ -240,6 +243,7 @@ def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
     if is_main_process():
         # Before a new run takes its time: without a config it could not be resumed.
         write_file(config.run / CONFIG, to_json(config, run.dataset.class_names))
+        write_file(config.run / MODEL_CONFIG, json.dumps(to_dict(run.start.model.config), indent=2))
         write_file(config.run / "environment.json", json.dumps(environment(), indent=2))
     if not first:
         make_state = jax.jit(run.make_state, out_shardings=run.shardings)
