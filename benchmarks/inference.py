@@ -20,6 +20,8 @@ MODELS = {
     "v3 MobileNetV3-L": functools.partial(peers.torchvision_v3, "mobilenet_v3_large"),
     "v3+ ResNet-50": functools.partial(peers.smp_plus, "resnet50"),
     "v3+ ResNet-101": functools.partial(peers.smp_plus, "resnet101"),
+    "v3+ ResNeXt-50": functools.partial(peers.smp_plus, "resnext50_32x4d"),
+    "v3+ EfficientNet-B3": functools.partial(peers.smp_plus, "tu-efficientnet_b3"),
     "v3+ MobileNetV2": functools.partial(peers.smp_plus, "mobilenet_v2"),
     "v3+ Xception-65": functools.partial(peers.smp_plus, "tu-xception65"),
 }

@@ -297,6 +297,11 @@ def _write_file(model: SegmentationModel, file: Path) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in _weights(model).items()}
     header = json.dumps(_header(model.config))
     save_file(arrays, file, metadata={HEADER: header, DIGEST: _digest(arrays, header)})
+    # safetensors makes files that nobody else may read; one in `file`'s place has what the umask gives.
+    like = file.with_name(f"{file.name}.mode")
+    like.touch()
+    file.chmod(like.stat().st_mode)
+    like.unlink()
 
 
 def _read_file(path: Path):

@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import PIL
@@ -19,6 +19,10 @@ SUFFIXES = (
     *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 """What counts as a picture in a folder. A file named outright is opened whatever its suffix."""
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What Pillow calls the formats that are read, whatever a file's name says. Of its others, EPS for one
+starts another program."""
 
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels. Their own colour is arbitrary, often black."""
@@ -54,6 +58,15 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
       ImageError: as `read_image`, except that damage to the pixels is not seen.
     """
     return _open(Path(path), upright_size)
+
+
+def open_picture(file: str | os.PathLike | BinaryIO) -> Image.Image:
+    """What `PIL.Image.open` gives, for a file in one of `FORMATS`; nothing is decoded yet.
+
+    Raises `PIL.UnidentifiedImageError` for other formats.
+    """
+    Image.init()  # so that it knows all those that this build of Pillow has
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -157,7 +170,9 @@ def _is_picture(path: Path) -> bool:
 def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     """`use` of the picture in a file, and whatever goes wrong as an `ImageError` with its path."""
     try:
-        with Image.open(path) as image:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ImageError("a picture must be a file, this is a pipe or a device")
+        with open_picture(path) as image:
             return use(image)
     except FileNotFoundError:
         problem = "no such file"
@@ -166,7 +181,9 @@ def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     except PermissionError:
         problem = "may not be read; change the permissions of the file"
     except PIL.UnidentifiedImageError:
-        problem = "not a picture in a format that Pillow reads; convert it to PNG or JPEG"
+        problem = (
+            f"not a picture in a format that is read ({', '.join(FORMATS)}); convert it to PNG"
+        )
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         problem = f"too large: {error} Cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS"
     except ImageError as error:

@@ -70,6 +70,8 @@ def test_a_model_is_the_same_after_save_and_load(name, tmp_path):
     assert type(loaded) is type(model)
     assert loaded.config == CONFIG
     assert_same(loaded, model)
+    (tmp_path / "other").touch()
+    assert path.is_dir() or path.stat().st_mode == (tmp_path / "other").stat().st_mode
     # And nothing else is left beside it.
     assert [p.name for p in path.parent.iterdir()] == [name]
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -364,7 +365,11 @@ def test_what_is_no_picture_says_why(tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "deep.tif")
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for somebody to write
     reasons = {
+        "program.png": "not a picture in a format that is read",
+        "pipe.png": "this is a pipe or a device",
         "text.jpg": "not a picture",
         "empty.png": "not a picture",
         "cut.png": "damaged",

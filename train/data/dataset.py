@@ -9,11 +9,10 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from deeplab_jax.images import ImageError, to_rgb, upright_size
+from deeplab_jax.images import ImageError, open_picture, to_rgb, upright_size
 from deeplab_jax.orientation import orientation, turned
 from train.metrics import IGNORE_LABEL
 
@@ -182,7 +181,7 @@ class DecodedSource:
         if index not in self._sizes:  # kept: every evaluation asks again
             with self._naming(index, "image"):
                 (file,) = self._encoded.open(index, "image")
-                with file, Image.open(file) as image:
+                with file, open_picture(file) as image:
                     self._sizes[index] = upright_size(image)
         return self._sizes[index]
 
@@ -203,7 +202,7 @@ def unreadable(name: str, error: Exception) -> str:
 
 def decode_image(file: BinaryIO) -> np.ndarray:
     """A picture as uint8 `[H, W, 3]`, RGB, as `deeplab_jax.images.read_image` gives it."""
-    with Image.open(file) as image:
+    with open_picture(file) as image:
         if image.mode in ("RGB", "L") and not image.has_transparency_data:
             tag = orientation(image)
             file.seek(0)
@@ -215,7 +214,7 @@ def decode_image(file: BinaryIO) -> np.ndarray:
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
                 if pixels is not None:
                     return turned(pixels, tag)
-            image = Image.open(io.BytesIO(data))
+            image = open_picture(io.BytesIO(data))
         return to_rgb(image)
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from deeplab_jax.images import open_picture
 from deeplab_jax.orientation import orientation
 from train.data.class_table import MOST_CLASSES, pack, unpack
 from train.data.dataset import DataError, a_few
@@ -32,7 +33,7 @@ def open_label(file: BinaryIO) -> Image.Image:
     Raises:
       LossyLabel: its format, whatever its name says, does not keep ids.
     """
-    with Image.open(file) as image:
+    with open_picture(file) as image:
         compression = str(image.info.get("compression"))  # of a TIFF
         lossy = "JPEG" if "jpeg" in compression else _LOSSY.get(image.format)
         if lossy:
@@ -159,7 +160,7 @@ def read_mask(file: BinaryIO) -> Mask:
       LossyLabel: its format does not keep ids.
       DataError: its pixels are neither ids of 8 bits nor colours.
     """
-    with Image.open(file) as header:
+    with open_picture(file) as header:
         tag = orientation(header)
     file.seek(0)
     image = open_label(file)

@@ -5,8 +5,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Mapping
 
-from PIL import Image
-
+from deeplab_jax.images import open_picture
 from deeplab_jax.orientation import STORED, orientation, stored_size, turned_size
 from train.data.dataset import Encoded, a_few, in_threads, sizes_differ, unreadable
 from train.data.masks import LossyLabel, Mask, read_mask
@@ -70,7 +69,7 @@ def _check(encoded: Encoded, index: int) -> tuple[Mask | None, _Broken | str | N
         return None, unreadable(label, error)
     try:
         (file,) = encoded.open(index, "image")
-        with file, Image.open(file) as image:
+        with file, open_picture(file) as image:
             tag = orientation(image)
             stored = stored_size(image, tag)
     except Exception as error:

@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.images import upright_size
+from deeplab_jax.images import open_picture, upright_size
 from train.data.dataset import Part
 
 
@@ -147,7 +147,7 @@ def largest_first(regions: Iterable[tuple[float, int, Region]]) -> tuple[tuple[i
 
 
 def _size(picture: Path) -> tuple[int, int]:
-    with Image.open(picture) as image:
+    with open_picture(picture) as image:
         return upright_size(image)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from deeplab_jax.images import open_picture
 from train.data.annotations.classes import Classes, classes_of
 from train.data.annotations.drawn import Box, Example, Polygon, Region
 from train.data.annotations.files import Found, json_files, locate, split_of
@@ -76,7 +76,7 @@ def _regions(shapes: list[Mapping[str, Any]], classes: Classes) -> Iterator[tupl
                 region = Polygon(points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1))
             case "mask" if shape.get("mask"):
                 left, top = np.floor(points.min(0)).astype(int).tolist()
-                with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+                with open_picture(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
                     region = Box(left, top, np.asarray(image.convert("L")) > 0)
             case _:
                 continue

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 
-from deeplab_jax.images import SUFFIXES, upright_size
+from deeplab_jax.images import SUFFIXES, open_picture, upright_size
 from train.data.annotations.classes import Classes, classes_of
 from train.data.annotations.drawn import Example, Polygon
 from train.data.annotations.files import Found, split_of
@@ -88,7 +87,7 @@ def _example(
     classes: Classes,
     problems: list[str],
 ) -> Example:
-    with Image.open(picture) as image:
+    with open_picture(picture) as image:
         height, width = upright_size(image)
     regions, wrong = [], []
     for number, line in enumerate(lines, 1):
