@@ -408,3 +408,33 @@ def test_the_data_command_prints_what_was_assumed(tmp_path, capsys):
     url = folder(tmp_path, grey(0, 100), grey(0))
     assert data_command(url, labels="0=a,100=b,3=c", sheet=tmp_path / "sheet.png") == 0
     assert "Warning: no label map has a pixel of c." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_arrays_are_label_maps(mixed, dtype, tmp_path):
+    ids = (np.arange(48).reshape(6, 8) % 2).astype(dtype)
+    for split in ("train", "val"):
+        images, labels = (tmp_path / split / part for part in ("images", "labels"))
+        labels = images if mixed else labels
+        for folder in (images, labels):
+            folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(images / "a.jpg")
+        np.save(labels / "a.npy", ids)
+    if mixed:  # the pictures and the arrays lie in one folder
+        for split in ("train", "val"):
+            (tmp_path / split / "images").rename(tmp_path / "aside")
+            (tmp_path / split).rmdir()
+            (tmp_path / "aside").rename(tmp_path / split)
+    data = open_dataset(f"folder:{tmp_path}")
+    np.testing.assert_array_equal(data.train[0]["label"], ids)
+
+
+def test_an_array_that_is_no_label_map_is_refused_by_its_shape(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in "ab":
+        Image.new("RGB", (8, 6)).save(tmp_path / "images" / f"{name}.png")
+        np.save(tmp_path / "labels" / f"{name}.npy", np.zeros((6, 8), np.float32))
+    with pytest.raises(DataError, match=r"must be whole numbers \[H, W\], got float32 \[6, 8\]"):
+        open_dataset(f"folder:{tmp_path}")

@@ -18,6 +18,7 @@ from train.metrics import IGNORE_LABEL
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "WEBP": "WebP", "AVIF": "AVIF"}
 """What Pillow calls formats that are lossy, or may be without saying so."""
 
+_NUMPY = b"\x93NUMPY"  # how a .npy file begins
 _COLOURS = ("RGB", "RGBA", "RGBX")
 _NO_CLASS = MOST_CLASSES  # of a colour that is in no table
 _KEPT = 300  # colours of a label map; more than a table can have
@@ -33,7 +34,7 @@ def open_label(file: BinaryIO) -> Image.Image:
     Raises:
       LossyLabel: its format, whatever its name says, does not keep ids.
     """
-    with open_picture(file) as image:
+    with _opened(file) as image:
         compression = str(image.info.get("compression"))  # of a TIFF
         lossy = "JPEG" if "jpeg" in compression else _LOSSY.get(image.format)
         if lossy:
@@ -44,6 +45,29 @@ def open_label(file: BinaryIO) -> Image.Image:
                 "mogrify -format png -colorspace Gray -threshold 50% FILES"
             )
         return ImageOps.exif_transpose(image)
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """A picture, or a numpy array (.npy) as one.
+
+    Raises:
+      DataError: the array is not a label map.
+    """
+    magic = file.read(len(_NUMPY))
+    file.seek(0)
+    if magic != _NUMPY:
+        return open_picture(file)
+    array = np.load(file, allow_pickle=False)
+    ids = array.dtype.kind in "bui"
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 or not ids:
+        raise DataError(
+            f"an array that is a label map must be whole numbers [H, W], got {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    small = not array.size or (array.min() >= 0 and array.max() <= 255)
+    return Image.fromarray(array.astype(np.uint8 if small else np.int32))
 
 
 def decode_label(file: BinaryIO) -> np.ndarray:
@@ -160,7 +184,7 @@ def read_mask(file: BinaryIO) -> Mask:
       LossyLabel: its format does not keep ids.
       DataError: its pixels are neither ids of 8 bits nor colours.
     """
-    with open_picture(file) as header:
+    with _opened(file) as header:
         tag = orientation(header)
     file.seek(0)
     image = open_label(file)

@@ -12,6 +12,9 @@ from typing import BinaryIO, TypeVar
 from deeplab_jax.images import SUFFIXES
 from train.data.dataset import DataError, Part, a_few
 
+ARRAY = ".npy"
+"""Label maps may be numpy arrays too."""
+
 LISTS = "ImageSets/Segmentation"
 """Where PASCAL VOC, and what is made like it, lists the names of each split."""
 
@@ -175,8 +178,8 @@ def _pairs(
     If there are names in `only`, it is about those alone.
     """
     maps, pictures = (
-        [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
-        for folder in (labels, images)
+        [path for path in _files(folder) if path.suffix.lower() in suffixes]
+        for folder, suffixes in ((labels, (*SUFFIXES, ARRAY)), (images, SUFFIXES))
     )
     end, start = "", None
     if images == labels or not {p.stem for p in maps}.intersection(p.stem for p in pictures):
@@ -185,7 +188,8 @@ def _pairs(
         end = next(ends, "")
         start = None if end else LABEL_START
     if images == labels:
-        of_maps = {p for p in maps if _cut(p.stem, LABEL_ENDS if end else (), start)}
+        ends_of_maps = LABEL_ENDS if end else ()
+        of_maps = {p for p in maps if p.suffix == ARRAY or _cut(p.stem, ends_of_maps, start)}
         maps = [path for path in maps if path in of_maps]
         pictures = [path for path in pictures if path not in of_maps]
     maps = [path for path in maps if path.stem.endswith(end)]
