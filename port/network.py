@@ -23,6 +23,16 @@ DEEPEST_PREFIX = 3
 MOST_BESIDE = 1e-3
 """Share of a file's numbers that may lie beside the network under other names; any head has more."""
 
+KINDS = {
+    "a vision transformer, of which we have none": ("attn.qkv.", "attention.query.", "cls_token"),
+    "a DenseNet, of which we have none": ("denselayer",),
+    "an Inception network, of which we have none": ("Mixed_", "mixed_", "branch3x3"),
+    "a U-Net, which is no DeepLab": ("up_blocks.", "decoder.blocks.", "up1.conv", "ups.0"),
+    "a feature pyramid, which is no DeepLab": ("fpn.", "seg_blocks."),
+    "a VGG network, of which we have none": ("features.28.weight",),
+}
+"""Networks that people also have, by parts of the names of their tensors."""
+
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -262,14 +272,3 @@ def _nearest(shapes: Shapes) -> str:
         if any(mark in name for name in shapes for mark in marks):
             return f"It looks like {kind}. "
     return ""
-
-
-KINDS = {
-    "a vision transformer, of which we have none": ("attn.qkv.", "attention.query.", "cls_token"),
-    "a DenseNet, of which we have none": ("denselayer",),
-    "an Inception network, of which we have none": ("Mixed_", "mixed_", "branch3x3"),
-    "a U-Net, which is no DeepLab": ("up_blocks.", "decoder.blocks.", "up1.conv", "ups.0"),
-    "a feature pyramid, which is no DeepLab": ("fpn.", "seg_blocks."),
-    "a VGG network, of which we have none": ("features.28.weight",),
-}
-"""Networks that people also have, by parts of the names of their tensors."""

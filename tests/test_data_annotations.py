@@ -208,6 +208,17 @@ def test_a_picture_outside_of_the_folder_is_not_opened(tmp_path):
     assert "names pictures that are not in" in refusal(tmp_path / "data")
 
 
+def test_a_file_that_is_not_quite_cocos_is_one_sentence(tmp_path):
+    picture(tmp_path / "a.png")
+    tree = coco(["a.png"])
+    del tree["images"][0]["file_name"]
+    write(tmp_path / "a.json", tree)
+    message = refusal(tmp_path)
+    assert "annotations of COCO's form that are not quite so: KeyError: 'file_name'" in message
+    write(tmp_path / "a.json", coco(["a.png"], ({"size": [H, W], "counts": [3]},)))
+    assert f"run lengths must cover {H} x {W} pixels, got 3" in refusal(tmp_path)
+
+
 # ---------------------------------------------------------------------------- labelme
 
 

@@ -6,6 +6,7 @@ from train.data.annotations import coco, labelme, yolo
 from train.data.annotations.drawn import Drawn
 from train.data.annotations.files import Found
 from train.data.class_table import ClassTable
+from train.data.dataset import DataError
 
 __all__ = ["Drawn", "Found", "find_annotations"]
 
@@ -23,6 +24,15 @@ def find_annotations(root: Path, table: ClassTable | None, problems: list[str]) 
       DataError: a file of annotations cannot be read.
     """
     for form in FORMS:
-        if found := form.find(root, table, problems):
+        try:
+            found = form.find(root, table, problems)
+        except DataError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # anybody's JSON
+            raise DataError(
+                f"{root} has annotations of {form.CODE}'s form that are not quite so: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if found:
             return found
     return None
