@@ -15,6 +15,7 @@ from originals import (
     torchvision_classification,
     torchvision_segmentation,
     vainf,
+    xception,
 )
 from originals.case import Case, Cases
 
@@ -27,6 +28,7 @@ _FILES = (
     resnets,
     timm_mobile,
     convnext,
+    xception,
     efficientnet_lite_pytorch,
     vainf,
     standalone,
