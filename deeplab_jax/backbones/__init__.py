@@ -5,6 +5,7 @@ The families stand here in the order of `deeplab list`.
 
 # isort: off
 from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
+from deeplab_jax.backbones.regnet import RegNet, RegNetConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
 from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
@@ -40,6 +41,8 @@ __all__ = [
     "MobileViTConfig",
     "OriginalXception",
     "OriginalXceptionConfig",
+    "RegNet",
+    "RegNetConfig",
     "ResNet",
     "ResNetConfig",
     "Xception",

@@ -8,6 +8,7 @@ from port.backbones import (  # noqa: F401 - each registers its namings
     mobilenet_v2,
     mobilenet_v3,
     mobilevit,
+    regnet,
     resnet,
     xception,
 )

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import MobileNetV2Config, MobileNetV3Config, ResNetConfig
+from deeplab_jax.backbones import (
+    MobileNetV2Config,
+    MobileNetV3Config,
+    RegNetConfig,
+    ResNetConfig,
+)
 from port.layouts.classification import Classification
 from port.layouts.timm import timm_preprocessing
 
@@ -13,11 +18,16 @@ class TorchvisionClassification(Classification):
     code = "torchvision.models and timm's ResNets"
     models = (
         "ImageNet ResNet, ResNeXt, wide ResNet, SE-ResNet, ECA-ResNet, ResNet-C and -D, ResNeSt, Res2Net, "
-        "MobileNetV2 and V3 and ConvNeXt as dilated networks"
+        "RegNetX and RegNetY, MobileNetV2 and V3 and ConvNeXt as dilated networks"
     )
     linear_head = ("head.classifier", "head.hidden")
     prefixes = ("", "features.")
-    rules: ClassVar = {ResNetConfig: {}, MobileNetV2Config: {}, MobileNetV3Config: {}}
+    rules: ClassVar = {
+        ResNetConfig: {},
+        RegNetConfig: {},
+        MobileNetV2Config: {},
+        MobileNetV3Config: {},
+    }
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """timm's; torchvision saves none."""

@@ -8,6 +8,7 @@ are not run once more. To add one, add a file with both and list it here.
 from originals import (
     convnext,
     efficientnet_lite_pytorch,
+    regnet,
     resnets,
     segmentation_models,
     standalone,
@@ -26,6 +27,7 @@ _FILES = (
     segmentation_models,
     torchvision_classification,
     resnets,
+    regnet,
     timm_mobile,
     convnext,
     xception,
