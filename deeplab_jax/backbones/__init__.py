@@ -6,6 +6,7 @@ The families stand here in the order of `deeplab list`.
 # isort: off
 from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
 from deeplab_jax.backbones.regnet import RegNet, RegNetConfig
+from deeplab_jax.backbones.dpn import DPN, DPNConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
 from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
@@ -21,6 +22,7 @@ from deeplab_jax.backbones.base import Backbone, BackboneConfig
 from deeplab_jax.backbones.registry import HEADS, SEPARABLE_HEADS, register_backbone
 
 __all__ = [
+    "DPN",
     "DRN",
     "HEADS",
     "SEPARABLE_HEADS",
@@ -28,6 +30,7 @@ __all__ = [
     "BackboneConfig",
     "ConvNeXt",
     "ConvNeXtConfig",
+    "DPNConfig",
     "DRNConfig",
     "EfficientNetLite",
     "EfficientNetLiteConfig",

@@ -2,6 +2,7 @@
 
 from port.backbones import (  # noqa: F401 - each registers its namings
     convnext,
+    dpn,
     drn,
     efficientnet_lite,
     hrnet,

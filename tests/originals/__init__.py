@@ -7,6 +7,7 @@ are not run once more. To add one, add a file with both and list it here.
 
 from originals import (
     convnext,
+    dpn,
     efficientnet_lite_pytorch,
     regnet,
     resnets,
@@ -28,6 +29,7 @@ _FILES = (
     torchvision_classification,
     resnets,
     regnet,
+    dpn,
     timm_mobile,
     convnext,
     xception,
