@@ -11,6 +11,7 @@ from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
 from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from deeplab_jax.backbones.mobilevit import MobileViT, MobileViTConfig
+from deeplab_jax.backbones.mix_transformer import MixTransformer, MixTransformerConfig
 from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
 from deeplab_jax.backbones.drn import DRN, DRNConfig
 from deeplab_jax.backbones.xception import Xception, XceptionConfig
@@ -36,6 +37,8 @@ __all__ = [
     "EfficientNetLiteConfig",
     "HRNet",
     "HRNetConfig",
+    "MixTransformer",
+    "MixTransformerConfig",
     "MobileNetV2",
     "MobileNetV2Config",
     "MobileNetV3",

@@ -6,6 +6,7 @@ from port.backbones import (  # noqa: F401 - each registers its namings
     drn,
     efficientnet_lite,
     hrnet,
+    mix_transformer,
     mobilenet_v2,
     mobilenet_v3,
     mobilevit,

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from deeplab_jax.backbones import (
+    DPNConfig,
     EfficientNetLiteConfig,
+    MixTransformerConfig,
+    XceptionConfig,
 )
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
@@ -21,7 +24,13 @@ from port.naming import Names, Shapes, conv_bn, under
 
 OWN, TIMMS = "encoder.", "encoder.model."
 TIMMS_NAMES = "tu-"  # how the names of timm's encoders begin
+HALF = (0.5,) * 3
 RATES = (12, 24, 36)  # the default at every output stride
+MEAN_STD = {  # of the images that the encoders' weights were trained on, where it is not the usual
+    EfficientNetLiteConfig: (HALF, HALF),
+    XceptionConfig: (HALF, HALF),
+    DPNConfig: ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
+}
 OLD_NAMES = {
     "decoder.0.": "decoder.aspp.",
     "decoder.1.": "decoder.conv.",
@@ -36,7 +45,9 @@ class SMP(Layout):
         "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, resnext50 and 101, se_resnet50 to 152, "
         "se_resnext50 and 101, senet154, mobilenet_v2, timm-tf_efficientnet_lite0 to 4, timm-resnest14d to "
         "269e, timm-res2net50 and 101, tu-resnet10t to 200d, tu-wide_resnet50_2, tu-resnext*, tu-seresne*, "
-        "tu-ecaresne*, tu-convnext_tiny to large; options from config.json"
+        "tu-ecaresne*, tu-convnext_tiny to large, tu-regnetx_* and tu-regnety_* (timm-regnet*), tu-xception41, "
+        "65 and 71, mobileone_s0 to s4, tu-mobileone_s0 to s4, mit_b0 to b5, dpn68 to 131; options from "
+        "config.json"
     )
     choices = ("output_stride", "rates", "preprocessing")
     apart = ("classification_head.",)
@@ -46,7 +57,8 @@ class SMP(Layout):
             "first_block_dilation": "same",
             "last_conv": "unused",
             "drop_path": 0.2,
-        }
+        },
+        MixTransformerConfig: {"drop_path": 0.1},
     }
 
     def canonical(self, name: str) -> str:
@@ -77,9 +89,9 @@ class SMP(Layout):
         else:
             head = DeepLabV3Config(**common)
         backbone = self.backbone(shapes, stride)
-        lite = isinstance(backbone, EfficientNetLiteConfig)
-        half = (0.5,) * backbone.in_channels
-        mean_std = {"mean": half, "std": half} if lite else {}
+        mean_std = {}
+        if (known := MEAN_STD.get(type(backbone))) is not None:
+            mean_std = dict(zip(("mean", "std"), known, strict=True))
         return Config(
             backbone,
             head,
