@@ -9,6 +9,7 @@ from deeplab_jax.backbones.regnet import RegNet, RegNetConfig
 from deeplab_jax.backbones.dpn import DPN, DPNConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
+from deeplab_jax.backbones.mobileone import MobileOne, MobileOneConfig
 from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from deeplab_jax.backbones.mobilevit import MobileViT, MobileViTConfig
 from deeplab_jax.backbones.mix_transformer import MixTransformer, MixTransformerConfig
@@ -43,6 +44,8 @@ __all__ = [
     "MobileNetV2Config",
     "MobileNetV3",
     "MobileNetV3Config",
+    "MobileOne",
+    "MobileOneConfig",
     "MobileViT",
     "MobileViTConfig",
     "OriginalXception",

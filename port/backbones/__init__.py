@@ -9,6 +9,7 @@ from port.backbones import (  # noqa: F401 - each registers its namings
     mix_transformer,
     mobilenet_v2,
     mobilenet_v3,
+    mobileone,
     mobilevit,
     regnet,
     resnet,
