@@ -18,7 +18,10 @@ TENSORFLOWS = {"padding": "same", "norm_epsilon": 1e-3}
 class Timm(Classification):
     name = "timm"
     code = "timm"
-    models = "ImageNet MobileNetV2 and V3, EfficientNet-Lite and ConvNeXt as dilated networks"
+    models = (
+        "ImageNet MobileNetV2 and V3, EfficientNet-Lite, ConvNeXt, RegNetX and RegNetY, aligned Xception and "
+        "MobileOne as dilated networks"
+    )
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
     prefixes = ("",)
     rule: ClassVar = {"first_block_dilation": "previous"}
