@@ -33,10 +33,15 @@ def fold_batch_norm(model: ModuleT) -> ModuleT:
     >>> class Block(nnx.Module):
     ...     norm_follows = {"norm_a": "reduce", "norm_b": "expand"}
 
+    A module that has a method `fold` does so itself first, as MobileOne's sums of convolutions.
+
     The copy has no statistics to train and is nothing to save as a model folder.
     """
     model = nnx.clone(model)
     model.eval()
+    for _, module in list(nnx.iter_modules(model)):
+        if callable(fold := getattr(module, "fold", None)):
+            fold()
     for _, parent in list(nnx.iter_modules(model)):
         for name, norm in list(vars(parent).items()):
             conv = _conv_before(parent, name)

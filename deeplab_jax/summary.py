@@ -160,7 +160,7 @@ def _receptive_fields(model: SegmentationModel) -> dict[str, int | None]:
         stage_of(f"backbone.{layer.path}"): receptive_field(steps[: i + 1])
         for i, layer in enumerate(layers)
     }
-    if isinstance(aspp := getattr(model.head, "aspp", None), ASPP):
+    if layers and isinstance(aspp := getattr(model.head, "aspp", None), ASPP):
         for i, branch in enumerate(aspp.branches):
             conv = branch.depthwise if isinstance(branch, SeparableConvNormAct) else branch.conv
             own = (conv.kernel.shape[0], 1, conv.dilation)

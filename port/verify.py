@@ -357,8 +357,9 @@ def _compare(
         ):  # nothing reads what that layer gives in the original, so ours never runs
             continue
         value = ours[path].astype(np.float64)
-        if reference.ndim == 3:  # tokens [B P, N, C], for us [B, P, N, C]
-            value = value.reshape(-1, *value.shape[2:])
+        if reference.ndim == 3 and value.size == reference.size:
+            # tokens [B P, N, C] or [B, H W, C], for us [B, P, N, C] or [B, H, W, C]
+            value = value.reshape(reference.shape)
         if reference.ndim == 2:
             # A classifier after global pooling; ours runs at every pixel, and the mean of a linear layer
             # is the layer of the mean.

@@ -13,15 +13,19 @@ from flax import nnx
 
 from deeplab_jax.backbones import (
     ConvNeXtConfig,
+    DPNConfig,
     DRNConfig,
     EfficientNetConfig,
     EfficientNetLiteConfig,
     HRNetConfig,
+    MixTransformerConfig,
     MnasNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
+    MobileOneConfig,
     MobileViTConfig,
     OriginalXceptionConfig,
+    RegNetConfig,
     ResNetConfig,
     XceptionConfig,
     dilation,
@@ -46,6 +50,10 @@ SMALL = [
     ResNetConfig(50),
     ResNetConfig(14, radix=2, stem="deep", shortcut="average"),
     ResNetConfig(26, scale=4, width_per_group=26, attention="eca"),
+    RegNetConfig("y_002"),
+    DPNConfig("68b"),
+    MobileOneConfig("s0"),
+    MixTransformerConfig("b0"),
     MobileNetV2Config(width=0.5),
     MobileNetV3Config("large", width=0.5),
     MobileNetV3Config("small", width=0.5),
@@ -132,6 +140,7 @@ def test_features_have_the_size_of_their_stride_and_the_channels_they_claim(conf
         (HRNetConfig(18), (4, 8, 16, 4)),
         (DRNConfig("d_22"), (4, 8, 8, 8)),
         (XceptionConfig(), (4, 8, 16, 16)),
+        (XceptionConfig(8, depth=71), (4, 8, 8, 8)),
     ],
     ids=name_of,
 )
@@ -157,6 +166,11 @@ def test_features_of_the_others_have_their_strides(config, strides):
         (PRESETS["fcn_res2net50_26w_4s"].backbone, 16, 25.699120 - 2.049, (256, 512, 1024, 2048)),
         (PRESETS["fcn_se_resnet50"].backbone, 16, 28.088024 - 2.049, (256, 512, 1024, 2048)),
         (PRESETS["fcn_senet154"].backbone, 50, 115.088984 - 2.049, (256, 512, 1024, 2048)),
+        (RegNetConfig("x_008"), 16, 7.259656 - 0.673, (64, 128, 288, 672)),
+        (RegNetConfig("y_032"), 21, 19.436338 - 1.513, (72, 216, 576, 1512)),
+        (DPNConfig("68"), 22, 12.611602 - 0.833, (144, 320, 704, 832)),
+        (DPNConfig("92"), 30, 37.668392 - 2.689, (336, 704, 1552, 2688)),
+        (MobileOneConfig("s1"), 42, 4.825192 - 1.281, (96, 192, 512, 1280)),
         (MobileNetV2Config(last_conv="used"), 17, 3.504872 - 1.281, (24, 32, 96, 1280)),
         # These have two linear layers: 960 to 1280 and to 1000, 576 to 1024 and to 1000. And mid is the
         # *first* block at stride 8, as torchvision's LR-ASPP has it.
@@ -177,7 +191,7 @@ def test_blocks_parameters_and_channels_are_those_of_the_published_networks(
     backbone = abstract(config)
     stages = (
         [getattr(backbone, f"layer{i}") for i in (1, 2, 3, 4)]
-        if config.kind == "resnet"
+        if hasattr(backbone, "layer1")
         else [backbone.blocks]
     )
     assert sum(len(stage) for stage in stages) == blocks
@@ -513,6 +527,16 @@ def test_sizes_that_there_are_not_are_refused():
         ResNetConfig(20)
     with pytest.raises(ValueError, match="large or small, got 'tiny'"):
         MobileNetV3Config("tiny")
+    with pytest.raises(ValueError, match=r"x_002, .*, y_2560, got 'y_033'"):
+        RegNetConfig("y_033")
+    with pytest.raises(ValueError, match="68, 68b, 92, 98, 107, 131, got '50'"):
+        DPNConfig("50")
+    with pytest.raises(ValueError, match="b0, b1, b2, b3, b4, b5, got 'b6'"):
+        MixTransformerConfig("b6")
+    with pytest.raises(ValueError, match="s0, s1, s2, s3, s4, got 's5'"):
+        MobileOneConfig("s5")
+    with pytest.raises(ValueError, match="41, 65 or 71, got 50"):
+        XceptionConfig(depth=50)
     with pytest.raises(ValueError, match="0 to 4, got 5"):
         EfficientNetLiteConfig(5)
     with pytest.raises(ValueError, match=r"b0, b1, .*, got 'b9'"):

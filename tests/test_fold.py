@@ -36,6 +36,8 @@ def parts(model, kind):
     [
         "deeplabv3_resnet18",
         "fcn_resnest14d",
+        "fcn_dpn68",
+        "fcn_regnety_002",
         "deeplabv3plus_mobilenet_v2",
         "lraspp_mobilenet_v3_small",
         "deeplabv3plus_xception65",

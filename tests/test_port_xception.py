@@ -46,6 +46,8 @@ from port.convert import Conversion, convert
 from port.layouts.yassouali import MEAN_STD
 from port.read import CheckpointError
 
+BLOCKS = [block.widths for block in xception.NETWORKS[65]]
+
 # ---------------------------------------------------------------------------- the originals
 #
 # Aligned Xceptions: BLOCKS and its like are read when a network is built, see `narrow`.
@@ -100,8 +102,8 @@ class RepXception(nn.Module):
         self.conv1, self.bn1 = conv3x3(3, a, 2), nn.BatchNorm2d(a)
         self.conv2, self.bn2 = conv3x3(a, channels), nn.BatchNorm2d(channels)
         middle, end = (1, (1, 2)) if output_stride == 16 else (2, (2, 4))
-        count = len(xception.BLOCKS)
-        for n, widths in enumerate(xception.BLOCKS, 1):
+        count = len(BLOCKS)
+        for n, widths in enumerate(BLOCKS, 1):
             stride = 1 if n > 3 or (n == 3 and output_stride == 8) else 2
             dilation = 1 if n <= 3 else end[0] if n == count else middle
             last = 1 if ours and n == count else dilation
@@ -170,13 +172,13 @@ class SepXception(nn.Module):
         self.conv1, self.bn1 = conv3x3(3, a, 2), nn.BatchNorm2d(a)
         self.conv2, self.bn2 = conv3x3(a, channels), nn.BatchNorm2d(channels)
         rate = 16 // output_stride
-        for n, widths in enumerate(xception.BLOCKS, 1):
+        for n, widths in enumerate(BLOCKS, 1):
             stride = 2 if n < 3 or (n == 3 and rate == 1) else 1
             dilation = rate if n > 3 else 1
             block = SepBlock(channels, widths, stride, dilation, inplace=n != 2)
             setattr(self, f"block{n}", block)
             channels = widths[-1]
-        self.blocks = len(xception.BLOCKS)
+        self.blocks = len(BLOCKS)
         for n, width in enumerate(xception.EXIT, 3):
             setattr(self, f"conv{n}", SepConv(channels, width, 1, rate, before=False))
             channels = width
@@ -436,7 +438,7 @@ class Case:
 
 def _rep(style: str, stride: int) -> Case:
     def make() -> nn.Module:
-        high, low = xception.EXIT[-1], xception.BLOCKS[0][-1]
+        high, low = xception.EXIT[-1], BLOCKS[0][-1]
         return Original(style, RepXception(stride, style), high, low, stride)
 
     quirks = {
@@ -449,7 +451,7 @@ def _rep(style: str, stride: int) -> Case:
 
 def _sep(stride: int) -> Case:
     def make() -> nn.Module:
-        high, low = xception.EXIT[-1], xception.BLOCKS[1][-1]
+        high, low = xception.EXIT[-1], BLOCKS[1][-1]
         return Original("bubbliiiing", SepXception(stride), high, low, stride)
 
     config = XceptionConfig(stride, shortcut_relu="identity", exit_stride=1, norm_momentum=3e-4)

@@ -5,12 +5,16 @@ The families stand here in the order of `deeplab list`.
 
 # isort: off
 from deeplab_jax.backbones.resnet import ResNet, ResNetConfig
+from deeplab_jax.backbones.regnet import RegNet, RegNetConfig
+from deeplab_jax.backbones.dpn import DPN, DPNConfig
 from deeplab_jax.backbones.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from deeplab_jax.backbones.mobilenet_v3 import MobileNetV3, MobileNetV3Config
+from deeplab_jax.backbones.mobileone import MobileOne, MobileOneConfig
 from deeplab_jax.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from deeplab_jax.backbones.efficientnet import EfficientNet, EfficientNetConfig
 from deeplab_jax.backbones.mnasnet import MnasNet, MnasNetConfig
 from deeplab_jax.backbones.mobilevit import MobileViT, MobileViTConfig
+from deeplab_jax.backbones.mix_transformer import MixTransformer, MixTransformerConfig
 from deeplab_jax.backbones.hrnet import HRNet, HRNetConfig
 from deeplab_jax.backbones.drn import DRN, DRNConfig
 from deeplab_jax.backbones.xception import Xception, XceptionConfig
@@ -22,6 +26,7 @@ from deeplab_jax.backbones.base import Backbone, BackboneConfig
 from deeplab_jax.backbones.registry import HEADS, SEPARABLE_HEADS, register_backbone
 
 __all__ = [
+    "DPN",
     "DRN",
     "HEADS",
     "SEPARABLE_HEADS",
@@ -29,6 +34,7 @@ __all__ = [
     "BackboneConfig",
     "ConvNeXt",
     "ConvNeXtConfig",
+    "DPNConfig",
     "DRNConfig",
     "EfficientNet",
     "EfficientNetConfig",
@@ -36,16 +42,22 @@ __all__ = [
     "EfficientNetLiteConfig",
     "HRNet",
     "HRNetConfig",
+    "MixTransformer",
+    "MixTransformerConfig",
     "MnasNet",
     "MnasNetConfig",
     "MobileNetV2",
     "MobileNetV2Config",
     "MobileNetV3",
     "MobileNetV3Config",
+    "MobileOne",
+    "MobileOneConfig",
     "MobileViT",
     "MobileViTConfig",
     "OriginalXception",
     "OriginalXceptionConfig",
+    "RegNet",
+    "RegNetConfig",
     "ResNet",
     "ResNetConfig",
     "Xception",

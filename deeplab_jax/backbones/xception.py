@@ -1,4 +1,4 @@
-"""The aligned Xception-65 of DeepLabv3+ (Chen et al. 2018, figure 4), dilated.
+"""The aligned Xceptions of DeepLabv3+ (Chen et al. 2018, figure 4), dilated: 65 and its relatives.
 
 Blocks of three depthwise-separable convolutions with a shortcut, and three without one at the end.
 Code bases differ in where its ReLUs are and in what they do to the shortcuts; see `XceptionConfig`.
@@ -6,7 +6,7 @@ Code bases differ in where its ReLUs are and in what they do to the shortcuts; s
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 from flax import nnx
@@ -23,8 +23,32 @@ from deeplab_jax.backbones.residual import Downsample, sequence
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 STEM = (32, 64)
-BLOCKS = ((128,) * 3, (256,) * 3, *((728,) * 3,) * 17, (728, 1024, 1024))
-"""Channels of the convolutions of each block: three of entry, sixteen of the middle, one of exit."""
+Depth = Literal[41, 65, 71]
+
+
+class BlockShape(NamedTuple):
+    """Channels of a block's convolutions, and the stride of the last in the classification network."""
+
+    widths: tuple[int, int, int]
+    stride: int
+
+
+def _blocks(entry: Sequence[tuple[int, int]], middle: int) -> tuple[BlockShape, ...]:
+    """Those of an entry flow of (channels, stride), of a middle flow, and the one of the exit flow."""
+    shapes = [*entry, *[(728, 1)] * middle]
+    return (
+        *(BlockShape((width,) * 3, stride) for width, stride in shapes),
+        BlockShape((728, 1024, 1024), 2),
+    )
+
+
+ENTRY = ((128, 2), (256, 2), (728, 2))
+NETWORKS: dict[Depth, tuple[BlockShape, ...]] = {
+    41: _blocks(ENTRY, 8),
+    65: _blocks(ENTRY, 16),
+    71: _blocks(((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)), 16),
+}
+"""The blocks before the last three convolutions, by the depth."""
 EXIT = (1536, 1536, 2048)
 
 
@@ -33,13 +57,14 @@ EXIT = (1536, 1536, 2048)
 
 @dataclasses.dataclass(frozen=True)
 class XceptionConfig:
-    """The aligned Xception-65. The defaults are TensorFlow's research/deeplab, the paper's own code.
+    """The aligned Xception. The defaults are TensorFlow's research/deeplab, the paper's own code.
 
     Attributes:
       output_stride: 8, 16 or 32.
-      low: the low-level features: "block2" is the second convolution of the second block (256
-        channels); "block1" (yassouali) and "block1_relu" (jfzhang) are the output of the first
-        (128 channels), before and after the ReLU that the second begins with.
+      low: the low-level features: "block2" is the second convolution of the block that strides from 4 to
+        8 (256 channels; the second block, but in Xception-71 the third), and "block2_relu" (timm) has the
+        ReLU behind it; "block1" (yassouali) and "block1_relu" (jfzhang) are the output of the first
+        block (128 channels), before and after the ReLU that the next begins with.
       stem_relu: a ReLU after the second convolution; yassouali's has none.
       shortcut_relu: which shortcuts start behind the ReLU that the block begins with: "none",
         "identity", those without a convolution (bubbliiiing), or "all" (jfzhang, yassouali). It is what
@@ -52,11 +77,12 @@ class XceptionConfig:
         rate 1 (jfzhang).
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm; 3e-4 and 1e-3 in TensorFlow's own.
+      depth: 41 (half as many blocks in the middle), 65 or 71 (two blocks more at the beginning).
     """
 
     kind: ClassVar[str] = "xception"
     output_stride: OutputStride = 16
-    low: Literal["block2", "block1", "block1_relu"] = "block2"
+    low: Literal["block2", "block2_relu", "block1", "block1_relu"] = "block2"
     stem_relu: bool = True
     shortcut_relu: Literal["none", "identity", "all"] = "none"
     exit_relu: Literal["after", "before"] = "after"
@@ -65,9 +91,12 @@ class XceptionConfig:
     in_channels: int = 3
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
+    depth: Depth = 65
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
+        if self.depth not in NETWORKS:
+            raise ValueError(f"Xception's depth must be 41, 65 or 71, got {self.depth!r}")
         if self.output_stride > 16 * self.exit_stride:
             raise ValueError("output_stride 32 needs the last block's stride, got exit_stride 1")
 
@@ -154,7 +183,9 @@ class Block(nnx.Module):
         self.pool_stride = stride if pool else 1
         out = widths[-1]
         self.shortcut = (
-            Downsample(in_channels, out, stride, norm, rngs=rngs) if in_channels != out else None
+            Downsample(in_channels, out, stride, norm, rngs=rngs)
+            if stride > 1 or in_channels != out
+            else None
         )
         self.shortcut_relu = shortcut_relu == "all" or (
             shortcut_relu == "identity" and self.shortcut is None
@@ -220,11 +251,10 @@ class Xception(Backbone[XceptionConfig]):
                 ConvNormAct(channels, width, 3, stride=2 - i, activation=act, norm=norm, rngs=rngs)
             )
             channels = width
-        strides = [2, 2, 2, *[1] * (len(BLOCKS) - 4), config.exit_stride, 1]
-        plan = dilate(strides, config.output_stride, start=2, first_block="previous")
+        shapes, steps = NETWORKS[config.depth], plan(config)
         self.blocks = nnx.List()
-        for i, (widths, (stride, dilation)) in enumerate(zip(BLOCKS, plan, strict=False)):
-            exit_last = 1 if i == len(BLOCKS) - 1 and not config.dilate_exit_last else dilation
+        for i, ((widths, _), (stride, dilation)) in enumerate(zip(shapes, steps, strict=False)):
+            exit_last = 1 if i == len(shapes) - 1 and not config.dilate_exit_last else dilation
             self.blocks.append(
                 Block(
                     channels,
@@ -246,7 +276,7 @@ class Xception(Backbone[XceptionConfig]):
                 SeparableConv(
                     channels,
                     width,
-                    dilation=plan[-1][1],
+                    dilation=steps[-1][1],
                     norm_between=True,
                     relu=config.exit_relu == "after",
                     norm=norm,
@@ -258,18 +288,29 @@ class Xception(Backbone[XceptionConfig]):
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
-        low = BLOCKS[1] if self.config.low == "block2" else BLOCKS[0]
-        return {"low": low[1], "mid": BLOCKS[1][-1], "aux": BLOCKS[-2][-1], "high": EXIT[-1]}
+        widths = [shape.widths for shape in NETWORKS[self.config.depth]]
+        inner = widths[self._inner]
+        low = inner[1] if self.config.low.startswith("block2") else widths[0][-1]
+        return {"low": low, "mid": inner[-1], "aux": widths[-2][-1], "high": EXIT[-1]}
+
+    @property
+    def _inner(self) -> int:
+        """Index of the block that strides from 4 to 8, the second with a stride."""
+        shapes = NETWORKS[self.config.depth]
+        return [i for i, shape in enumerate(shapes) if shape.stride > 1][1]
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
-        block1, block2, *middle, block20 = self.blocks
-        x = block1(sequence(self.stem, images))
+        first, *entry = self.blocks[: self._inner]
+        block2, *middle, last = self.blocks[self._inner :]
+        x = block1 = first(sequence(self.stem, images))
+        x = sequence(entry, x)
         inner = block2.begin(x)
-        low = {"block1": x, "block1_relu": jax.nn.relu(x), "block2": inner}[self.config.low]
+        low = block1 if self.config.low.startswith("block1") else inner
+        low = jax.nn.relu(low) if self.config.low.endswith("relu") else low
         mid = block2.end(x, inner)
         aux = sequence(middle, mid)
-        x = block20(aux)
+        x = last(aux)
         relu_before = self.config.exit_relu == "before"
         x = jax.nn.relu(x) if relu_before else x
         for conv in self.exit:
@@ -279,6 +320,13 @@ class Xception(Backbone[XceptionConfig]):
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
         return spatial_layers(self.stem, self.blocks, self.exit)
+
+
+def plan(config: XceptionConfig) -> list[tuple[int, int]]:
+    """(stride, dilation) of each block, and of the last three convolutions."""
+    strides = [shape.stride for shape in NETWORKS[config.depth][:-1]]
+    strides += [config.exit_stride, 1]
+    return dilate(strides, config.output_stride, start=2, first_block="previous")
 
 
 def spatial_layers(
@@ -293,4 +341,8 @@ def spatial_layers(
         yield spatial_layer(f"exit.{i}", conv.depthwise)
 
 
-register_backbone(XceptionConfig, presets={"xception65": XceptionConfig()}, heads=SEPARABLE_HEADS)
+register_backbone(
+    XceptionConfig,
+    presets={f"xception{depth}": XceptionConfig(depth=depth) for depth in NETWORKS},
+    heads=SEPARABLE_HEADS,
+)

@@ -1,8 +1,8 @@
-"""The aligned Xception and Cadene's, as jfzhang, yassouali, bubbliiiing and VainF name them."""
+"""The aligned Xception and Cadene's, as timm, jfzhang, yassouali, bubbliiiing and VainF name them."""
 
 import abc
 import itertools
-from types import ModuleType
+from collections.abc import Sequence
 from typing import ClassVar
 
 from deeplab_jax.backbones import (
@@ -11,32 +11,38 @@ from deeplab_jax.backbones import (
     original_xception,
     xception,
 )
+from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming, register_naming
-from port.naming import Names, Shapes, conv_bn
+from port.naming import Names, Shapes, conv_bn, count
+
+ALIGNED = tuple(block.widths for block in xception.NETWORKS[65])
+"""Channels of the blocks of the one that all code bases but timm have."""
 
 
 class _Xception(Naming):
     """What the namings share: `conv1` and `conv2`, blocks of three convolutions, `skip`, the exit.
 
     Attributes:
-      network: our module of the family, which has its tables.
+      blocks: channels of the convolutions of each block.
+      exits: how many convolutions follow.
     """
 
-    network: ClassVar[ModuleType]
+    blocks: ClassVar[Sequence[tuple[int, ...]]]
+    exits: ClassVar[int]
 
     def config(self, shapes: Shapes, **fields):
         return self.family(in_channels=shapes.get("conv1.weight", (32, 3))[1], **fields)
 
     def names(self, config) -> Names:
         names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
-        blocks = itertools.pairwise([xception.STEM, *self.network.BLOCKS])
+        blocks = itertools.pairwise([xception.STEM, *self.blocks])
         for number, (before, widths) in enumerate(blocks, 1):
             ours, theirs = f"blocks.{number - 1}", f"block{number}"
             for i in range(len(widths)):
                 names |= self.separable(f"{ours}.convs.{i}", *self.in_block(number, i))
             if before[-1] != widths[-1]:
                 names |= conv_bn(f"{ours}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
-        for i in range(len(self.network.EXIT)):
+        for i in range(self.exits):
             names |= self.separable(f"exit.{i}", f"conv{i + 3}", f"bn{i + 3}")
         return names
 
@@ -55,7 +61,8 @@ class YassoualiXception(_Xception):
     layouts = ("yassouali",)
     family = XceptionConfig
     known = "Xception"
-    network = xception
+    blocks = ALIGNED
+    exits = len(xception.EXIT)
     without_relu: tuple[int, ...] = (1,)
     """The blocks whose `rep` begins with a convolution."""
 
@@ -86,7 +93,8 @@ class BubbliiiingXception(_Xception):
     layouts = ("bubbliiiing",)
     family = XceptionConfig
     known = "Xception"
-    network = xception
+    blocks = ALIGNED
+    exits = len(xception.EXIT)
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("block1.sepconv1.") for name in shapes)
@@ -107,7 +115,8 @@ class CadeneXception(_Xception):
     layouts = ("vainf",)
     family = OriginalXceptionConfig
     known = "Cadene's Xception"
-    network = original_xception
+    blocks = original_xception.BLOCKS
+    exits = len(original_xception.EXIT)
 
     def recognises(self, shapes: Shapes) -> bool:
         return not _is_aligned(shapes) and any(n.startswith("block1.rep.") for n in shapes)
@@ -115,7 +124,7 @@ class CadeneXception(_Xception):
     def names(self, config: OriginalXceptionConfig) -> Names:
         names = super().names(config)
         if not config.last_norm:
-            del names[f"exit.{len(original_xception.EXIT) - 1}.bn"]
+            del names[f"exit.{self.exits - 1}.bn"]
         return names
 
     def in_block(self, number: int, i: int) -> tuple[str, str]:
@@ -128,6 +137,78 @@ class CadeneXception(_Xception):
         return names | {f"{ours}.bn": bn}
 
 
+class TimmXception(Naming):
+    """`stem.{0,1}`, `blocks.{0..}`, each with a `stack` of `conv{1..3}`; the last block is the exit."""
+
+    layouts = ("timm",)
+    family = XceptionConfig
+    known = "Xception-41, 65 and 71"
+    classifier: ClassVar = {"classifier": "head.fc"}
+    joint = "."
+    """Before a number; an extractor of features has its parts as attributes, `blocks_0`."""
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(n.startswith(f"blocks{self.joint}0.stack.conv1.conv_dw.") for n in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> XceptionConfig:
+        """The depth from the number of blocks."""
+        if f"blocks{self.joint}0.norm.weight" in shapes:
+            raise ValueError(
+                "its norms come before the convolutions: xception41p and 65p are not among those we know"
+            )
+        blocks = count(shapes, f"blocks{self.joint}{{}}.")
+        depths = [d for d, known in xception.NETWORKS.items() if len(known) + 1 == blocks]
+        if not depths:
+            raise ValueError(
+                f"no Xception that we know has {blocks} blocks; there are "
+                + ", ".join(f"Xception-{d} ({len(k) + 1})" for d, k in xception.NETWORKS.items())
+            )
+        in_channels = shapes.get(f"stem{self.joint}0.conv.weight", (32, 3))[1]
+        fields = {"low": "block2_relu", "norm_epsilon": 1e-3} | fields
+        return XceptionConfig(depth=depths[0], in_channels=in_channels, **fields)
+
+    def names(self, config: XceptionConfig) -> Names:
+        names: Names = {}
+        for i in range(len(xception.STEM)):
+            at = f"stem{self.joint}{i}"
+            names |= conv_bn(f"stem.{i}", f"{at}.conv", f"{at}.bn")
+        blocks = xception.NETWORKS[config.depth]
+        plan = xception.plan(config)
+        before = xception.STEM[-1]
+        for i, (block, (stride, _)) in enumerate(zip(blocks, plan, strict=False)):
+            at = f"blocks{self.joint}{i}"
+            for j in range(len(block.widths)):
+                names |= _timm_separable(f"blocks.{i}.convs.{j}", f"{at}.stack.conv{j + 1}")
+            if stride > 1 or before != block.widths[-1]:
+                shortcut = f"{at}.shortcut"
+                names |= conv_bn(f"blocks.{i}.shortcut", f"{shortcut}.conv", f"{shortcut}.bn")
+            before = block.widths[-1]
+        for j in range(len(xception.EXIT)):
+            at = f"blocks{self.joint}{len(blocks)}.stack.conv{j + 1}"
+            names |= _timm_separable(f"exit.{j}", at)
+        return names
+
+    def classifier_config(self, shapes: Shapes) -> ClassifierConfig:
+        del shapes
+        return ClassifierConfig(dropout=0.0)
+
+    def timm_name(self, config: XceptionConfig) -> str:
+        return f"xception{config.depth}"
+
+
+class TimmFeaturesXception(TimmXception):
+    """The same as an extractor of features (`features_only`), which has no classifier."""
+
+    layouts = ("smp",)
+    classifier: ClassVar = {}
+    joint = "_"
+
+
+def _timm_separable(ours: str, theirs: str) -> Names:
+    parts = {"depthwise": "conv_dw", "depthwise_bn": "bn_dw", "pointwise": "conv_pw", "bn": "bn_pw"}
+    return {f"{ours}.{part}": f"{theirs}.{called}" for part, called in parts.items()}
+
+
 def _is_aligned(shapes: Shapes) -> bool:
     """Whether a norm follows the depthwise convolutions, as in no other Xception."""
     return any(name.startswith("block1.rep.0.bn.") for name in shapes)
@@ -137,3 +218,5 @@ register_naming(YassoualiXception())
 register_naming(JFZhangXception())
 register_naming(BubbliiiingXception())
 register_naming(CadeneXception())
+register_naming(TimmXception())
+register_naming(TimmFeaturesXception())

@@ -9,7 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from deeplab_jax.backbones import EfficientNetConfig, EfficientNetLiteConfig, MobileNetV3Config
+from deeplab_jax.backbones import (
+    EfficientNetConfig,
+    EfficientNetLiteConfig,
+    MixTransformerConfig,
+    MobileNetV3Config,
+)
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
@@ -45,9 +50,11 @@ class SMP(Layout):
     models = (
         "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, resnext50 and 101, se_resnet50 to 152, "
         "se_resnext50 and 101, senet154, mobilenet_v2, efficientnet-b0 to b7, timm-efficientnet-b0 to l2, "
-        "timm-tf_efficientnet_lite0 to 4, timm-mobilenetv3_*, timm-resnest14d to 269e, timm-res2net50 and "
-        "101; of timm's own (tu-) resnet*, wide_resnet*, resnext*, seresne*, ecaresne*, efficientnet_*, "
-        "efficientnetv2_*, mobilenetv2_*, mobilenetv3_*, mnasnet_* and convnext_*; options from config.json"
+        "timm-tf_efficientnet_lite0 to 4, timm-mobilenetv3_*, timm-regnet*, timm-resnest14d to 269e, "
+        "timm-res2net50 and 101, mobileone_s0 to s4, mit_b0 to b5, dpn68 to 131; of timm's own (tu-) "
+        "resnet*, wide_resnet*, resnext*, seresne*, ecaresne*, regnetx_*, regnety_*, efficientnet_*, "
+        "efficientnetv2_*, mobilenetv2_*, mobilenetv3_*, mnasnet_*, mobileone_*, xception41 to 71 and "
+        "convnext_*; options from config.json"
     )
     choices = ("output_stride", "rates", "preprocessing", "padding", "norm_epsilon")
     apart = ("classification_head.",)
@@ -61,6 +68,7 @@ class SMP(Layout):
             "norm_momentum": 0.01,
             "norm_epsilon": 1e-3,
         },
+        MixTransformerConfig: {"drop_path": 0.1},
     }
 
     def canonical(self, name: str) -> str:

@@ -16,17 +16,21 @@ from port.layouts.classification import Classification
 
 INCEPTION = re.compile(
     r"efficientnet_b1$|tf_mobilenetv3|tf_efficientnet_(b8|lite)|tf_efficientnetv2_(b3|s|m|l|xl)$"
+    r"|xception\d"
 )
 """The networks whose images have a mean and a deviation of .5, by the beginning of their names: those of
 the weights that timm has by default."""
+
+DPN = Preprocessing((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
+"""That of the images of Dual Path Networks."""
 
 
 class Timm(Classification):
     name = "timm"
     code = "timm"
     models = (
-        "ImageNet MobileNetV2 and V3, EfficientNet, EfficientNetV2 and Lite, MnasNet and ConvNeXt as "
-        "dilated networks"
+        "ImageNet MobileNetV2 and V3, EfficientNet, EfficientNetV2 and Lite, MnasNet, ConvNeXt, RegNetX "
+        "and RegNetY, aligned Xception and MobileOne as dilated networks"
     )
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
     prefixes = ("",)
@@ -41,7 +45,9 @@ class Timm(Classification):
 
 
 def default_preprocessing(name: str, channels: int) -> Preprocessing:
-    """The mean and deviation of the images of timm's network of that name: ImageNet's or Inception's."""
+    """The mean and deviation of the images of timm's network of that name: ImageNet's, or its own."""
+    if name.startswith("dpn") and channels == len(DPN.mean):
+        return DPN
     if not INCEPTION.match(name):
         return Preprocessing()
     return Preprocessing((0.5,) * channels, (0.5,) * channels)

@@ -8,6 +8,7 @@ from deeplab_jax.backbones import (
     MnasNetConfig,
     MobileNetV2Config,
     MobileNetV3Config,
+    RegNetConfig,
     ResNetConfig,
 )
 from port.layouts.classification import Classification
@@ -19,12 +20,14 @@ class TorchvisionClassification(Classification):
     code = "torchvision.models and timm's ResNets"
     models = (
         "ImageNet ResNet, ResNeXt, wide ResNet, SE-ResNet, ECA-ResNet, ResNet-C and -D, ResNeSt, Res2Net, "
-        "MobileNetV2 and V3, EfficientNet and EfficientNetV2, MnasNet and ConvNeXt as dilated networks"
+        "RegNetX and RegNetY, MobileNetV2 and V3, EfficientNet and EfficientNetV2, MnasNet and ConvNeXt as "
+        "dilated networks"
     )
     linear_head = ("head.classifier", "head.hidden")
     prefixes = ("", "features.", "layers.")
     rules: ClassVar = {
         ResNetConfig: {},
+        RegNetConfig: {},
         MobileNetV2Config: {},
         MobileNetV3Config: {},
         EfficientNetConfig: {},

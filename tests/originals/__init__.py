@@ -7,9 +7,12 @@ are not run once more. To add one, add a file with both and list it here.
 
 from originals import (
     convnext,
+    dpn,
     efficientnet_lite_pytorch,
     inverted_residuals,
+    mix_transformer,
     mmseg,
+    regnet,
     resnets,
     segmentation_models,
     standalone,
@@ -17,6 +20,7 @@ from originals import (
     torchvision_classification,
     torchvision_segmentation,
     vainf,
+    xception,
 )
 from originals.case import Case, Cases
 
@@ -27,8 +31,12 @@ _FILES = (
     segmentation_models,
     torchvision_classification,
     resnets,
+    regnet,
+    dpn,
     timm_mobile,
+    mix_transformer,
     convnext,
+    xception,
     efficientnet_lite_pytorch,
     inverted_residuals,
     vainf,
