@@ -17,7 +17,15 @@ from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import OutputStride, check_output_stride, dilate
 from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
 from deeplab_jax.backbones.residual import sequence
-from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, SqueezeExcite, spatial_layer
+from deeplab_jax.layers import (
+    BatchNorm,
+    Conv,
+    ConvNormAct,
+    Norm,
+    SpatialLayer,
+    SqueezeExcite,
+    spatial_layer,
+)
 
 Size = Literal["s0", "s1", "s2", "s3", "s4"]
 BLOCKS = (2, 8, 10, 1)  # of the stages; a depthwise and a pointwise layer each
@@ -103,7 +111,7 @@ class MobileOne(Backbone[MobileOneConfig]):
             for i in range(blocks):
                 stride, dilation = next(plan)
                 options = common | {"convs": network.convs, "attended": i >= blocks - attended}
-                depthwise = {
+                depthwise: dict[str, Any] = {
                     "stride": stride,
                     "strided": i == 0,
                     "dilation": dilation if config.atrous else 1,
@@ -195,9 +203,11 @@ class Branches(nnx.Module):
         if self.fused is not None:
             return
         largest = self.parts[0].conv
-        kernel, bias = np.zeros(largest.kernel.shape, np.float32), np.float32(0)
+        kernel = np.zeros(largest.kernel.shape, np.float32)
+        bias = np.zeros(kernel.shape[-1], np.float32)
         for branch in self._branches():
-            conv, norm = (None, branch) if branch is self.skip else (branch.conv, branch.bn)
+            conv: Conv | None = None if branch is self.skip else branch.conv
+            norm: BatchNorm = branch if conv is None else branch.bn
             scale, shift, mean, var = map(
                 np.asarray, (norm.scale[...], norm.bias[...], norm.mean[...], norm.var[...])
             )
