@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from deeplab_jax.backbones import (
+    BackboneConfig,
     DPNConfig,
     EfficientNetLiteConfig,
     MixTransformerConfig,
@@ -24,13 +25,10 @@ from port.naming import Names, Shapes, conv_bn, under
 
 OWN, TIMMS = "encoder.", "encoder.model."
 TIMMS_NAMES = "tu-"  # how the names of timm's encoders begin
-HALF = (0.5,) * 3
 RATES = (12, 24, 36)  # the default at every output stride
-MEAN_STD = {  # of the images that the encoders' weights were trained on, where it is not the usual
-    EfficientNetLiteConfig: (HALF, HALF),
-    XceptionConfig: (HALF, HALF),
-    DPNConfig: ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
-}
+HALVED = (EfficientNetLiteConfig, XceptionConfig)
+"""Encoders whose weights were trained on images with mean and standard deviation 0.5."""
+DPNS = {"mean": (124 / 255, 117 / 255, 104 / 255), "std": (1 / (0.0167 * 255),) * 3}
 OLD_NAMES = {
     "decoder.0.": "decoder.aspp.",
     "decoder.1.": "decoder.conv.",
@@ -45,9 +43,9 @@ class SMP(Layout):
         "DeepLabV3 and DeepLabV3Plus on resnet18 to 152, resnext50 and 101, se_resnet50 to 152, "
         "se_resnext50 and 101, senet154, mobilenet_v2, timm-tf_efficientnet_lite0 to 4, timm-resnest14d to "
         "269e, timm-res2net50 and 101, tu-resnet10t to 200d, tu-wide_resnet50_2, tu-resnext*, tu-seresne*, "
-        "tu-ecaresne*, tu-convnext_tiny to large, tu-regnetx_* and tu-regnety_* (timm-regnet*), tu-xception41, "
-        "65 and 71, mobileone_s0 to s4, tu-mobileone_s0 to s4, mit_b0 to b5, dpn68 to 131; options from "
-        "config.json"
+        "tu-ecaresne*, tu-convnext_tiny to large, tu-regnetx_* and tu-regnety_* (timm-regnet*), "
+        "tu-xception41, 65 and 71, mobileone_s0 to s4, tu-mobileone_s0 to s4, mit_b0 to b5, dpn68 to 131; "
+        "options from config.json"
     )
     choices = ("output_stride", "rates", "preprocessing")
     apart = ("classification_head.",)
@@ -89,15 +87,12 @@ class SMP(Layout):
         else:
             head = DeepLabV3Config(**common)
         backbone = self.backbone(shapes, stride)
-        mean_std = {}
-        if (known := MEAN_STD.get(type(backbone))) is not None:
-            mean_std = dict(zip(("mean", "std"), known, strict=True))
         return Config(
             backbone,
             head,
             shapes["segmentation_head.0.weight"][0],
             align_corners=True,
-            preprocessing=Preprocessing(**mean_std, size_multiple=stride),
+            preprocessing=Preprocessing(**_mean_std(backbone), size_multiple=stride),
         )
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,6 +172,13 @@ class SMP(Layout):
             decoder_atrous_rates=config.head.rates,
             decoder_aspp_separable=config.head.separable,
         )
+
+
+def _mean_std(backbone: BackboneConfig) -> dict[str, tuple[float, ...]]:
+    """Of the images that the encoder's weights were trained on, where it is not the usual."""
+    if isinstance(backbone, HALVED):
+        return dict.fromkeys(("mean", "std"), (0.5,) * backbone.in_channels)
+    return DPNS if isinstance(backbone, DPNConfig) and backbone.in_channels == 3 else {}
 
 
 def _encoder_name(config: Config, place: Place) -> str | None:

@@ -19,8 +19,8 @@ class Timm(Classification):
     name = "timm"
     code = "timm"
     models = (
-        "ImageNet MobileNetV2 and V3, EfficientNet-Lite, ConvNeXt, RegNetX and RegNetY, aligned Xception and "
-        "MobileOne as dilated networks"
+        "ImageNet MobileNetV2 and V3, EfficientNet-Lite, ConvNeXt, RegNetX and RegNetY, aligned "
+        "Xception and MobileOne as dilated networks"
     )
     choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
     prefixes = ("",)
