@@ -174,7 +174,7 @@ class SMP(Layout):
         )
 
 
-def _mean_std(backbone: BackboneConfig) -> dict[str, tuple[float, ...]]:
+def _mean_std(backbone: BackboneConfig) -> dict[str, Any]:
     """Of the images that the encoder's weights were trained on, where it is not the usual."""
     if isinstance(backbone, HALVED):
         return dict.fromkeys(("mean", "std"), (0.5,) * backbone.in_channels)
