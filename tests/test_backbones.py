@@ -37,10 +37,11 @@ from deeplab_jax.backbones.inverted_residual import (
 )
 from deeplab_jax.backbones.residual import BlockForm, downsample
 from deeplab_jax.config import Config
-from deeplab_jax.heads import FCNConfig
+from deeplab_jax.heads import DeepLabV3Config, FCNConfig
 from deeplab_jax.layers import Norm
 from deeplab_jax.model import build, fill, freeze_backbone
 from deeplab_jax.presets import PRESETS
+from deeplab_jax.summary import summarize
 
 SMALL = [
     ResNetConfig(18),
@@ -280,6 +281,11 @@ def test_padding_before_expansion_and_no_padding_of_the_stem():
     shapes = feature_shapes(config, 65, 65)
     assert shapes["low"][1:3] == (16, 16)
     assert shapes["high"][1:3] == (4, 4)
+
+
+def test_no_receptive_field_is_told_behind_attention_among_all_pixels():
+    rows = summarize(build(Config(MixTransformerConfig("b0"), DeepLabV3Config())), (65, 65))
+    assert {row.receptive_field for row in rows} == {None}
 
 
 # ---------------------------------------------------------------------------- atrous rates
