@@ -40,10 +40,11 @@ from deeplab_jax.backbones.inverted_residual import (
 )
 from deeplab_jax.backbones.residual import BlockForm, downsample
 from deeplab_jax.config import Config
-from deeplab_jax.heads import FCNConfig
+from deeplab_jax.heads import DeepLabV3Config, FCNConfig
 from deeplab_jax.layers import Norm
 from deeplab_jax.model import build, fill, freeze_backbone
 from deeplab_jax.presets import PRESETS
+from deeplab_jax.summary import summarize
 
 SMALL = [
     ResNetConfig(18),
@@ -194,7 +195,7 @@ def test_blocks_parameters_and_channels_are_those_of_the_published_networks(
         if hasattr(backbone, "layer1")
         else [backbone.blocks]
     )
-    assert sum(len(stage) for stage in stages) == blocks
+    assert sum(len(getattr(stage, "parts", stage)) for stage in stages) == blocks
     params = jax.tree.leaves(nnx.state(backbone, nnx.Param))
     assert sum(math.prod(p.shape) for p in params) == round(millions * 1e6)
     assert tuple(backbone.channels[name] for name in ("low", "mid", "aux", "high")) == channels
@@ -291,6 +292,11 @@ def test_padding_before_expansion_and_no_padding_of_the_stem():
     shapes = feature_shapes(config, 65, 65)
     assert shapes["low"][1:3] == (16, 16)
     assert shapes["high"][1:3] == (4, 4)
+
+
+def test_no_receptive_field_is_told_behind_attention_among_all_pixels():
+    rows = summarize(build(Config(MixTransformerConfig("b0"), DeepLabV3Config())), (65, 65))
+    assert {row.receptive_field for row in rows} == {None}
 
 
 # ---------------------------------------------------------------------------- atrous rates

@@ -36,7 +36,6 @@ def parts(model, kind):
     [
         "deeplabv3_resnet18",
         "fcn_resnest14d",
-        "fcn_dpn68",
         "fcn_regnety_002",
         "deeplabv3plus_mobilenet_v2",
         "lraspp_mobilenet_v3_small",
@@ -54,6 +53,19 @@ def test_folding_leaves_no_batch_norm_and_the_same_logits(preset):
     assert not parts(folded, BatchNorm)
     assert len(parts(folded, Shift)) == norms
     assert len(parts(model, BatchNorm)) == norms  # the model itself stays
+    assert_same_logits(folded, model)
+
+
+def test_norms_that_come_before_their_convolutions_stay():
+    model = with_statistics(create("fcn_dpn68", num_classes=4, rngs=nnx.Rngs(0)))
+    model.eval()
+    folded = fold_batch_norm(model)
+    # In each of 22 blocks the first norm, before the four shortcuts one more, and the last of all.
+    assert len(parts(folded, BatchNorm)) == 22 + 4 + 1
+    assert_same_logits(folded, model)
+
+
+def assert_same_logits(folded, model):
     images = np.random.default_rng(1).standard_normal((1, 33, 40, 3), np.float32)
     fast = jax.jit(lambda model, images: model(images), compiler_options=compiler_options())
     ours, exact = fast(folded, images), jit(lambda model, images: model(images))(model, images)

@@ -46,11 +46,14 @@ from port.convert import Conversion, convert
 from port.layouts.yassouali import MEAN_STD
 from port.read import CheckpointError
 
-BLOCKS = [block.widths for block in xception.NETWORKS[65]]
-
 # ---------------------------------------------------------------------------- the originals
 #
-# Aligned Xceptions: BLOCKS and its like are read when a network is built, see `narrow`.
+# Aligned Xceptions: NETWORKS and its like are read when a network is built, see `narrow`.
+
+
+def aligned_blocks() -> list[tuple[int, ...]]:
+    """Channels of the blocks of Xception-65."""
+    return [block.widths for block in xception.NETWORKS[65]]
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
@@ -102,8 +105,8 @@ class RepXception(nn.Module):
         self.conv1, self.bn1 = conv3x3(3, a, 2), nn.BatchNorm2d(a)
         self.conv2, self.bn2 = conv3x3(a, channels), nn.BatchNorm2d(channels)
         middle, end = (1, (1, 2)) if output_stride == 16 else (2, (2, 4))
-        count = len(BLOCKS)
-        for n, widths in enumerate(BLOCKS, 1):
+        count = len(aligned_blocks())
+        for n, widths in enumerate(aligned_blocks(), 1):
             stride = 1 if n > 3 or (n == 3 and output_stride == 8) else 2
             dilation = 1 if n <= 3 else end[0] if n == count else middle
             last = 1 if ours and n == count else dilation
@@ -172,13 +175,13 @@ class SepXception(nn.Module):
         self.conv1, self.bn1 = conv3x3(3, a, 2), nn.BatchNorm2d(a)
         self.conv2, self.bn2 = conv3x3(a, channels), nn.BatchNorm2d(channels)
         rate = 16 // output_stride
-        for n, widths in enumerate(BLOCKS, 1):
+        for n, widths in enumerate(aligned_blocks(), 1):
             stride = 2 if n < 3 or (n == 3 and rate == 1) else 1
             dilation = rate if n > 3 else 1
             block = SepBlock(channels, widths, stride, dilation, inplace=n != 2)
             setattr(self, f"block{n}", block)
             channels = widths[-1]
-        self.blocks = len(BLOCKS)
+        self.blocks = len(aligned_blocks())
         for n, width in enumerate(xception.EXIT, 3):
             setattr(self, f"conv{n}", SepConv(channels, width, 1, rate, before=False))
             channels = width
@@ -438,7 +441,7 @@ class Case:
 
 def _rep(style: str, stride: int) -> Case:
     def make() -> nn.Module:
-        high, low = xception.EXIT[-1], BLOCKS[0][-1]
+        high, low = xception.EXIT[-1], aligned_blocks()[0][-1]
         return Original(style, RepXception(stride, style), high, low, stride)
 
     quirks = {
@@ -451,7 +454,7 @@ def _rep(style: str, stride: int) -> Case:
 
 def _sep(stride: int) -> Case:
     def make() -> nn.Module:
-        high, low = xception.EXIT[-1], BLOCKS[1][-1]
+        high, low = xception.EXIT[-1], aligned_blocks()[1][-1]
         return Original("bubbliiiing", SepXception(stride), high, low, stride)
 
     config = XceptionConfig(stride, shortcut_relu="identity", exit_stride=1, norm_momentum=3e-4)
@@ -519,7 +522,10 @@ def narrow_tables() -> Iterator[None]:
         for module in (xception, original_xception):
             patch.setattr(module, "STEM", (8, 12))
         middle = ((24,) * 3,) * 2
-        patch.setattr(xception, "BLOCKS", ((16,) * 3, (20,) * 3, (24,) * 3, *middle, (24, 28, 28)))
+        widths = ((16,) * 3, (20,) * 3, (24,) * 3, *middle, (24, 28, 28))
+        strides = (2, 2, 2, *(1 for _ in middle), 2)
+        blocks = tuple(map(xception.BlockShape, widths, strides))
+        patch.setitem(xception.NETWORKS, 65, blocks)
         patch.setattr(xception, "EXIT", (32, 32, 40))
         patch.setattr(
             original_xception, "BLOCKS", ((16,) * 2, (20,) * 2, (24,) * 2, *middle, (24, 28))

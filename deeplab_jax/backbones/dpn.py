@@ -17,7 +17,7 @@ from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import OutputStride, check_output_stride, dilate
 from deeplab_jax.backbones.registry import register_backbone
 from deeplab_jax.backbones.residual import sequence
-from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
+from deeplab_jax.layers import BatchNorm, Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 Variant = Literal["68", "68b", "92", "98", "107", "131"]
 FEATURES = ("low", "mid", "aux", "high")
@@ -103,7 +103,7 @@ class DPN(Backbone[DPNConfig]):
         plan = dilate((1, 2, 2, 2), config.output_stride, start=4, first_block="same")
         stages, before = [], network.stem
         for i, (stride, dilation) in enumerate(plan):
-            blocks: nnx.List[DualPathBlock] = nnx.List()
+            blocks: list[DualPathBlock] = []
             for block in range(network.blocks[i]):
                 blocks.append(
                     DualPathBlock(
@@ -121,25 +121,21 @@ class DPN(Backbone[DPNConfig]):
                     )
                 )
                 before = blocks[-1].channels
-            stages.append(blocks)
+            stages.append(Stage(blocks, norm(before) if i == len(plan) - 1 else None))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.norm = norm(before)
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        return {
-            name: stage[len(stage) - 1].channels
-            for name, stage in zip(FEATURES, stages, strict=True)
-        }
+        return {name: stage.channels for name, stage in zip(FEATURES, stages, strict=True)}
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
-        low = sequence(self.layer1, ops.max_pool(self.stem(images)))
-        mid = sequence(self.layer2, low)
-        aux = sequence(self.layer3, mid)
-        high = self.norm(sequence(self.layer4, aux))
+        low = self.layer1(ops.max_pool(self.stem(images)))
+        mid = self.layer2(low)
+        aux = self.layer3(mid)
+        high = self.layer4(aux)
         features = {"low": low, "mid": mid, "aux": aux, "high": high}
         return {name: jax.nn.relu(x) for name, x in features.items()}
 
@@ -148,8 +144,21 @@ class DPN(Backbone[DPNConfig]):
         yield spatial_layer("stem", self.stem.conv)
         yield SpatialLayer("stem.pool", kernel_size=3, stride=2, dilation=1)
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            for i, block in enumerate(getattr(self, name)):
-                yield spatial_layer(f"{name}.{i}.conv2", block.conv2)
+            for i, block in enumerate(getattr(self, name).parts):
+                yield spatial_layer(f"{name}.parts.{i}.conv2", block.conv2)
+
+
+class Stage(nnx.Module):
+    """Blocks, and behind those of the last stage a norm."""
+
+    def __init__(self, blocks: list["DualPathBlock"], norm: BatchNorm | None):
+        self.parts = nnx.List(blocks)
+        self.norm = norm
+        self.channels = blocks[-1].channels
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = sequence(self.parts, x)
+        return x if self.norm is None else self.norm(x)
 
 
 class DualPathBlock(nnx.Module):

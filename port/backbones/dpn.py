@@ -44,13 +44,13 @@ class WightmanDPN(Naming):
         parts = PARTS | (SPLIT_LAST if network.split else LAST)
         for stage, blocks in enumerate(network.blocks):
             for i in range(blocks):
-                ours, theirs = f"layer{stage + 1}.{i}", _block(stage, i)
+                ours, theirs = f"layer{stage + 1}.parts.{i}", _block(stage, i)
                 names |= {f"{ours}.{part}": f"{theirs}.{called}" for part, called in parts.items()}
             # called after its stride in the classification network
             shortcut = f"{_block(stage, 0)}.c1x1_w_s{1 if stage == 0 else 2}"
-            names[f"layer{stage + 1}.0.shortcut"] = f"{shortcut}.conv"
-            names[f"layer{stage + 1}.0.shortcut_norm"] = f"{shortcut}.bn"
-        return names | {"norm": "features.conv5_bn_ac.bn"}
+            names[f"layer{stage + 1}.parts.0.shortcut"] = f"{shortcut}.conv"
+            names[f"layer{stage + 1}.parts.0.shortcut_norm"] = f"{shortcut}.bn"
+        return names | {"layer4.norm": "features.conv5_bn_ac.bn"}
 
     def smp_name(self, config: DPNConfig) -> str:
         return f"dpn{config.variant}"

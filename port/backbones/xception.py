@@ -3,6 +3,7 @@
 import abc
 import itertools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import ClassVar
 
 from deeplab_jax.backbones import (
@@ -15,34 +16,33 @@ from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming, register_naming
 from port.naming import Names, Shapes, conv_bn, count
 
-ALIGNED = tuple(block.widths for block in xception.NETWORKS[65])
-"""Channels of the blocks of the one that all code bases but timm have."""
-
 
 class _Xception(Naming):
     """What the namings share: `conv1` and `conv2`, blocks of three convolutions, `skip`, the exit.
 
     Attributes:
-      blocks: channels of the convolutions of each block.
-      exits: how many convolutions follow.
+      network: our module of the family, which has its tables.
     """
 
-    blocks: ClassVar[Sequence[tuple[int, ...]]]
-    exits: ClassVar[int]
+    network: ClassVar[ModuleType]
+
+    def blocks(self) -> Sequence[tuple[int, ...]]:
+        """Channels of the convolutions of each block: those of Xception-65, but for Cadene's."""
+        return [block.widths for block in xception.NETWORKS[65]]
 
     def config(self, shapes: Shapes, **fields):
         return self.family(in_channels=shapes.get("conv1.weight", (32, 3))[1], **fields)
 
     def names(self, config) -> Names:
         names = conv_bn("stem.0", "conv1", "bn1") | conv_bn("stem.1", "conv2", "bn2")
-        blocks = itertools.pairwise([xception.STEM, *self.blocks])
+        blocks = itertools.pairwise([xception.STEM, *self.blocks()])
         for number, (before, widths) in enumerate(blocks, 1):
             ours, theirs = f"blocks.{number - 1}", f"block{number}"
             for i in range(len(widths)):
                 names |= self.separable(f"{ours}.convs.{i}", *self.in_block(number, i))
             if before[-1] != widths[-1]:
                 names |= conv_bn(f"{ours}.shortcut", f"{theirs}.skip", f"{theirs}.skipbn")
-        for i in range(self.exits):
+        for i in range(len(self.network.EXIT)):
             names |= self.separable(f"exit.{i}", f"conv{i + 3}", f"bn{i + 3}")
         return names
 
@@ -61,8 +61,7 @@ class YassoualiXception(_Xception):
     layouts = ("yassouali",)
     family = XceptionConfig
     known = "Xception"
-    blocks = ALIGNED
-    exits = len(xception.EXIT)
+    network = xception
     without_relu: tuple[int, ...] = (1,)
     """The blocks whose `rep` begins with a convolution."""
 
@@ -93,8 +92,7 @@ class BubbliiiingXception(_Xception):
     layouts = ("bubbliiiing",)
     family = XceptionConfig
     known = "Xception"
-    blocks = ALIGNED
-    exits = len(xception.EXIT)
+    network = xception
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("block1.sepconv1.") for name in shapes)
@@ -115,16 +113,18 @@ class CadeneXception(_Xception):
     layouts = ("vainf",)
     family = OriginalXceptionConfig
     known = "Cadene's Xception"
-    blocks = original_xception.BLOCKS
-    exits = len(original_xception.EXIT)
+    network = original_xception
 
     def recognises(self, shapes: Shapes) -> bool:
         return not _is_aligned(shapes) and any(n.startswith("block1.rep.") for n in shapes)
 
+    def blocks(self) -> Sequence[tuple[int, ...]]:
+        return original_xception.BLOCKS
+
     def names(self, config: OriginalXceptionConfig) -> Names:
         names = super().names(config)
         if not config.last_norm:
-            del names[f"exit.{self.exits - 1}.bn"]
+            del names[f"exit.{len(original_xception.EXIT) - 1}.bn"]
         return names
 
     def in_block(self, number: int, i: int) -> tuple[str, str]:
