@@ -209,7 +209,7 @@ def _tell(console: Console, conversion: Conversion) -> None:
     single = config.activation == "sigmoid"
     classes = "one channel (sigmoid)" if single else f"{config.num_classes} classes"
     console.print(
-        f"[bold]{layout.name}[/] ({layout.code}): {config.head.kind} on {config.backbone.kind}, "
+        f"[bold]{layout.name}[/] ({layout.code}): {config.head.kind} on {_network(conversion)}, "
         f"{classes}, {len(conversion.tensors)} tensors"
     )
     for name, value in conversion.chosen.items():
@@ -220,6 +220,14 @@ def _tell(console: Console, conversion: Conversion) -> None:
         console.print(f"  dropped {escape(line)}")
     if conversion.initialised:
         console.print(f"  [yellow]drawn anew[/]: {', '.join(conversion.initialised)}")
+
+
+def _network(conversion: Conversion) -> str:
+    """The backbone's kind, and what the package that it is of calls it."""
+    backbone, place = conversion.model.config.backbone, conversion.place
+    names = (place.naming.smp_name(backbone), place.naming.timm_name(backbone)) if place else ()
+    name = next(filter(None, names), None)
+    return f"{backbone.kind} ({name})" if name and name != backbone.kind else backbone.kind
 
 
 def _shown(value: Any) -> str:
