@@ -209,7 +209,8 @@ def checkpoint(folder: Path, **options) -> Path:
 def test_a_verification_ends_with_what_both_sides_assumed(tmp_path, monkeypatch, capsys):
     file, report = checkpoint(tmp_path), tmp_path / "report.json"
     assert run(main, monkeypatch, file, tmp_path / "out", "--report", report) == 0
-    *_, last, saved = capsys.readouterr().out.strip().splitlines()
+    first, *_, last, saved = capsys.readouterr().out.strip().splitlines()
+    assert "deeplabv3plus on resnet (resnet18), 3 classes" in first
     assert last.startswith(
         "Assumed on both sides, and so not verified: output_stride = 16; rates = "
     )
