@@ -272,6 +272,12 @@ def test_any_checkpoint_of_a_run_becomes_a_model(undisturbed, tmp_path, capsys):
         export_model_command(tmp_path, tmp_path / "none")
 
 
+def test_a_run_prints_nothing_of_other_peoples_code(data, tmp_path):
+    err = finish(data, tmp_path / "run")
+    assert "WARNING" not in err, err
+    assert "absl" not in err, err
+
+
 def assert_same_values(a, b):
     assert a.config == b.config
     for name, variable in named_variables(a).items():

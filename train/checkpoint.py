@@ -1,6 +1,7 @@
 """Checkpoints of a run: all of Orbax that training uses is in this file."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from train.config import CheckpointConfig
 BEST = "miou"
 CHECKPOINTS = "checkpoints"
 """Of a run's folder."""
+
+_UNSCORED = "Requested `tracked_metric`; did not provide metrics."
+"""What Orbax logs of every checkpoint between two evaluations."""
+logging.getLogger("absl").addFilter(lambda record: record.msg != _UNSCORED)
 
 _LISTED = 3  # names of arrays in a message
 _MODEL = ("params.", "stats.")
