@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NoReturn
 
 import jax
 import platformdirs
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
@@ -34,6 +36,8 @@ def run(command: Callable[[], int]) -> NoReturn:
     Plugins are imported before the command runs, so that it knows the presets that they register.
     """
     keep_memory()
+    # Of pictures that are large and not too large; those are errors.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         import_plugins()
         status = command()

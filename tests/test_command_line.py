@@ -14,6 +14,8 @@ from PIL import Image
 from deeplab_jax import __main__ as deeplab
 from deeplab_jax import load
 from deeplab_jax.command import keep_compiled_programs
+from deeplab_jax.command import run as run_command
+from deeplab_jax.images import read_image
 from deeplab_jax.ops import has_onednn
 from port import __main__ as deeplab_port
 
@@ -228,3 +230,13 @@ def test_urls_are_refused_as_paths(
     assert run(command, monkeypatch, *(places.get(a, a) for a in arguments)) == 2
     assert "must be a path on this machine, got gs://bucket/some" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_is_large_and_not_too_large_is_read_without_a_warning(tmp_path, monkeypatch):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 300
+    )  # Pillow warns from here on, and refuses at 600
+    with pytest.raises(SystemExit) as ended:  # warnings are errors in tests
+        run_command(lambda: int(read_image(tmp_path / "a.png").shape != (20, 20, 3)))
+    assert ended.value.code == 0
