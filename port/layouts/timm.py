@@ -32,7 +32,7 @@ class Timm(Classification):
         "ImageNet MobileNetV2 and V3, EfficientNet, EfficientNetV2 and Lite, MnasNet, ConvNeXt, RegNetX "
         "and RegNetY, aligned Xception and MobileOne as dilated networks"
     )
-    choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum")
+    choices = ("output_stride", "padding", "norm_epsilon", "norm_momentum", "preprocessing")
     prefixes = ("",)
     rule: ClassVar = {"first_block_dilation": "previous"}
 

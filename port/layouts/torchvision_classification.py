@@ -23,6 +23,7 @@ class TorchvisionClassification(Classification):
         "RegNetX and RegNetY, MobileNetV2 and V3, EfficientNet and EfficientNetV2, MnasNet and ConvNeXt as "
         "dilated networks"
     )
+    choices = ("output_stride", "preprocessing")
     linear_head = ("head.classifier", "head.hidden")
     prefixes = ("", "features.", "layers.")
     rules: ClassVar = {
