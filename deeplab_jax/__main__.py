@@ -1,6 +1,5 @@
 """The command `deeplab`: predict, list, summary."""
 
-import difflib
 import fnmatch
 import logging
 from importlib import resources
@@ -18,7 +17,7 @@ from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, ru
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import build
-from deeplab_jax.presets import PRESETS
+from deeplab_jax.presets import PRESETS, close_names
 from deeplab_jax.summary import summarize
 
 DEMO_IMAGES = ("chelsea.png", "coffee.png")  # photographs that scikit-image ships
@@ -90,7 +89,7 @@ def list_presets(
     wild = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
     found = fnmatch.filter(PRESETS, wild)
     if not found:
-        near = " or ".join(difflib.get_close_matches(pattern, PRESETS, n=3))
+        near = close_names(pattern)
         hint = f"; did you mean {near}?" if near else ""
         raise ValueError(f"no preset matches {pattern!r} (`deeplab list` prints all){hint}")
     table = Table(box=None)
@@ -127,7 +126,7 @@ def summary(
     elif Path(model).exists():
         network = load(model)
     else:
-        near = " or ".join(difflib.get_close_matches(model, PRESETS, n=3))
+        near = close_names(model)
         hint = f"; did you mean {near}?" if near else ""
         raise ModelError(
             f"{model} is neither a preset (see `deeplab list`) nor a model folder{hint}"

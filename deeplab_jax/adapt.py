@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from deeplab_jax.config import Config
 from deeplab_jax.heads import is_classifier
 from deeplab_jax.layers import check_rngs
 from deeplab_jax.model import SegmentationModel, build, create, named_variables, with_values
@@ -36,7 +35,9 @@ def reset_classifier(
         for path, variable in named_variables(create(config, rngs=check_rngs(rngs))).items()
         if is_classifier(path.rpartition(".")[0])
     }
-    return _changed(model, config, fresh)
+    changed = _with_some(model, fresh)
+    changed.config = config
+    return changed
 
 
 def with_input_channels(model: SegmentationModel, channels: int) -> SegmentationModel:
@@ -68,8 +69,8 @@ def with_input_channels(model: SegmentationModel, channels: int) -> Segmentation
         for path, variable in named_variables(model).items()
         if variable.shape != shapes[path]
     }
-    changed = _changed(model, config, kernels)
-    changed.backbone.config = config.backbone
+    changed = _with_some(model, kernels)
+    changed.config, changed.backbone.config = config, config.backbone
     return changed
 
 
@@ -90,17 +91,13 @@ def with_backbone_of(model: SegmentationModel, source: SegmentationModel) -> Seg
             f"the other model's backbone is not this one's: {len(missing)} of {len(backbone)} tensors are "
             f"missing or have another shape there: {', '.join(missing[:5])}"
         )
-    values = {path: variable[...] for path, variable in ours.items()}
-    return with_values(model, values | {path: theirs[path][...] for path in backbone})
+    return _with_some(model, {path: theirs[path][...] for path in backbone})
 
 
-def _changed(
-    model: SegmentationModel, config: Config, values: dict[str, jax.Array]
-) -> SegmentationModel:
+def _with_some(model: SegmentationModel, values: dict[str, jax.Array]) -> SegmentationModel:
+    """A copy of a model with other values of some of its variables."""
     kept = {path: variable[...] for path, variable in named_variables(model).items()}
-    changed = with_values(model, kept | values)
-    changed.config = config
-    return changed
+    return with_values(model, kept | values)
 
 
 def _in_turn(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

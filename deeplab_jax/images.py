@@ -1,5 +1,6 @@
 """Pictures in and out of files: anything that Pillow opens becomes RGB; nothing is half written."""
 
+import functools
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -65,8 +66,14 @@ def open_picture(file: str | os.PathLike | BinaryIO) -> Image.Image:
 
     Raises `PIL.UnidentifiedImageError` for other formats.
     """
-    Image.init()  # so that it knows all those that this build of Pillow has
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    return Image.open(file, formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

@@ -40,9 +40,14 @@ def named_config(name: str) -> Config:
     """The config of a named model. Raises ValueError, with the names that are near, for another."""
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=3)
-    hint = f"did you mean {' or '.join(near)}? There are" if near else "there are"
+    near = close_names(name)
+    hint = f"did you mean {near}? There are" if near else "there are"
     raise ValueError(
         f"no preset is called {name!r}; {hint} {', '.join(PRESETS)}. Those of a backbone of your own are "
         "known once the module that registers it is imported (in the commands by --plugin MODULE)"
     )
+
+
+def close_names(name: str) -> str:
+    """The presets that a misspelt name may mean, "a or b"; empty where none is near."""
+    return " or ".join(difflib.get_close_matches(name, PRESETS, n=3))

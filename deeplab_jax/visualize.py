@@ -117,7 +117,7 @@ def colorize(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
       ValueError: ids that are neither.
     """
     table = _color_table(colors)
-    present = np.flatnonzero(class_areas(labels))
+    present = np.flatnonzero(_areas(labels))
     unknown = [i for i in present if i >= len(colors) and not (i == IGNORED and len(table) == 256)]
     if unknown:
         raise ValueError(
@@ -160,8 +160,7 @@ def _color_table(colors: np.ndarray) -> np.ndarray:
     return table
 
 
-def class_areas(labels: np.ndarray) -> np.ndarray:
-    """Pixels of each class, int64 `[256]` or longer."""
+def _areas(labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels.reshape(-1), minlength=256)
 
 
@@ -213,7 +212,7 @@ def overlay(
     strength = np.where(clear, 0.0, strength).astype(np.float32)
     mixed = pixels * (1 - strength) + tint * strength
     picture = Image.fromarray(np.round(mixed).astype(np.uint8))
-    return with_legend(picture, class_areas(labels), colors, class_names) if legend else picture
+    return with_legend(picture, _areas(labels), colors, class_names) if legend else picture
 
 
 def _outlines(labels: np.ndarray) -> np.ndarray:
@@ -237,7 +236,7 @@ def with_legend(
     """The picture with a panel beneath or beside it that lists classes, see `overlay`.
 
     Args:
-      areas: pixels of each class, see `class_areas`.
+      areas: pixels of each class, and of those that are ignored at 255.
     """
     entries, rest = _legend_entries(areas, len(colors), class_names)
     size = min(max(13, round(max(picture.size) / 55)), 120)

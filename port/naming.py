@@ -1,6 +1,9 @@
 """What names and shapes of tensors are to the porter, and the tables that translate names."""
 
 from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name -> shape of every tensor in a checkpoint, wrappers and counters removed."""
@@ -23,9 +26,9 @@ def under(ours: str, theirs: str, names: Names) -> Names:
     return {f"{ours}.{path}": theirs + name for path, name in names.items()}
 
 
-def within(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-    """The names below `prefix`, without it."""
-    return {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+def within(named: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """What is named below `prefix`, by its name without it."""
+    return {n.removeprefix(prefix): x for n, x in named.items() if n.startswith(prefix)}
 
 
 def count(shapes: Shapes, pattern: str) -> int:

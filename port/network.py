@@ -81,7 +81,7 @@ def find_network(
         prefix = next((p for p in _sole_prefixes(kept) if _takes(family, kept, p)), "")
     else:
         family, prefix = _find(kept)
-    source = within_prefix(kept, prefix)
+    source = within(kept, prefix)
     if prefix:
         dropped.append(f"prefix {prefix!r}")
     if beside := [name for name in kept if not name.startswith(prefix)]:
@@ -111,11 +111,6 @@ def named_layout(name: str) -> Layout:
 def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     """Name -> shape."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def within_prefix(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
-    """The tensors whose names begin so, without the prefix."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def some(lines: list[str], most: int = 20) -> str:
@@ -224,8 +219,7 @@ def _networks(tensors: Tensors) -> list[tuple[Layout, str]]:
                 whole = [
                     layout
                     for layout in _layouts_of(tensors, prefix)
-                    if layout.takes_others
-                    and layout.find_place(shapes_of(within_prefix(tensors, prefix)))
+                    if layout.takes_others and layout.find_place(shapes_of(within(tensors, prefix)))
                 ]
                 found += [(layout, prefix) for layout in whole]
     return found
@@ -244,7 +238,7 @@ def _layouts_of(tensors: Tensors, prefix: str) -> list[Layout]:
 
 
 def _takes(layout: Layout, tensors: Tensors, prefix: str) -> bool:
-    return layout.recognises(shapes_of(_canonical(layout, within_prefix(tensors, prefix))))
+    return layout.recognises(shapes_of(_canonical(layout, within(tensors, prefix))))
 
 
 def _canonical(layout: Layout, tensors: Tensors) -> dict[str, np.ndarray]:

@@ -288,6 +288,16 @@ def test_yolos_polygons_are_a_data_set_and_a_picture_without_text_is_background(
     assert not second.any()
 
 
+def test_pictures_in_yolos_hidden_folders_are_no_background(tmp_path):
+    yolo(tmp_path)
+    before = len(open_dataset(f"folder:{tmp_path}", data_dir=None, class_names=None).train)
+    hidden = tmp_path / "images" / "train" / ".thumbnails"
+    hidden.mkdir()
+    picture(hidden / "0.png")
+    data = open_dataset(f"folder:{tmp_path}", data_dir=None, class_names=None)
+    assert len(data.train) == before
+
+
 def test_boxes_between_yolos_polygons_are_refused_by_their_lines(tmp_path):
     yolo(tmp_path)
     (tmp_path / "labels" / "train" / "0.txt").write_text(

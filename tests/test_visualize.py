@@ -122,11 +122,11 @@ def test_the_legend_hides_nothing_of_the_picture(size, num_classes):
 
 def test_the_legend_lists_what_is_there_by_area():
     labels = np.array([[2] * 6 + [1] * 3 + [255]], np.uint8)
-    entries, rest = visualize._legend_entries(visualize.class_areas(labels), 3, ("a", "b", "c"))
+    entries, rest = visualize._legend_entries(visualize._areas(labels), 3, ("a", "b", "c"))
     assert entries == [(2, "c", "60.0 %"), (1, "b", "30.0 %"), (255, "ignored", "10.0 %")]
     assert rest == 0
     labels = np.arange(50, dtype=np.uint8).repeat(2)[:99].reshape(1, -1)
-    entries, rest = visualize._legend_entries(visualize.class_areas(labels), 50, None)
+    entries, rest = visualize._legend_entries(visualize._areas(labels), 50, None)
     assert [name for _, name, _ in entries] == [f"class {i}" for i in range(20)]
     assert rest == 30
 

@@ -13,8 +13,6 @@ from deeplab_jax.checkpoint import why_unreadable
 from train.config import CheckpointConfig
 
 BEST = "miou"
-CHECKPOINTS = "checkpoints"
-"""Of a run's folder."""
 
 _UNSCORED = "Requested `tracked_metric`; did not provide metrics."
 """What Orbax logs of every checkpoint between two evaluations."""

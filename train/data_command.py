@@ -20,6 +20,7 @@ from train.data.dataset import (
     class_frequencies,
     class_weights,
     in_threads,
+    label_counts,
 )
 from train.data.descriptions import (
     DESCRIPTIONS,
@@ -175,7 +176,7 @@ def contact_sheet(
         example = dataset.train[index]
         picture, label = augment(example["image"], example["label"], config, rng)
         over = visualize.overlay(picture, label, colors, legend=False)
-        areas += visualize.class_areas(label)
+        areas += label_counts(label)
         shown = (picture, np.asarray(over), visualize.colorize(label, colors))
         panels.append(_shrunk(np.concatenate(shown, axis=1)))
     columns = 2 if count > 3 else 1

@@ -9,10 +9,10 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from deeplab_jax.checkpoint import check_place, save
+from deeplab_jax.checkpoint import RUN_CHECKPOINTS, check_place, save
 from deeplab_jax.config import from_dict
 from deeplab_jax.model import build, with_values
-from train.checkpoint import CHECKPOINTS, CheckpointError, Checkpoints
+from train.checkpoint import CheckpointError, Checkpoints
 from train.config import MODEL_CONFIG, CheckpointConfig
 from train.journal import measured
 from train.steps import inference_values
@@ -34,15 +34,15 @@ def export_model_command(
     """
     check_place(out, overwrite=overwrite)
     header = run / MODEL_CONFIG
-    if not (run / CHECKPOINTS).is_dir():
-        raise CheckpointError(f"{run} is not a run's folder: it has no {CHECKPOINTS}/")
+    if not (run / RUN_CHECKPOINTS).is_dir():
+        raise CheckpointError(f"{run} is not a run's folder: it has no {RUN_CHECKPOINTS}/")
     if not header.is_file():
         raise CheckpointError(
             f"{header} is missing, which says what the model is: the run was started by an older version. "
             "Resume it once, and it is written"
         )
     model = build(from_dict(json.loads(header.read_text(encoding="utf-8"))))
-    with Checkpoints(run / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+    with Checkpoints(run / RUN_CHECKPOINTS, CheckpointConfig()) as checkpoints:
         number, why = _chosen(step, checkpoints.steps(), measured(run))
         values = inference_values(checkpoints.restore_as_saved(number))
     model = with_values(model, values)

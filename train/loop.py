@@ -20,13 +20,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import deeplab_jax
-from deeplab_jax.checkpoint import save
+from deeplab_jax.checkpoint import RUN_CHECKPOINTS, RUN_MODEL, save
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
 from deeplab_jax.whole_file import write_file
 from train import lock, report, sharding
-from train.checkpoint import CHECKPOINTS, Checkpoints
+from train.checkpoint import Checkpoints
 from train.cluster import is_main_process, join_processes
 from train.config import MODEL_CONFIG, TrainConfig, differences, to_json
 from train.data import (
@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig, mesh: Mesh) -> int:
     run = _prepare(config, mesh)
-    with Checkpoints(config.run / CHECKPOINTS, config.checkpoint) as checkpoints:
+    with Checkpoints(config.run / RUN_CHECKPOINTS, config.checkpoint) as checkpoints:
         first, state = _begin_or_resume(run, checkpoints)
         journal = Journal(
             config.run, total=run.total, start=first, is_main_process=is_main_process()
@@ -339,7 +339,7 @@ def _finish(run: _Run, state: State, journal: Journal) -> None:
         return
     model = with_values(run.start.model, values)
     model.eval()
-    save(model, folder / "model", overwrite=True)
+    save(model, folder / RUN_MODEL, overwrite=True)
     report.write(
         folder / "evaluation",
         evaluation,

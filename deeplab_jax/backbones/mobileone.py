@@ -16,7 +16,7 @@ from flax import nnx
 from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import OutputStride, check_output_stride, dilate
 from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
-from deeplab_jax.backbones.residual import sequence
+from deeplab_jax.backbones.residual import stage_features
 from deeplab_jax.layers import (
     BatchNorm,
     Conv,
@@ -130,11 +130,7 @@ class MobileOne(Backbone[MobileOneConfig]):
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
-        low = sequence(self.layer1, self.stem(images))
-        mid = sequence(self.layer2, low)
-        aux = sequence(self.layer3, mid)
-        high = sequence(self.layer4, aux)
-        return {"low": low, "mid": mid, "aux": aux, "high": high}
+        return stage_features(self, self.stem(images))
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""

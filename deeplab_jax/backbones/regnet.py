@@ -19,7 +19,7 @@ from deeplab_jax.backbones.dilation import (
     dilate,
 )
 from deeplab_jax.backbones.registry import register_backbone
-from deeplab_jax.backbones.residual import Downsample, sequence
+from deeplab_jax.backbones.residual import Downsample, stage_features
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, SqueezeExcite, spatial_layer
 
 STEM = 32
@@ -149,11 +149,7 @@ class RegNet(Backbone[RegNetConfig]):
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
-        low = sequence(self.layer1, self.stem(images))
-        mid = sequence(self.layer2, low)
-        aux = sequence(self.layer3, mid)
-        high = sequence(self.layer4, aux)
-        return {"low": low, "mid": mid, "aux": aux, "high": high}
+        return stage_features(self, self.stem(images))
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order; shortcuts do not."""

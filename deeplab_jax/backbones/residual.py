@@ -66,6 +66,14 @@ def sequence(modules: nnx.List, x: jax.Array) -> jax.Array:
     return x
 
 
+def stage_features(network: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """What the four stages of a network, `layer1` to `layer4`, make of the stem's output, by feature."""
+    features = {}
+    for name, number in (("low", 1), ("mid", 2), ("aux", 3), ("high", 4)):
+        features[name] = x = sequence(getattr(network, f"layer{number}"), x)
+    return features
+
+
 class Downsample(nnx.Module):
     """The convolution (1x1 as a rule) and norm of a shortcut whose shape changes."""
 

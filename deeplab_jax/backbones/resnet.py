@@ -23,7 +23,14 @@ from deeplab_jax.backbones.dilation import (
     dilate,
 )
 from deeplab_jax.backbones.registry import register_backbone
-from deeplab_jax.backbones.residual import PLAIN, BasicBlock, BlockForm, Bottleneck, sequence
+from deeplab_jax.backbones.residual import (
+    PLAIN,
+    BasicBlock,
+    BlockForm,
+    Bottleneck,
+    sequence,
+    stage_features,
+)
 from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 Depth = Literal[10, 14, 18, 26, 34, 50, 101, 152, 200, 269]
@@ -192,11 +199,7 @@ class ResNet(Backbone[ResNetConfig]):
             x = ops.max_pool(x)
         else:
             x = _ceil_max_pool(x, before=1 if self.config.stem_pool == "both" else 0)
-        low = sequence(self.layer1, x)
-        mid = sequence(self.layer2, low)
-        aux = sequence(self.layer3, mid)
-        high = sequence(self.layer4, aux)
-        return {"low": low, "mid": mid, "aux": aux, "high": high}
+        return stage_features(self, x)
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order; shortcuts do not."""

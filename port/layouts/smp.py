@@ -114,7 +114,7 @@ class SMP(Layout):
     def preprocessing(self, config: Config) -> Preprocessing:
         """ImageNet's statistics or Inception's, as the encoder's weights have them by default."""
         name = _encoder_name(config, self.place(config)) or ""
-        name = name.removeprefix("timm-").removeprefix("tu-")
+        name = name.removeprefix("timm-").removeprefix(TIMMS_NAMES)
         statistics = default_preprocessing(name, config.backbone.in_channels)
         return dataclasses.replace(statistics, size_multiple=config.backbone.output_stride)
 
@@ -144,8 +144,8 @@ class SMP(Layout):
         if (dropout := settings.get("decoder_aspp_dropout")) is not None:
             fields["dropout"] = dropout
         encoder = str(settings["encoder_name"])
-        if encoder.startswith("tu-"):
-            fields |= conventions(encoder.removeprefix("tu-"))
+        if encoder.startswith(TIMMS_NAMES):
+            fields |= conventions(encoder.removeprefix(TIMMS_NAMES))
         elif encoder.startswith("timm-mobilenetv3_"):
             fields |= TENSORFLOWS
         return fields

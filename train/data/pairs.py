@@ -163,7 +163,7 @@ def _lists(root: Path) -> dict[str, set[str]]:
     return {split: {*file.read_text().split()} for split, file in files.items()}
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path) -> Iterator[Path]:
     """All files below a folder, by name, without what is hidden."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -178,7 +178,7 @@ def _pairs(
     If there are names in `only`, it is about those alone.
     """
     maps, pictures = (
-        [path for path in _files(folder) if path.suffix.lower() in suffixes]
+        [path for path in visible_files(folder) if path.suffix.lower() in suffixes]
         for folder, suffixes in ((labels, (*SUFFIXES, ARRAY)), (images, SUFFIXES))
     )
     end, start = "", None
@@ -255,7 +255,9 @@ def _no_pairs(root: Path, missing: list[str]) -> NoPairsError:
     if missing:
         notes.append(f"Found: {a_few(missing)}.")
     if annotations := [
-        str(p.relative_to(root)) for p in _files(root) if p.suffix.lower() in (".json", ".xml")
+        str(p.relative_to(root))
+        for p in visible_files(root)
+        if p.suffix.lower() in (".json", ".xml")
     ]:
         notes.append(
             f"Annotations such as {a_few(annotations)} are not of a form that is read (COCO's, "

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from deeplab_jax.images import ImageError
 from train.data.annotations import coco, labelme, yolo
 from train.data.annotations.drawn import Drawn
-from train.data.annotations.files import Found
+from train.data.annotations.files import Found, read_json_files
 from train.data.class_table import ClassTable
 from train.data.dataset import DataError
 
@@ -23,10 +24,11 @@ def find_annotations(root: Path, table: ClassTable | None, problems: list[str]) 
     Raises:
       DataError: a file of annotations cannot be read.
     """
+    trees = read_json_files(root)
     for form in FORMS:
         try:
-            found = form.find(root, table, problems)
-        except DataError:
+            found = form.find(root, trees, table, problems)
+        except (DataError, ImageError):
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # anybody's JSON
             raise DataError(

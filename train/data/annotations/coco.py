@@ -9,20 +9,22 @@ import numpy as np
 
 from train.data.annotations.classes import Classes, classes_of
 from train.data.annotations.drawn import Box, Example, Polygon, Region, largest_first
-from train.data.annotations.files import Found, json_files, locate, split_of
+from train.data.annotations.files import Found, locate, picture_folders, split_of
 from train.data.class_table import ClassTable
 from train.data.dataset import a_few
 
 CODE = "COCO"
 
 
-def find(root: Path, table: ClassTable | None, problems: list[str]) -> Found | None:
-    """The examples of all JSON files of COCO's form in a folder; None where there is none.
+def find(
+    root: Path, trees: Mapping[Path, Any], table: ClassTable | None, problems: list[str]
+) -> Found | None:
+    """The examples of all JSON files of COCO's form, `trees`; None where there is none.
 
     Categories are classes in the order of their ids, after the background. Small instances lie over large
     ones. Adds pictures that cannot be found, and annotations that cannot be read, to `problems`.
     """
-    documents = {path: tree for path, tree in json_files(root) if _is_coco(tree)}
+    documents = {path: tree for path, tree in trees.items() if _is_coco(tree)}
     if not documents:
         return None
     categories = {
@@ -54,9 +56,9 @@ def _examples(
     of_image: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in tree["annotations"]:
         of_image[annotation.get("image_id")].append(annotation)
-    missing, boxes = [], 0
+    folders, missing, boxes = picture_folders(root, path), [], 0
     for image in tree["images"]:
-        picture = locate(root, path, str(image["file_name"]))
+        picture = locate(root, folders, str(image["file_name"]))
         if picture is None:
             missing.append(str(image["file_name"]))
             continue

@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.images import open_picture, upright_size
+from deeplab_jax.images import image_size
 from train.data.dataset import Part
 
 
@@ -101,7 +101,7 @@ class Example:
 
     def label(self) -> np.ndarray:
         """Class ids, uint8 `[H, W]`; 0, the background, where there is no region."""
-        size = self.size or _size(self.picture)
+        size = self.size or image_size(self.picture)
         label = np.zeros(size, np.uint8)
         for value, region in self.regions:
             region.paint(label, value)
@@ -144,11 +144,6 @@ def largest_first(regions: Iterable[tuple[float, int, Region]]) -> tuple[tuple[i
     """(area, class, region) in the order in which small regions stay visible on large ones."""
     ordered: Sequence = sorted(regions, key=lambda region: -region[0])
     return tuple((value, region) for _, value, region in ordered)
-
-
-def _size(picture: Path) -> tuple[int, int]:
-    with open_picture(picture) as image:
-        return upright_size(image)
 
 
 def _png(label: np.ndarray) -> BinaryIO:

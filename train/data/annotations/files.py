@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from train.data.annotations.classes import Classes
 from train.data.annotations.drawn import Example
 from train.data.dataset import DataError
-from train.data.pairs import IMAGES, TRAIN, VAL
+from train.data.pairs import IMAGES, TRAIN, VAL, visible_files
 
 MOST_BYTES = 4 * 2**30
 """Of a JSON file, which is read whole."""
@@ -33,18 +32,14 @@ class Found:
     splits: Mapping[str, tuple[Example, ...]]
 
 
-def json_files(root: Path) -> Iterator[tuple[Path, Any]]:
-    """Every JSON file below a folder, by name, and what it holds; hidden ones are left out.
+def read_json_files(root: Path) -> dict[Path, Any]:
+    """What every JSON file below a folder holds; hidden ones are left out.
 
     Raises:
       DataError: one cannot be read.
     """
-    for parent, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            path = Path(parent, file)
-            if path.suffix.lower() == ".json" and not file.startswith("."):
-                yield path, _read(path)
+    files = (path for path in visible_files(root) if path.suffix.lower() == ".json")
+    return {path: _read(path) for path in files}
 
 
 def _read(path: Path) -> Any:
@@ -66,13 +61,26 @@ def split_of(path: Path, root: Path) -> str:
     return "val" if flat & set(VAL) and not flat & set(TRAIN) else "train"
 
 
-def locate(root: Path, annotation: Path, name: str) -> Path | None:
-    """The picture that an annotation file names: beside it, in `images`, or in the folder of its split."""
+def picture_folders(root: Path, annotation: Path) -> list[Path]:
+    """The folders in which the pictures of an annotation file may be, the likeliest first.
+
+    They are beside it, in `images`, or in the folder of its split.
+    """
     beside = annotation.parent
     split = [word for word in _alphanumeric(annotation.stem) if word.startswith((*TRAIN, *VAL))]
     folders = [beside, *(beside / word for word in IMAGES), *(beside.parent / w for w in IMAGES)]
     folders += [root, *(root / word for word in (*IMAGES, *split))]
     folders += [root / word / part for word in IMAGES for part in (*split, beside.name)]
+    inside = root.resolve()
+    return [
+        folder
+        for folder in dict.fromkeys(folders)
+        if folder.is_dir() and folder.resolve().is_relative_to(inside)
+    ]
+
+
+def locate(root: Path, folders: list[Path], name: str) -> Path | None:
+    """The picture of that name in one of the folders; None where it is in none, or outside of `root`."""
     for folder in folders:
         for candidate in (folder / name, folder / Path(name).name):
             if candidate.is_file() and candidate.resolve().is_relative_to(root.resolve()):

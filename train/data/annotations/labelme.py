@@ -12,7 +12,7 @@ import numpy as np
 from deeplab_jax.images import open_picture
 from train.data.annotations.classes import Classes, classes_of
 from train.data.annotations.drawn import Box, Example, Polygon, Region
-from train.data.annotations.files import Found, json_files, locate, split_of
+from train.data.annotations.files import Found, locate, picture_folders, split_of
 from train.data.class_table import ClassTable
 from train.data.dataset import a_few
 
@@ -21,14 +21,16 @@ CORNERS = 64
 """Of the polygon that stands for a circle."""
 
 
-def find(root: Path, table: ClassTable | None, problems: list[str]) -> Found | None:
-    """The pictures of all JSON files of labelme's form in a folder; None where there is none.
+def find(
+    root: Path, trees: Mapping[Path, Any], table: ClassTable | None, problems: list[str]
+) -> Found | None:
+    """The pictures of all JSON files of labelme's form, `trees`; None where there is none.
 
     Labels are classes in the order of the alphabet, after the background. Shapes lie over those that are
     listed before them; points and lines, which have no area, are left out. Adds pictures that cannot be
     found to `problems`.
     """
-    documents = {path: tree for path, tree in json_files(root) if _is_labelme(tree)}
+    documents = {path: tree for path, tree in trees.items() if _is_labelme(tree)}
     if not documents:
         return None
     labels = sorted({str(s.get("label")) for t in documents.values() for s in t["shapes"]})
@@ -37,7 +39,7 @@ def find(root: Path, table: ClassTable | None, problems: list[str]) -> Found | N
     missing = []
     for path, tree in documents.items():
         name = PureWindowsPath(str(tree["imagePath"])).name  # of either kind of slash
-        picture = locate(root, path, name)
+        picture = locate(root, picture_folders(root, path), name)
         if picture is None:
             missing.append(f"{path.relative_to(root)} ({name})")
             continue

@@ -1,32 +1,38 @@
 """YOLO's text files: a line `class x y x y ...` per polygon, with coordinates as shares of the sides."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
-from deeplab_jax.images import SUFFIXES, open_picture, upright_size
+from deeplab_jax.images import SUFFIXES, image_size
 from train.data.annotations.classes import Classes, classes_of
 from train.data.annotations.drawn import Example, Polygon
 from train.data.annotations.files import Found, split_of
 from train.data.class_table import ClassTable
 from train.data.dataset import a_few
+from train.data.pairs import visible_files
 
 CODE = "YOLO"
 SETTINGS = ("data.yaml", "dataset.yaml", "data.yml")
 CORNERS_AT_LEAST = 3
 
 
-def find(root: Path, table: ClassTable | None, problems: list[str]) -> Found | None:
+def find(
+    root: Path, trees: Mapping[Path, Any], table: ClassTable | None, problems: list[str]
+) -> Found | None:
     """The pictures of a folder whose `images` have `labels` of text; None where there are none.
 
     Classes are those of data.yaml, after the background; without it they are numbered. A picture without
     a text file is background. Adds lines that are no polygons to `problems`.
     """
+    del trees  # nothing of it is JSON
     pictures = [
         path
-        for path in sorted(root.rglob("*"))
+        for path in visible_files(root)
         if path.suffix.lower() in SUFFIXES and "images" in path.relative_to(root).parts[:-1]
     ]
     texts = {picture: _labels_of(picture, root) for picture in pictures}
@@ -87,8 +93,7 @@ def _example(
     classes: Classes,
     problems: list[str],
 ) -> Example:
-    with open_picture(picture) as image:
-        height, width = upright_size(image)
+    height, width = image_size(picture)
     regions, wrong = [], []
     for number, line in enumerate(lines, 1):
         if not line.split():
