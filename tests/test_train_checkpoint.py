@@ -55,6 +55,20 @@ def test_one_whose_files_are_cut_short_is_named_with_the_way_out(folder):
         restore(folder)
 
 
+def test_scores_that_are_cut_short_are_named_with_the_way_out(tmp_path):
+    config = CheckpointConfig()
+    with Checkpoints(tmp_path, config) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"weights": jnp.zeros(3)}, {"miou": 0.5})
+        checkpoints.wait()
+    os.truncate(tmp_path / "2" / "metrics" / "metrics", 0)
+    with (
+        pytest.raises(CheckpointError, match=r"^\S+/2/metrics/metrics cannot be read, .* remove"),
+        Checkpoints(tmp_path, config),
+    ):
+        pass
+
+
 def test_metadata_that_is_cut_short_is_damage_too(folder):
     for file in (folder / "2").rglob("_METADATA"):
         os.truncate(file, 10)

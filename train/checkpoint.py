@@ -1,6 +1,7 @@
 """Checkpoints of a run: all of Orbax that training uses is in this file."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ class Checkpoints:
     Args:
       folder: the folder of the checkpoints, created if missing.
       config: how many to keep. The latest are kept whatever their score: a resume needs them.
+
+    Raises:
+      CheckpointError: the scores of a checkpoint there are damaged.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig):
@@ -51,17 +55,25 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            item_handlers=ocp.StandardCheckpointHandler(),  # else it reads no names and shapes
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                # Without it scores are not written, and a resumed run forgets which step was the best.
-                best_fn=lambda metrics: metrics[BEST],
-                # When to save is the loop's decision, which every process takes alike.
-                save_decision_policy=policies.FixedIntervalPolicy(1),
-            ),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                item_handlers=ocp.StandardCheckpointHandler(),  # else it reads no names and shapes
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(keep),
+                    # Without it scores are not written, and a resumed run forgets which step was the best.
+                    best_fn=lambda metrics: metrics[BEST],
+                    # When to save is the loop's decision, which every process takes alike.
+                    save_decision_policy=policies.FixedIntervalPolicy(1),
+                ),
+            )
+        except json.JSONDecodeError as error:  # Orbax reads the scores of all steps at once
+            scores = folder.glob("*/metrics/metrics")
+            damaged = ", ".join(str(file) for file in scores if file.read_text() == error.doc)
+            raise CheckpointError(
+                f"{damaged} cannot be read, the scores of a checkpoint: {error}. It is damaged: remove "
+                "its step's folder to go on from the others"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
