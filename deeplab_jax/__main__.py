@@ -2,9 +2,10 @@
 
 import fnmatch
 import logging
+import sys
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -27,39 +28,56 @@ def predict(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     images: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE [PICTURE ...]")
-    ],
+    ] = (),
     /,
     out: Path = Path("predictions"),
+    recursive: bool = False,
+    files_from: Annotated[str | None, tyro.conf.arg(metavar="LIST")] = None,
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1",
+    redo: bool = False,
     batch_size: int | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     tile: int | None = None,
     overlay: bool = True,
     alpha: float = 0.5,
+    probabilities: Annotated[int | Literal["all"] | None, tyro.conf.arg(metavar="K|all")] = None,
 ) -> int:
     """Draw the masks of pictures.
 
     Writes for each picture NAME.png, the class of every pixel at the picture's size, and
-    NAME_overlay.jpg, the picture with its classes in colour and a legend.
+    NAME_overlay.jpg, the picture with its classes in colour and a legend. All devices of this machine take
+    part. Run again, it does what is new or has changed: picture, model or options.
 
     Args:
         model: A model folder or .safetensors file, as deeplab-port makes them, or a training run's folder.
         images: Pictures and folders of pictures; `demo` is two photographs that scikit-image ships.
         out: The folder to write to.
-        batch_size: Pictures of a size that run at once; by default 8 or what fits in memory.
+        recursive: Take the pictures in folders of the folders too.
+        files_from: A file with the path of a picture in each line, as seen from the current folder; - is
+            standard input.
+        shard: Do part I, from 0 on, of N equal ones, to share the work among processes or machines:
+            $SLURM_ARRAY_TASK_ID/8, $JOB_COMPLETION_INDEX/8.
+        redo: Do pictures again whose results are there.
+        batch_size: Pictures of a size that run at once; by default 8 on each device, or what fits.
         scales: Scales to predict at; the probabilities of several are averaged.
         flip: Predict on the mirrored picture too, and average.
         tile: Cut larger pictures into overlapping windows of this many pixels.
         overlay: Write the overlays too.
         alpha: Strength of the colours in the overlay.
+        probabilities: Write NAME_probabilities.npz too: of the K most likely classes of every pixel, or of
+            all, in float16.
     """
-    if not images:
+    if not images and files_from is None:
         raise ValueError("name at least one picture or folder of pictures")
     keep_compiled_programs(unless_slower=True)
     console = Console(stderr=True)
+    part = _shard(shard)
+    named = [p for image in images for p in (_demo() if image == "demo" else [image])]
+    listed = [] if files_from is None else _listed(files_from)
     network = load(model)
-    paths = find_images([p for image in images for p in (_demo() if image == "demo" else [image])])
-    failures = predict_folder(
+    paths = find_images([*named, *listed], recursive=recursive, leave_out=out)
+    done = predict_folder(
         network,
         paths,
         out,
@@ -69,13 +87,39 @@ def predict(
         tile=tile,
         overlay=overlay,
         alpha=alpha,
+        probabilities=probabilities,
+        shard=part,
+        redo=redo,
     )
-    for failure in failures:
+    for failure in done.failures:
         console.print(f"[red]error[/]: {escape(str(failure))}", soft_wrap=True)
+    kept = f"; {done.kept} were there before (--redo does them again)" if done.kept else ""
+    good = done.written + done.kept
     console.print(
-        f"{len(paths) - len(failures)} of {len(paths)} pictures are in {escape(str(out))}"
+        f"{good} of {good + len(done.failures)} pictures are in {escape(str(out))}{kept}",
+        soft_wrap=True,
+        highlight=False,
     )
-    return BAD_USE if failures else 0
+    return BAD_USE if done.failures else 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard must be I/N, such as 0/8 to 7/8, got {text!r}")
+    return int(index), int(count)
+
+
+def _listed(files_from: str) -> list[Path]:
+    """The paths in a list of pictures; raises ImageError where it cannot be read or is empty."""
+    try:
+        text = sys.stdin.read() if files_from == "-" else Path(files_from).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"--files-from {files_from} cannot be read: {error}") from error
+    paths = [Path(line) for line in text.splitlines() if line.strip()]
+    if not paths:
+        raise ImageError(f"--files-from {files_from} lists no picture")
+    return paths
 
 
 def list_presets(

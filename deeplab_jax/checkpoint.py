@@ -175,7 +175,7 @@ def _weights(model: SegmentationModel) -> dict[str, jax.Array]:
     return {name: variable[...] for name, variable in named_variables(model).items()}
 
 
-def _digest(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str:
+def digest_of(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str:
     """SHA-256 of arrays, with their names, types and shapes, and of what else stands beside them."""
     digest = hashlib.sha256("".join(texts).encode())
     for name, array in sorted(weights.items()):
@@ -236,7 +236,7 @@ def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) 
 def _write_folder(model: SegmentationModel, folder: Path) -> None:
     folder.mkdir()
     weights = _weights(model)
-    header = _header(model.config) | {DIGEST: _digest(weights)}
+    header = _header(model.config) | {DIGEST: digest_of(weights)}
     (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
     with _orbax() as checkpointer:
         checkpointer.save((folder / WEIGHTS).absolute(), weights)
@@ -273,7 +273,7 @@ def _read_folder(path: Path, digest: str | None):
                 if reason is None or isinstance(error, ModelError):
                     raise
                 raise ModelError(f"the weights of {path} cannot be read: {reason}") from error
-        _check_digest(path, digest, _digest(found))
+        _check_digest(path, digest, digest_of(found))
         return found
 
     return read
@@ -296,7 +296,7 @@ def _write_file(model: SegmentationModel, file: Path) -> None:
 
     arrays = {name: np.ascontiguousarray(array) for name, array in _weights(model).items()}
     header = json.dumps(_header(model.config))
-    save_file(arrays, file, metadata={HEADER: header, DIGEST: _digest(arrays, header)})
+    save_file(arrays, file, metadata={HEADER: header, DIGEST: digest_of(arrays, header)})
     # safetensors makes files that nobody else may read; one in `file`'s place has what the umask gives.
     like = file.with_name(f"{file.name}.mode")
     like.touch()
@@ -323,7 +323,7 @@ def _read_file(path: Path):
 
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         _check_shapes(wanted, {name: array.shape for name, array in arrays.items()}, path)
-        _check_digest(path, metadata.get(DIGEST), _digest(arrays, metadata[HEADER]))
+        _check_digest(path, metadata.get(DIGEST), digest_of(arrays, metadata[HEADER]))
         return jax.device_put({name: np.array(array) for name, array in arrays.items()})
 
     config, _ = _read_header(metadata[HEADER], path)

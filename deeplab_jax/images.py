@@ -3,7 +3,7 @@
 import functools
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -127,23 +127,33 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return turned_size(stored_size(image, tag), tag)
 
 
-def find_images(arguments: Sequence[str | os.PathLike]) -> list[Path]:
+def find_images(
+    arguments: Sequence[str | os.PathLike],
+    *,
+    recursive: bool = False,
+    leave_out: str | os.PathLike | None = None,
+) -> list[Path]:
     """The pictures that files and folders stand for, in order, each once.
 
-    A folder stands for the files in it that have one of `SUFFIXES`, by name; its own folders and
-    names that start with a dot are left out.
+    A folder stands for the files in it that have one of `SUFFIXES`, by name; names that start with a dot
+    are left out.
+
+    Args:
+      recursive: a folder stands for those in its own folders too.
+      leave_out: a folder in which results go; what is in it is no picture that a folder stands for.
 
     Raises:
       ImageError: listing all arguments that do not exist and all folders without a picture.
     """
     found: dict[Path, Path] = {}  # by the real path, so that no picture is there twice
     problems = []
+    results = None if leave_out is None else Path(leave_out).resolve()
     check_local({f"picture {number}": path for number, path in enumerate(arguments, 1)})
     for argument in map(Path, arguments):
         if argument.is_dir():
-            paths = [p for p in sorted(argument.iterdir()) if _is_picture(p)]
+            paths = list(_pictures_in(argument, recursive, results))
             if not paths:
-                problems.append(f"{argument}: no picture in this folder ({', '.join(SUFFIXES)})")
+                problems.append(f"{argument}: {_no_picture_in(argument, recursive, results)}")
         elif argument.exists():
             paths = [argument]
         else:
@@ -154,6 +164,23 @@ def find_images(arguments: Sequence[str | os.PathLike]) -> list[Path]:
     if problems:
         raise ImageError("\n".join(["every argument must be a picture or a folder of:", *problems]))
     return list(found.values())
+
+
+def _pictures_in(folder: Path, recursive: bool, results: Path | None) -> Iterator[Path]:
+    """The pictures of a folder by name, then those of its own folders."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    yield from (path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file())
+    for path in entries if recursive else ():
+        # Links could lead in a circle.
+        if path.is_dir() and not path.is_symlink() and path.resolve() != results:
+            yield from _pictures_in(path, recursive, results)
+
+
+def _no_picture_in(folder: Path, recursive: bool, results: Path | None) -> str:
+    kinds = ", ".join(SUFFIXES)
+    if not recursive and (below := sum(1 for _ in _pictures_in(folder, True, results))):
+        return f"no picture in this folder, {below} in its own folders: --recursive takes those ({kinds})"
+    return f"no picture in this folder ({kinds})"
 
 
 def write_image(path: Path, image: Image.Image, **options: object) -> None:
@@ -168,10 +195,6 @@ def write_image(path: Path, image: Image.Image, **options: object) -> None:
     encoded = io.BytesIO()
     image.save(encoded, Image.registered_extensions()[path.suffix.lower()], **options)
     write_file(path, encoded.getvalue())
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _open(path: Path, use: Callable[[Image.Image], T]) -> T:

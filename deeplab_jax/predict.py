@@ -7,11 +7,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Generic, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from deeplab_jax.config import Config
@@ -30,6 +33,28 @@ _SMALLEST_TILE = 16
 log = logging.getLogger(__name__)
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
+
+Top = int | Literal["all"] | None
+"""Of how many classes of a pixel, the most likely first, probabilities are wanted; "all" is all, in the
+order of their ids."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction(Generic[Array]):
+    """What a model says of pictures, of NumPy or of JAX.
+
+    Attributes:
+      ids: the class of every pixel, `[B, H, W]`, uint8 or, for more than 256 classes, uint16.
+      probabilities: float16 `[B, H, W, K]`, see `Top`; None where they are not wanted.
+      classes: `[B, H, W, K]`, whose they are; None where they are all classes' in order.
+    """
+
+    ids: Array
+    probabilities: Array | None = None
+    classes: Array | None = None
+
+
+jax.tree_util.register_dataclass(Prediction)
 
 
 # ---------------------------------------------------------------------------- pictures to ids
@@ -84,7 +109,7 @@ def predict(
         raise ValueError(f"an image must have pixels, got {list(pixels.shape)}")
     images = pixels if pixels.ndim == 4 else pixels[None]
     plan = make_plan(len(images), images.shape[1:3], config.num_classes, scales=scales, tile=tile)
-    ids = class_ids(evaluator(model, scales, flip), images, plan)
+    ids = in_batches(evaluator(model, scales, flip), images, plan).ids
     return ids if pixels.ndim == 4 else ids[0]
 
 
@@ -96,7 +121,7 @@ def config_of(model: SegmentationModel) -> Config:
 
 
 def check_options(
-    *, scales: Sequence[float], tile: int | None, batch_size: int | None = None
+    *, scales: Sequence[float], tile: int | None, batch_size: int | None = None, top: Top = None
 ) -> None:
     """Raises ValueError, listing all that is wrong."""
     problems = []
@@ -106,6 +131,8 @@ def check_options(
         problems.append(f"tile must be at least {_SMALLEST_TILE} pixels, or None, got {tile}")
     if batch_size is not None and batch_size < 1:
         problems.append(f"batch_size must be at least 1, or None, got {batch_size}")
+    if isinstance(top, int) and top < 1:
+        problems.append(f"probabilities must be of at least 1 class, or of all, got {top}")
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -123,10 +150,12 @@ def views_of(scales: Sequence[float], flip: bool) -> tuple[View, ...]:
     )
 
 
-def segment(model: SegmentationModel, pixels: jax.Array, views: Sequence[View]) -> jax.Array:
-    """Class ids `[B, H, W]` of normalised `[B, H, W, C]`, uint8 or, for more classes, uint16.
+def segment(
+    model: SegmentationModel, pixels: jax.Array, views: Sequence[View], top: Top = None
+) -> Prediction[jax.Array]:
+    """What the model says of normalised `[B, H, W, C]`.
 
-    To be traced, by a function under `jax.jit` that may do more with the ids.
+    To be traced, by a function under `jax.jit` that may do more with it.
 
     Args:
       model: in evaluation mode.
@@ -134,12 +163,19 @@ def segment(model: SegmentationModel, pixels: jax.Array, views: Sequence[View]) 
       views: see `views_of`; of several, the probabilities are averaged.
     """
     logits = [_logits(model, pixels, *view) for view in views]
+    small = jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16
     if len(views) == 1:
         ids = most_likely(logits[0])
     else:
         total = functools.reduce(jnp.add, map(_probabilities, logits))
         ids = most_likely(total, threshold=0.5 * len(views))
-    return ids.astype(jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16)
+    if top is None:
+        return Prediction(ids.astype(small))
+    probabilities = functools.reduce(jnp.add, map(_probabilities, logits)) / len(views)
+    if top == "all":
+        return Prediction(ids.astype(small), probabilities.astype(jnp.float16))
+    highest, classes = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
+    return Prediction(ids.astype(small), highest.astype(jnp.float16), classes.astype(small))
 
 
 def most_likely(scores: Array, *, threshold: float = 0.0) -> Array:
@@ -159,22 +195,43 @@ def _probabilities(logits: jax.Array) -> jax.Array:
 
 
 def evaluator(
-    model: SegmentationModel, scales: Sequence[float], flip: bool
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The function that these options stand for: uint8 `[B, H, W, C]` -> class ids `[B, H, W]`."""
-    views = views_of(scales, flip)
-    return lambda images: np.asarray(_program()(model, images, views))
+    model: SegmentationModel,
+    scales: Sequence[float],
+    flip: bool,
+    *,
+    top: Top = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[[np.ndarray], Prediction[np.ndarray]]:
+    """The function that these options stand for, of uint8 `[B, H, W, C]`.
+
+    Args:
+      devices: the pictures are divided among them, and B is a multiple of their number; None is the one
+        that JAX takes by default.
+    """
+    views, place = views_of(scales, flip), np.asarray
+    if devices is not None and len(devices) > 1:
+        mesh = Mesh(np.array(devices), ("pictures",))
+        graph, state = nnx.split(model)
+        model = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, P())))
+        place = functools.partial(jax.device_put, device=NamedSharding(mesh, P("pictures")))
+
+    def run(images: np.ndarray) -> Prediction[np.ndarray]:
+        return jax.tree.map(np.asarray, _program()(model, place(images), views, top))
+
+    return run
 
 
 @functools.cache
-def _program() -> Callable[..., jax.Array]:
-    return jax.jit(_run, static_argnames="views", compiler_options=compiler_options())
+def _program() -> Callable[..., Prediction[jax.Array]]:
+    return jax.jit(_run, static_argnames=("views", "top"), compiler_options=compiler_options())
 
 
-def _run(model: SegmentationModel, images: jax.Array, views: tuple[View, ...]) -> jax.Array:
+def _run(
+    model: SegmentationModel, images: jax.Array, views: tuple[View, ...], top: Top
+) -> Prediction[jax.Array]:
     """Down to class ids on the device, so that a byte or two per pixel leave it."""
     model.eval()  # jit's copy; `nnx.view` would pass over modules that do not define `set_view`
-    return segment(model, normalize(images, model.config.preprocessing), views)
+    return segment(model, normalize(images, model.config.preprocessing), views, top)
 
 
 def _logits(model: SegmentationModel, pixels: jax.Array, scale: float, mirrored: bool) -> jax.Array:
@@ -208,8 +265,12 @@ def make_plan(
     scales: Sequence[float],
     tile: int | None,
     batch_size: int | None = None,
+    devices: int = 1,
 ) -> Plan:
-    """A plan that obeys `tile` and `batch_size`, and chooses those that are None by memory."""
+    """A plan that obeys `tile` and `batch_size`, and chooses those that are None by memory.
+
+    Pictures run on so many devices at once, each of which has the same number.
+    """
     pixel_bytes = (_ACTIVATIONS + 4 * num_classes) * max(1.0, *scales) ** 2
     height, width = size
     if tile is None and height * width * pixel_bytes > MEMORY_LIMIT:
@@ -223,45 +284,53 @@ def make_plan(
     if tile is not None:
         height, width = min(height, tile), min(width, tile)
     fitting = max(1, int(MEMORY_LIMIT / (height * width * pixel_bytes)))
-    most = batch_size or min(_BATCH, fitting)
+    most = batch_size or devices * min(_BATCH, fitting)
     runs = -(-count // most)
-    return Plan(at_once=-(-count // runs), tile=tile)
+    on_each = -(-count // (runs * devices))
+    return Plan(at_once=on_each * devices, tile=tile)
 
 
-def class_ids(
-    run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, plan: Plan
-) -> np.ndarray:
-    """Class ids `[B, H, W]` of uint8 `[B, H, W, C]`."""
+def in_batches(
+    run: Callable[[np.ndarray], Prediction[np.ndarray]], images: np.ndarray, plan: Plan
+) -> Prediction[np.ndarray]:
+    """What `run` says of uint8 `[B, H, W, C]`, by a plan."""
     parts = []
     for start in range(0, len(images), plan.at_once):
         batch = images[start : start + plan.at_once]
         missing = plan.at_once - len(batch)
         # An incomplete batch would compile anew, which takes longer than a few pictures too many.
         full = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        ids = in_windows(lambda windows: map(run, windows), full, plan.tile)
-        parts.append(ids[: len(batch)])
-    return np.concatenate(parts)
+        whole = in_windows(lambda windows: map(run, windows), full, plan.tile)
+        parts.append(jax.tree.map(lambda array, size=len(batch): array[:size], whole))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def in_windows(
-    run: Callable[[list[Array]], Iterable[Array]], images: Array, tile: int | None
-) -> Array:
-    """Class ids `[B, H, W]` of `[B, H, W, C]`, cut into windows of `tile` where they are larger.
+    run: Callable[[list[Array]], Iterable[Prediction[Array]]], images: Array, tile: int | None
+) -> Prediction[Array]:
+    """What `run` says of `[B, H, W, C]`, cut into windows of `tile` where they are larger.
 
     Args:
-      run: the class ids of each of a list of windows, all of one size.
+      run: the predictions for each of a list of windows, all of one size.
       images: of NumPy or of JAX, and then the windows and the result are too.
     """
     height, width = images.shape[1:3]
     rows, columns = _windows(height, tile or height), _windows(width, tile or width)
-    ids = iter(run([images[:, y, x] for y, _ in rows for x, _ in columns]))
+    windows = iter(run([images[:, y, x] for y, _ in rows for x, _ in columns]))
     concatenate = images.__array_namespace__().concatenate
-    return concatenate(
+
+    def side_by_side(parts: list[Prediction[Array]], axis: int) -> Prediction[Array]:
+        return jax.tree.map(lambda *arrays: concatenate(arrays, axis=axis), *parts)
+
+    def kept(part: Prediction[Array], y: slice, x: slice) -> Prediction[Array]:
+        return jax.tree.map(lambda array: array[:, y, x], part)
+
+    return side_by_side(
         [
-            concatenate([next(ids)[:, keep_y, keep_x] for _, keep_x in columns], axis=2)
+            side_by_side([kept(next(windows), keep_y, keep_x) for _, keep_x in columns], 2)
             for _, keep_y in rows
         ],
-        axis=1,
+        1,
     )
 
 

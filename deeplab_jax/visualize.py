@@ -2,11 +2,12 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from deeplab_jax.images import write_image
 
@@ -128,12 +129,21 @@ def colorize(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     return table[labels]
 
 
-def save_labels(path: str | os.PathLike, labels: np.ndarray, colors: np.ndarray) -> None:
+def save_labels(
+    path: str | os.PathLike,
+    labels: np.ndarray,
+    colors: np.ndarray,
+    *,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Writes class ids `[H, W]` as a PNG whose pixels are the ids.
 
     Up to 256 classes: 8 bits with a palette, so that viewers show the colours. Pillow reads the ids
     back (`np.asarray(Image.open(path))`); OpenCV's `imread` would give the colours. More classes:
     16-bit grey without colours.
+
+    Args:
+      texts: to keep in the file, by their keys.
 
     Raises:
       OSError: the file cannot be written; nothing is then left half written.
@@ -149,7 +159,10 @@ def save_labels(path: str | os.PathLike, labels: np.ndarray, colors: np.ndarray)
         # All 256 entries, though the model may have 11 classes: of a short palette Pillow makes a
         # file of 4 bits a pixel, which cannot hold 255.
         image.putpalette(_color_table(colors).tobytes())
-    write_image(path, image)
+    kept = PngInfo()
+    for key, text in (texts or {}).items():
+        kept.add_text(key, text)
+    write_image(path, image, pnginfo=kept)
 
 
 def _color_table(colors: np.ndarray) -> np.ndarray:

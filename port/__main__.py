@@ -17,7 +17,6 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from deeplab_jax.checkpoint import check_parent, check_place, save
@@ -27,6 +26,7 @@ from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.images import ImageError, find_images, read_image
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.preprocessing import Preprocessing, normalize
+from deeplab_jax.progress import progress
 from deeplab_jax.whole_file import write_file
 from port.convert import Conversion, convert
 from port.verify import AGREEMENT, Outcome, Report, verify
@@ -280,15 +280,8 @@ def _verify(
                 console.print(f"{escape(str(report_file))} was not written.")
             return Outcome.NOT_COMPARED
     batches = _pictures(model.config, images)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=len(batches))
-        result = verify(
-            model,
-            module,
-            *batches,
-            layout=conversion.layout.name,
-            progress=lambda done: bar.update(task, completed=done),
-        )
+    with progress("verifying", len(batches), unit="batches") as done:
+        result = verify(model, module, *batches, layout=conversion.layout.name, progress=done)
     result = dataclasses.replace(result, assumed=_unproven(conversion, against))
     console.print(_table(result))
     if result.agreement is not None:

@@ -156,6 +156,11 @@ def test_predict_writes_masks_and_names_the_picture_that_is_none(
     (photos / "bad.png").write_text("no picture")
     assert run(deeplab.main, monkeypatch, "predict", ported, photos, "--out", out) == 2
     assert "bad.png" in capsys.readouterr().err
+    (tmp_path / "list.txt").write_text(f"{photos / 'good.png'}\n\n")
+    listed = ("--files-from", tmp_path / "list.txt")
+    assert run(deeplab.main, monkeypatch, "predict", ported, "--out", out, *listed) == 0
+    assert "1 of 1 pictures are in" in (said := capsys.readouterr().err)
+    assert "1 were there before" in said
     assert {path.name for path in out.iterdir()} == {"good.png", "good_overlay.jpg"}
     with Image.open(out / "good.png") as mask:
         assert mask.size == (57, 41)
@@ -169,6 +174,10 @@ def test_predict_writes_masks_and_names_the_picture_that_is_none(
         (("predict", "{ported}", "nosuch.png"), "no such file"),
         (("predict", "{ported}"), "at least one picture"),
         (("predict", "{ported}", "demo", "--tile", "3"), "tile must be at least"),
+        (("predict", "{ported}", "demo", "--shard", "8/8"), "from 0/8 to 7/8, got 8/8"),
+        (("predict", "{ported}", "demo", "--shard", "half"), "--shard must be I/N"),
+        (("predict", "{ported}", "demo", "--probabilities", "0"), "of at least 1 class"),
+        (("predict", "{ported}", "--files-from", "nosuch.txt"), "nosuch.txt cannot be read"),
         (("summary", "nosuch"), "neither a preset"),
     ],
 )

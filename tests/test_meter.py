@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from deeplab_jax.progress import duration
 from train.journal import Journal
-from train.meter import Meter, duration
+from train.meter import Meter
 
 
 def train(folder, first, last, *, total=12, log_every=4, losses=float):

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from flax import nnx
 from PIL import Image
 
 from deeplab_jax import DeepLabV3, ResNet, ResNetConfig, folder, images
-from deeplab_jax.folder import output_names, predict_folder
+from deeplab_jax.folder import Predicted, predict_folder
 from deeplab_jax.images import ImageError, find_images, image_size, read_image
 from deeplab_jax.layers import BatchNorm
-from deeplab_jax.predict import _windows, predict
+from deeplab_jax.predict import _windows, evaluator, predict
 from deeplab_jax.preprocessing import Preprocessing
+from deeplab_jax.results import output_names
 
 MODULE = sys.modules["deeplab_jax.predict"]  # the package's attribute of that name is the function
 
@@ -401,6 +403,19 @@ def test_find_images(tmp_path):
     assert [path.name for path in found] == ["b.PNG", "a.jpg", "c.tiff", "notes.txt"]
 
 
+def test_folders_of_folders_are_looked_into_on_request(tmp_path):
+    for name in ("a.png", "x/b.png", "x/y/c.png", "out/a.png", "x/.hidden/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / name, picture(2, 2))
+    (tmp_path / "x" / "round").symlink_to(tmp_path)
+    found = find_images([tmp_path], recursive=True, leave_out=tmp_path / "out")
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.png", "x/b.png", "x/y/c.png"]
+    assert find_images([tmp_path]) == [tmp_path / "a.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ImageError, match=r"3 in its own folders: --recursive takes those"):
+        find_images([tmp_path])
+
+
 def test_find_images_lists_all_that_is_wrong(tmp_path):
     (tmp_path / "inner").mkdir()
     with pytest.raises(ImageError, match=r"(?s)inner: no picture.*gone\.jpg: no such file"):
@@ -410,11 +425,12 @@ def test_find_images_lists_all_that_is_wrong(tmp_path):
 # ---------------------------------------------------------------------------- folders
 
 
-def run_folder(model: nnx.Module, paths: list[Path], out: Path, **options: object) -> list:
-    return predict_folder(model, paths, out, **{"progress": False, **options})
+def run_folder(model: nnx.Module, paths: list[Path], out: Path, **options: object) -> Predicted:
+    alone = {"devices": jax.devices()[:1]}
+    return predict_folder(model, paths, out, **{"progress": False, **alone, **options})
 
 
-def test_folder_writes_ids_and_overlays_of_good_pictures_and_lists_bad_ones(tmp_path, capfd):
+def test_folder_writes_ids_and_overlays_of_good_pictures_and_lists_bad_ones(tmp_path):
     out = tmp_path / "new" / "out"
     shapes = [(6, 8), (6, 8), (5, 9), (6, 8), (5, 9), (6, 8), (6, 8)]
     good = {
@@ -426,7 +442,9 @@ def test_folder_writes_ids_and_overlays_of_good_pictures_and_lists_bad_ones(tmp_
     (tmp_path / "cut.png").write_bytes(whole[:60])  # its header is whole
     paths = [tmp_path / "text.png", *good, tmp_path / "cut.png", tmp_path / "0.png"]
     model = Brightest(traced=(traced := []))
-    failures = predict_folder(model, paths, out, batch_size=4)
+    done = run_folder(model, paths, out, batch_size=4, progress=True)
+    failures = done.failures
+    assert (done.written, done.kept) == (len(good), 0)
     assert [str(e).split(": ")[0] for e in failures] == [str(paths[0]), str(paths[-2])]
     for path, pixels in good.items():
         np.testing.assert_array_equal(ids_in(out / path.name), pixels.argmax(-1))
@@ -434,12 +452,11 @@ def test_folder_writes_ids_and_overlays_of_good_pictures_and_lists_bad_ones(tmp_
         assert overlay.shape[0] > pixels.shape[0]
     assert len(list(out.iterdir())) == 2 * len(good)
     assert sorted(traced) == [(2, 5, 9, 3), (3, 6, 8, 3)]
-    assert "9/9" in capfd.readouterr().err
 
 
 def test_folder_without_overlays_or_progress(tmp_path, capfd):
     save(tmp_path / "a.jpg", picture(4, 4))
-    assert run_folder(Brightest(), [tmp_path / "a.jpg"], tmp_path / "out", overlay=False) == []
+    run_folder(Brightest(), [tmp_path / "a.jpg"], tmp_path / "out", overlay=False)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
     assert capfd.readouterr().err == ""
 
@@ -452,7 +469,7 @@ def test_folder_shrinks_overlays_that_jpeg_cannot_hold(tmp_path):
 
 
 def test_folder_of_no_pictures_is_no_work(tmp_path):
-    assert run_folder(Brightest(), [], tmp_path / "out") == []
+    assert run_folder(Brightest(), [], tmp_path / "out") == Predicted(0, 0, ())
 
 
 def test_folder_of_many_classes_is_16_bit(tmp_path):
@@ -470,7 +487,7 @@ def test_folder_takes_pictures_whose_header_hides_the_orientation(tmp_path):
     Image.fromarray(flat).save(tmp_path / "flat.png")
     Image.fromarray(turned).save(tmp_path / "turned.png", exif=exif)
     paths = [tmp_path / "flat.png", tmp_path / "turned.png"]
-    assert run_folder(Brightest(), paths, tmp_path / "out") == []
+    assert not run_folder(Brightest(), paths, tmp_path / "out").failures
     np.testing.assert_array_equal(ids_in(tmp_path / "out" / "flat.png"), flat.argmax(-1))
     expected = np.rot90(turned, -1).argmax(-1)
     np.testing.assert_array_equal(ids_in(tmp_path / "out" / "turned.png"), expected)
@@ -483,6 +500,106 @@ def test_many_sizes_are_remarked_on(tmp_path, caplog, monkeypatch):
         save(tmp_path / f"{n}.png", picture(n, 4))
     run_folder(Brightest(), [tmp_path / "4.png", tmp_path / "5.png"], tmp_path / "out")
     assert "2 pictures have 2 different sizes" in caplog.text
+
+
+def test_what_is_done_is_kept_and_what_has_changed_is_done_anew(tmp_path):
+    paths, out = [tmp_path / f"{n}.png" for n in range(4)], tmp_path / "out"
+    for n, path in enumerate(paths):
+        save(path, picture(6, 8, seed=n))
+    model = Brightest()
+
+    def again(model: nnx.Module = model, **options: object) -> tuple[int, int]:
+        done = run_folder(model, paths, out, **options)
+        return done.written, done.kept
+
+    assert again() == (4, 0)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert again() == (0, 4)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert again(redo=True) == (4, 0)
+    pixels = save(paths[1], picture(6, 8, seed=9))
+    (out / "2_overlay.jpg").unlink()  # as after a crash
+    (out / "3.png").write_bytes((out / "3.png").read_bytes()[:90])
+    assert again() == (3, 1)
+    np.testing.assert_array_equal(ids_in(out / "1.png"), pixels.argmax(-1))
+    for changed in ({"flip": True}, {"alpha": 0.7}, {"scales": (1.0, 2.0)}, {"probabilities": 2}):
+        assert again(**changed) == (4, 0), changed
+        assert again(**changed) == (0, 4), changed
+    model.kernel[...] = -model.kernel[...]
+    assert again(probabilities=2) == (4, 0)
+
+
+def test_a_result_of_other_code_is_replaced(tmp_path):
+    pixels = save(tmp_path / "a.png", picture(6, 8))
+    (tmp_path / "out").mkdir()
+    save(tmp_path / "out" / "a.png", np.zeros((6, 8), np.uint8))
+    assert (
+        run_folder(Brightest(), [tmp_path / "a.png"], tmp_path / "out", overlay=False).written == 1
+    )
+    np.testing.assert_array_equal(ids_in(tmp_path / "out" / "a.png"), pixels.argmax(-1))
+
+
+def test_shards_are_all_pictures_once_under_the_names_of_the_whole(tmp_path):
+    paths = []
+    for n, name in enumerate(("left/a", "left/b", "right/a", "right/c", "right/d")):
+        paths.append(tmp_path / f"{name}.png")
+        paths[-1].parent.mkdir(exist_ok=True)
+        save(paths[-1], picture(4, 4, seed=n))
+    counts = [
+        run_folder(Brightest(), paths, tmp_path / "out", shard=(n, 3), overlay=False).written
+        for n in range(3)
+    ]
+    assert sorted(counts) == [1, 2, 2]
+    for n, path in enumerate(paths):
+        found = ids_in(tmp_path / "out" / path.relative_to(tmp_path))
+        np.testing.assert_array_equal(found, picture(4, 4, seed=n).argmax(-1))
+    with pytest.raises(ValueError, match="from 0/3 to 2/3, got 3/3"):
+        run_folder(Brightest(), paths, tmp_path / "out", shard=(3, 3))
+
+
+def test_all_devices_share_the_pictures(tmp_path):
+    assert len(jax.devices()) == 8
+    pixels = {}
+    for n in range(11):
+        pixels[tmp_path / f"{n}.png"] = save(tmp_path / f"{n}.png", picture(6, 8, seed=n))
+    model = Brightest(traced=(traced := []))
+    predict_folder(model, list(pixels), tmp_path / "out", batch_size=8, progress=False)
+    assert traced == [(8, 6, 8, 3)]
+    for path, image in pixels.items():
+        np.testing.assert_array_equal(ids_in(tmp_path / "out" / path.name), image.argmax(-1))
+    run = evaluator(model, (1.0,), False, devices=jax.devices())
+    assert run(np.stack(list(pixels.values())[:8])).ids.shape == (8, 6, 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 16}, {"flip": True}])
+def test_probabilities_are_the_softmax_of_the_logits(tmp_path, options):
+    pixels = save(tmp_path / "a.png", picture(20, 24))
+    logits = pixels / 255
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    half = 2.0**-11  # of float16, relative to numbers below 1
+    run_folder(Brightest(), [tmp_path / "a.png"], tmp_path / "all", probabilities="all", **options)
+    with np.load(tmp_path / "all" / "a_probabilities.npz") as kept:
+        assert sorted(kept) == ["probabilities"]
+        np.testing.assert_allclose(kept["probabilities"], expected, atol=half)
+    run_folder(Brightest(), [tmp_path / "a.png"], tmp_path / "top", probabilities=2, **options)
+    with np.load(tmp_path / "top" / "a_probabilities.npz") as kept:
+        best = np.argsort(-expected, -1)[..., :2]
+        np.testing.assert_array_equal(kept["classes"], best)
+        assert kept["classes"].dtype == np.uint8
+        np.testing.assert_allclose(
+            kept["probabilities"], np.take_along_axis(expected, best, -1), atol=half
+        )
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path, capfd, monkeypatch):
+    save(tmp_path / "a.png", picture(4, 4))
+    save(tmp_path / "b.png", picture(5, 4))
+    for between, words in ((0.0, "predicting: 1 of 2 images, "), (30.0, "")):
+        monkeypatch.setattr("deeplab_jax.progress.BETWEEN_LINES", between)
+        paths = [tmp_path / "a.png", tmp_path / "b.png"]
+        run_folder(Brightest(), paths, tmp_path / f"out{between}", progress=True)
+        assert words in (said := capfd.readouterr().err)
+        assert bool(words) == bool(said)
 
 
 @pytest.mark.parametrize(

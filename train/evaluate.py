@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from deeplab_jax import compiler_options
 from deeplab_jax.config import mask_classes
 from deeplab_jax.model import with_values
-from deeplab_jax.predict import check_options, in_windows, segment, views_of
+from deeplab_jax.predict import Prediction, check_options, in_windows, segment, views_of
 from deeplab_jax.preprocessing import normalize
 from train.data import DataError, Selection, Source, eval_batches
 from train.metrics import IGNORE_LABEL, boundary_scores, confusion_matrix, scores
@@ -147,16 +147,14 @@ def make_evaluation_step(
         pixels = normalize(batch["image"], model.config.preprocessing)
         pixels = jnp.where(_inside(labels.shape[1:], batch["size"])[..., None], pixels, 0)
         if tile is None:
-            ids = segment(module, pixels, views)
+            ids = segment(module, pixels, views).ids
         else:
             # One after the other: large windows are why images are cut up.
-            ids = in_windows(
-                lambda windows: jax.lax.map(
-                    lambda w: segment(module, w, views), jnp.stack(windows)
-                ),
-                pixels,
-                tile,
-            )
+            def each(windows: list[jax.Array]) -> Iterator[Prediction[jax.Array]]:
+                ids = jax.lax.map(lambda w: segment(module, w, views).ids, jnp.stack(windows))
+                return map(Prediction, ids)
+
+            ids = in_windows(each, pixels, tile).ids
         confusion = jax.vmap(lambda a, b: confusion_matrix(a, b, classes))(labels, ids)
         boundary, bounded = jax.vmap(lambda a, b, size: boundary_scores(a, b, size, classes))(
             labels, ids, batch["size"]

@@ -11,7 +11,6 @@ import tyro
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
-from rich.progress import Progress
 
 from deeplab_jax import Config, load
 from deeplab_jax.checkpoint import model_path
@@ -19,6 +18,7 @@ from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.config import mask_classes
 from deeplab_jax.model import named_variables
 from deeplab_jax.paths import check_local
+from deeplab_jax.progress import progress
 from train import report
 from train.config import MeshConfig
 from train.data import DataError, Dataset, Selection, open_dataset
@@ -85,9 +85,8 @@ def evaluate_command(
     evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **views)
     values = {name: variable[...] for name, variable in named_variables(network).items()}
     values = jax.device_put(values, NamedSharding(mesh, P()))
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("evaluating", total=len(source))
-        evaluation = evaluator(values, progress=lambda done: bar.update(task, completed=done))
+    with progress("evaluating", len(source)) as done:
+        evaluation = evaluator(values, progress=done)
     Console().print(report.table(evaluation, dataset.class_names))
     if out is not None:
         extremes = evaluation.extremes(examples)

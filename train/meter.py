@@ -8,6 +8,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from deeplab_jax.progress import duration
 from train.data import Source
 from train.journal import Journal
 
@@ -124,10 +125,3 @@ class Meter:
         """Said of a mean that is of fewer steps than others, as the first after a resume."""
         count = len(self._losses)
         return "" if count == self._log_every else f" (mean of {count} step{'s' * (count > 1)})"
-
-
-def duration(seconds: float) -> str:
-    """As clocks show it: 1:40, or 2:05:00 with hours."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -9,11 +9,10 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from deeplab_jax.images import ImageError, open_picture, to_rgb, upright_size
 from deeplab_jax.orientation import orientation, turned
+from deeplab_jax.progress import progress
 from train.metrics import IGNORE_LABEL
 
 Part = Literal["image", "label"]
@@ -228,15 +227,13 @@ def sizes_differ(image: Sequence[int], label: Sequence[int]) -> str:
 
 def in_threads(use: Callable[[int], T], count: int, doing: str) -> Iterator[T]:
     """`use` of 0 to `count` - 1, in order, computed in threads; with a progress bar if they are many."""
-    with ThreadPoolExecutor() as threads:
-        yield from track(
-            threads.map(use, range(count)),
-            description=doing,
-            total=count,
-            console=Console(stderr=True),
-            transient=True,
-            disable=count < _MANY,
-        )
+    with (
+        ThreadPoolExecutor() as threads,
+        progress(doing, count, unit="examples", shown=count >= _MANY) as done,
+    ):
+        for number, result in enumerate(threads.map(use, range(count)), 1):
+            done(number)
+            yield result
 
 
 def label_counts(label: np.ndarray) -> np.ndarray:
