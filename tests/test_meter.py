@@ -9,10 +9,14 @@ import pytest
 from deeplab_jax.progress import duration
 from train.journal import Journal
 from train.meter import Meter
+from train.writers import open_writers
 
 
 def train(folder, first, last, *, total=12, log_every=4, losses=float):
-    with Journal(folder, total=total, start=first - 1, is_main_process=True) as journal:
+    writers = open_writers((), folder, start=first - 1, config={})
+    with Journal(
+        folder, total=total, start=first - 1, is_main_process=True, writers=writers
+    ) as journal:
         meter = Meter(None, journal, batch_size=8, log_every=log_every, total=total)
         for step in range(first, last + 1):
             metrics = {"loss": losses(step), "gradient_norm": 1.0, "learning_rate": 0.0029}
@@ -31,7 +35,8 @@ def test_a_line_every_so_many_steps_without_a_terminal(tmp_path, capsys):
         expected = rf"step {step} of 12: loss {loss}000, learning rate 0\.0029, {speed}"
         assert re.fullmatch(expected, line)
     assert capsys.readouterr().err.splitlines() == lines
-    numbers = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    begun, *numbers = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert begun.keys() == {"step", "time"}
     assert [(line["step"], line["train/loss"]) for line in numbers] == [
         (4, 2.5),
         (8, 6.5),

@@ -63,6 +63,7 @@ def command(data, run, *flags):
         "checkpoint.every": 2,
         "evaluation.every": 6,
         "log-every": 1,
+        "profile": "3:4",
     }
     words = [word for n, v in arguments.items() for word in (f"--{n}", *str(v).split())]
     return [sys.executable, "-m", "train", "quickstart", *words, *flags]
@@ -105,7 +106,8 @@ def undisturbed(data, tmp_path_factory):
 def test_a_run_leaves_all_there_is_to_know(undisturbed):
     names = {p.name for p in undisturbed.iterdir()}
     files = {"config.json", "model.json", "environment.json", "log.txt", "metrics.jsonl"}
-    assert names == files | {"checkpoints", "evaluation", "model", "tensorboard"}
+    assert names == files | {"checkpoints", "evaluation", "model", "profile", "tensorboard"}
+    assert list((undisturbed / "profile").rglob("*.xplane.pb"))
     assert {"scores.json", "confusion.png"} <= {
         p.name for p in (undisturbed / "evaluation").iterdir()
     }
@@ -113,13 +115,22 @@ def test_a_run_leaves_all_there_is_to_know(undisturbed):
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "val/miou" in line] == [6, 12]
+    times = [line["time"] for line in lines]
+    assert times == sorted(times)
+    (last,) = (line for line in lines if line["step"] == STEPS and "train/loss" in line)
+    assert 0 < last["speed/seconds_in_steps"] < times[-1] - times[0]
+    assert 0 < last["speed/goodput"] < 1
+    assert last["speed/teraflops_per_second"] > 0
 
 
 def test_a_log_without_a_terminal_has_the_losses(undisturbed):
     log = (undisturbed / "log.txt").read_text()
-    assert log.index("Compiling") < log.index("step 1 of 12: loss ")
+    assert log.index("Compiling") < log.index("Compiled in 0:") < log.index("step 1 of 12: loss ")
+    assert "Profile of steps 3 to 4: pip install xprof; xprof " in log
     assert re.search(
-        r" step 12 of 12: loss [0-9.]+, learning rate \S+, \S+ images/s, 0:00 left", log
+        r" step 12 of 12: loss [0-9.]+, learning rate \S+, \S+ images/s(, [0-9]+% of the time "
+        r"waiting for data)?, 0:00 left",
+        log,
     )
 
 

@@ -11,6 +11,8 @@ from train.data import AugmentConfig
 from train.data.descriptions import FOLDER
 from train.loss import LossConfig
 from train.optim import OptimConfig
+from train.profiler import steps_to_trace
+from train.writers import Service, check_services
 
 MODEL_CONFIG = "model.json"
 """In a run's folder: what its checkpoints are checkpoints of."""
@@ -180,7 +182,10 @@ class TrainConfig:
       ema: decay of the moving average of the weights, which is then what is evaluated and saved; 0
         for none.
       seed: seed of new weights, of the order of examples, of augmentation and of dropout.
-      log_every: steps between lines of the log and of TensorBoard.
+      log_every: steps between lines of the log and of all that records the run.
+      log_to: what records the run besides its metrics.jsonl; all but tensorboard need the extra `tracking`,
+        and go on in the same place when the run is resumed.
+      profile: FIRST:LAST, the steps of which a trace for xprof is written to the run's folder.
       accept_changes: resume although the config differs from the one the run was started with.
     """
 
@@ -197,6 +202,8 @@ class TrainConfig:
     ema: float = 0.0
     seed: int = 0
     log_every: int = 20
+    log_to: tuple[Service, ...] = ("tensorboard",)
+    profile: str | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
@@ -223,6 +230,12 @@ class TrainConfig:
                 f"batch_size must be a multiple of accumulate: {self.accumulate} does not divide "
                 f"{self.batch_size}"
             )
+        problems += check_services(self.log_to)
+        if self.profile is not None:
+            try:
+                steps_to_trace(self.profile)
+            except ValueError as error:
+                problems.append(str(error))
         if not 0 <= self.ema < 1:
             problems.append(f"ema must be at least 0 and below 1, such as 0.999, got {self.ema}")
         if problems:
@@ -235,6 +248,8 @@ TOPOLOGY = ("mesh.", "distributed.", "data.threads", "data.workers", "data.data_
 BOOKKEEPING = (
     "run",
     "log_every",
+    "log_to",
+    "profile",
     "accept_changes",
     "checkpoint.",
     "evaluation.",

@@ -14,8 +14,8 @@ from deeplab_jax.config import from_dict
 from deeplab_jax.model import build, with_values
 from train.checkpoint import CheckpointError, Checkpoints
 from train.config import MODEL_CONFIG, CheckpointConfig
-from train.journal import measured
 from train.steps import inference_values
+from train.writers.jsonl import measured
 
 
 def export_model_command(

@@ -1,4 +1,4 @@
-"""The journal of a run: progress bar, log, metrics of every logged step, TensorBoard.
+"""The journal of a run: progress bar, log, and what `writers` record of its steps.
 
 RUN/config.json        what was asked for
 RUN/environment.json   versions, devices and the state of the code
@@ -9,40 +9,47 @@ RUN/tensorboard/       the same for TensorBoard, with pictures
 
 import datetime
 import importlib.metadata
-import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import tensorboardX
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deeplab_jax.whole_file import write_file
+from train.writers import Writer
 
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-METRICS = "metrics.jsonl"
-
 
 class Journal:
-    """Writes a run's folder and the terminal; a context manager. Silent in all processes but the main one.
+    """Writes a run's log, the terminal and all writers; a context manager.
+
+    Silent in all processes but the main one.
 
     Args:
       folder: the run's folder.
       total: number of steps of the run.
-      start: the step that it resumes after; lines of later steps, from before a crash, are dropped.
+      start: the step that it resumes after.
       is_main_process: whether this process is the one that writes.
+      writers: what records the run; they are closed with the journal.
     """
 
-    def __init__(self, folder: Path, *, total: int, start: int, is_main_process: bool):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        total: int,
+        start: int,
+        is_main_process: bool,
+        writers: Sequence[Writer] = (),
+    ):
+        self._writers = writers
         self._is_main_process = is_main_process
         self._console = Console(
             stderr=True, soft_wrap=True, highlight=False, quiet=not is_main_process
@@ -59,12 +66,7 @@ class Journal:
         self._task = self._bar.add_task("training", total=total, completed=start, numbers="")
         if is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            _drop_after(folder / METRICS, start)
             self._log = (folder / "log.txt").open("a")
-            self._metrics = (folder / METRICS).open("a")
-            self._board = tensorboardX.SummaryWriter(
-                str(folder / "tensorboard"), purge_step=start + 1 if start else None
-            )
 
     def __enter__(self) -> "Journal":
         self._bar.start()
@@ -76,8 +78,8 @@ class Journal:
             if error is not None:
                 self._write(f"stopped by {kind.__name__}: {error}")
             self._log.close()
-            self._metrics.close()
-            self._board.close()
+            for writer in self._writers:
+                writer.close(failed=error is not None)
 
     def say(self, text: str) -> None:
         """Prints a line, and logs it."""
@@ -105,16 +107,13 @@ class Journal:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records metrics of a step, such as {"train/loss": 0.3}."""
-        if self._is_main_process:
-            finite = {name: v if np.isfinite(v) else None for name, v in values.items()}
-            print(json.dumps({"step": step, **finite}), file=self._metrics, flush=True)
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for writer in self._writers:
+            writer.scalars(step, values)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """Adds a picture to TensorBoard."""
-        if self._is_main_process:
-            self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
+        """Records a picture."""
+        for writer in self._writers:
+            writer.picture(step, name, image)
 
 
 def environment() -> dict[str, Any]:
@@ -138,21 +137,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def measured(run: Path) -> dict[int, float]:
-    """The mIoU of each step of a run that has been evaluated."""
-    file = run / METRICS
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    # A line that a crash, or a run that goes on, has cut off is left out.
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {row["step"]: row["val/miou"] for row in rows if "val/miou" in row}
-
-
-def _drop_after(file: Path, step: int) -> None:
-    """Removes the lines of steps that will be repeated."""
-    if file.exists():
-        lines = file.read_text().splitlines(keepends=True)
-        # A line that a crash cut off is dropped too.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_file(file, "".join(kept))

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from deeplab_jax.checkpoint import RUN_CHECKPOINTS, RUN_MODEL, save
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
+from deeplab_jax.progress import duration
 from deeplab_jax.whole_file import write_file
 from train import lock, report, sharding
 from train.checkpoint import Checkpoints
@@ -38,10 +40,12 @@ from train.data import (
     open_dataset,
 )
 from train.evaluate import Evaluator
+from train.flops import training_flops
 from train.journal import Journal, environment
 from train.meter import Diverged, Meter
 from train.model import Start, make_model
 from train.optim import OptimConfig, make_optimizer
+from train.profiler import Profiler, steps_to_trace
 from train.steps import (
     Batch,
     Metrics,
@@ -51,6 +55,7 @@ from train.steps import (
     make_train_step,
 )
 from train.stop import StopSignal
+from train.writers import jsonl, open_writers
 
 CONFIG = "config.json"
 
@@ -86,12 +91,14 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
     run = _prepare(config, mesh)
     with Checkpoints(config.run / RUN_CHECKPOINTS, config.checkpoint) as checkpoints:
         first, state = _begin_or_resume(run, checkpoints)
-        journal = Journal(
-            config.run, total=run.total, start=first, is_main_process=is_main_process()
-        )
-        with journal, run.batches, StopSignal() as stop_requested:
+        journal = _journal(run, first)
+        traced = None if config.profile is None else steps_to_trace(config.profile)
+        profiler = Profiler(traced, config.run)
+        with journal, run.batches, profiler, StopSignal() as stop_requested:
             _introduce(run, first, journal)
-            step, state = _run_steps(run, first, state, checkpoints, journal, stop_requested)
+            step, state = _run_steps(
+                run, first, state, checkpoints, journal, profiler, stop_requested
+            )
             if step < run.total:
                 journal.say(
                     f"Stopped. Step {step} is saved; run the same command to resume, or make a model of "
@@ -251,6 +258,15 @@ def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
     return first, state
 
 
+def _journal(run: _Run, first: int) -> Journal:
+    config, is_main = run.config, is_main_process()
+    asked = json.loads(to_json(config, run.dataset.class_names))
+    writers = open_writers(config.log_to, config.run, start=first, config=asked) if is_main else ()
+    return Journal(
+        config.run, total=run.total, start=first, is_main_process=is_main, writers=writers
+    )
+
+
 def _introduce(run: _Run, first: int, journal: Journal) -> None:
     """Says what is about to be trained, on what."""
     config, dataset = run.config, run.dataset
@@ -276,6 +292,7 @@ def _run_steps(
     state: State,
     checkpoints: Checkpoints,
     journal: Journal,
+    profiler: Profiler,
     stop_requested: Callable[[], bool],
 ) -> tuple[int, State]:
     """Trains from step `first` to the last, or to where it is stopped; returns that step and its state.
@@ -289,13 +306,25 @@ def _run_steps(
         batch_size=config.batch_size,
         log_every=config.log_every,
         total=total,
+        image_flops=training_flops(
+            run.start.model, config.augment.crop, freeze_backbone=config.model.freeze_backbone
+        ),
+        began=jsonl.began(config.run),
+        in_steps=jsonl.latest(config.run, "speed/seconds_in_steps"),
     )
     step = first
     batches = itertools.islice(meter.waiting(run.batches.iterate(first)), total - first)
     for step, batch in enumerate(batches, first + 1):
+        profiler.before(step)
         arrays = sharding.to_devices({name: batch[name] for name in run.pixels}, run.pixels)
+        start = time.perf_counter()
         state, metrics = run.train_step(state, arrays)
+        if step == first + 1:  # the call returns when the step has been compiled, and runs
+            journal.say(f"Compiled in {duration(time.perf_counter() - start)}")
         meter.add(step, metrics, batch["index"])
+        if profiler.is_last(step):
+            meter.catch_up()
+            journal.say(profiler.finish())
         stopping, means = stop_requested() or checkpoints.preempted(step), None
         if step % config.evaluation.every == 0 and step < total and not stopping:
             meter.catch_up()
