@@ -23,6 +23,7 @@ from train import loop
 from train.checkpoint import CheckpointError
 from train.config import TrainConfig
 from train.configs import RECIPES
+from train.evaluate_command import evaluate_command
 from train.export_command import export_model_command
 from train.lock import NAME, LockError, only_run_in
 
@@ -112,7 +113,7 @@ def test_a_run_leaves_all_there_is_to_know(undisturbed):
         p.name for p in (undisturbed / "evaluation").iterdir()
     }
     assert "255 is taken for class 1, bright." in (undisturbed / "log.txt").read_text()
-    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    lines = rows_of(undisturbed)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "val/miou" in line] == [6, 12]
     times = [line["time"] for line in lines]
@@ -243,8 +244,7 @@ def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
 
 def losses(run):
     """Of every step that the run's folder tells of, in its order."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    return {line["step"]: line["train/loss"] for line in rows_of(run) if "train/loss" in line}
 
 
 def test_a_stopped_run_saves_and_resumes_later(data, undisturbed, tmp_path):
@@ -255,11 +255,12 @@ def test_a_stopped_run_saves_and_resumes_later(data, undisturbed, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     saved = steps_on_disk(run)[-1]
-    assert f"Stopped. Step {saved} is saved; run the same command to resume, or make a model" in err
+    assert f"Stopped. Step {saved} is saved, and a model of it in {run / 'model'}; run the" in err
+    export_model_command(run, tmp_path / "model", step=str(saved))
+    assert_same_values(load(tmp_path / "model"), load(run))
+    shutil.rmtree(run / "model")  # as in a run that was killed
     with pytest.raises(ModelError, match="is a run that has not ended: make a model of one of its"):
         load(run)
-    export_model_command(run, tmp_path / "model", step=str(saved))
-    assert load(tmp_path / "model").config.class_names == ("dark", "bright")
     finish(data, run)
     assert_same_weights(run, weights(undisturbed))
 
@@ -268,11 +269,7 @@ def test_any_checkpoint_of_a_run_becomes_a_model(undisturbed, tmp_path, capsys):
     export_model_command(undisturbed, tmp_path / "latest", step="latest")
     assert_same_values(load(tmp_path / "latest"), load(undisturbed))  # a run's folder has its model
     export_model_command(undisturbed, tmp_path / "best")
-    scores = {
-        line["step"]: line["val/miou"]
-        for line in map(json.loads, (undisturbed / "metrics.jsonl").read_text().splitlines())
-        if "val/miou" in line
-    }
+    scores = {row["step"]: row["val/miou"] for row in rows_of(undisturbed) if "val/miou" in row}
     best = max(scores, key=lambda step: (scores[step], step))
     assert f"step {best} (mIoU {scores[best]:.4f})" in capsys.readouterr().out
     export_model_command(undisturbed, tmp_path / "named", step=str(best))
@@ -281,6 +278,45 @@ def test_any_checkpoint_of_a_run_becomes_a_model(undisturbed, tmp_path, capsys):
         export_model_command(undisturbed, tmp_path / "none", step="999")
     with pytest.raises(CheckpointError, match="is not a run's folder"):
         export_model_command(tmp_path, tmp_path / "none")
+
+
+def test_a_run_is_evaluated_on_its_own_data_at_any_checkpoint(undisturbed, tmp_path, capsys):
+    scores = {row["step"]: row["val/miou"] for row in rows_of(undisturbed) if "val/miou" in row}
+    for step in (None, "6"):
+        evaluate_command(undisturbed, step=step, out=tmp_path / f"{step}")
+        found = json.loads((tmp_path / f"{step}" / "scores.json").read_text())
+        # float32 sums in another order, by another number of devices, may turn a pixel
+        assert found["miou"] == pytest.approx(scores[int(step or STEPS)], abs=1e-3)
+    assert "step 6 (mIoU" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--step takes a run's folder"):
+        evaluate_command(undisturbed / "model", step="6")
+    with pytest.raises(ValueError, match="--watch takes a run's folder"):
+        evaluate_command(undisturbed / "model", watch=True)
+
+
+def test_a_watched_run_is_scored_to_its_end_and_its_best_model_kept(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr("train.watch.POLL", 0.2)
+    training = start(data, run, "--checkpoint.keep", "9")
+    while not (run / "model.json").exists():
+        assert training.poll() is None, training.stderr.read()
+        time.sleep(0.1)
+    evaluate_command(run, watch=True)  # ends when the run's last step is scored
+    _, err = training.communicate(timeout=60)
+    assert training.returncode == 0, err
+    kept = {row["step"]: row.get("val/miou") for row in rows_of(run / "watched")}
+    assert sorted(step for step, score in kept.items() if score is not None) == [2, 4, 6, 8, 10, 12]
+    theirs = {row["step"]: row["val/miou"] for row in rows_of(run) if "val/miou" in row}
+    for step, score in theirs.items():
+        assert kept[step] == pytest.approx(score, abs=1e-3)
+    del kept[0]
+    best = max(kept, key=lambda step: (kept[step], step))
+    export_model_command(run, tmp_path / "best", step=str(best))
+    assert_same_values(load(run / "watched" / "best"), load(tmp_path / "best"))
+
+
+def rows_of(folder):
+    return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
 
 
 def test_a_run_prints_nothing_of_other_peoples_code(data, tmp_path):

@@ -15,9 +15,13 @@ from train.config import CheckpointConfig
 
 BEST = "miou"
 
-_UNSCORED = "Requested `tracked_metric`; did not provide metrics."
-"""What Orbax logs of every checkpoint between two evaluations."""
-logging.getLogger("absl").addFilter(lambda record: record.msg != _UNSCORED)
+_NOISE = (
+    "Requested `tracked_metric`; did not provide metrics.",  # of each checkpoint between evaluations
+    "CheckpointManagerOptions.read_only=True",
+    "Given directory is read only",
+)
+"""How Orbax's warnings of what is meant begin."""
+logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith(_NOISE))
 
 _LISTED = 3  # names of arrays in a message
 _MODEL = ("params.", "stats.")
@@ -39,12 +43,13 @@ class Checkpoints:
     Args:
       folder: the folder of the checkpoints, created if missing.
       config: how many to keep. The latest are kept whatever their score: a resume needs them.
+      read_only: leave the folder as it is; another process may be writing there.
 
     Raises:
       CheckpointError: the scores of a checkpoint there are damaged.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
+    def __init__(self, folder: Path, config: CheckpointConfig, *, read_only: bool = False):
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_best:
@@ -60,6 +65,7 @@ class Checkpoints:
                 folder.absolute(),
                 item_handlers=ocp.StandardCheckpointHandler(),  # else it reads no names and shapes
                 options=ocp.CheckpointManagerOptions(
+                    read_only=read_only,
                     preservation_policy=policies.AnyPreservationPolicy(keep),
                     # Without it scores are not written, and a resumed run forgets which step was the best.
                     best_fn=lambda metrics: metrics[BEST],
@@ -148,7 +154,8 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
 
     def steps(self) -> list[int]:
-        """The steps that are kept, in order."""
+        """The steps that are kept now, in order."""
+        self._manager.reload()
         return sorted(self._manager.all_steps())
 
     def preempted(self, step: int) -> bool:

@@ -12,11 +12,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
-from deeplab_jax import Config, load
-from deeplab_jax.checkpoint import model_path
+from deeplab_jax import Config, SegmentationModel, load
+from deeplab_jax.checkpoint import RUN_MODEL, model_path
 from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.config import mask_classes
-from deeplab_jax.model import named_variables
+from deeplab_jax.model import named_variables, with_values
 from deeplab_jax.paths import check_local
 from deeplab_jax.progress import progress
 from train import report
@@ -24,19 +24,25 @@ from train.config import MeshConfig
 from train.data import DataError, Dataset, Selection, open_dataset
 from train.data.class_table import CLASS_FILE
 from train.data.descriptions import TFDS, folder_of
-from train.evaluate import Evaluator
+from train.evaluate import Evaluator, Values
 from train.output_stride import with_output_stride
+from train.report import Evaluation
+from train.run_folder import checkpoints_of, chosen, is_run, model_of, scores_of
 from train.sharding import make_mesh
+from train.steps import inference_values
+from train.watch import watch_run
 
 
 def evaluate_command(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
-    data: Annotated[str, tyro.conf.arg(metavar="NAME")],
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     data_dir: Path | None = None,
     labels: str | None = None,
     keys: str | None = None,
     split: Literal["val", "train", "all"] = "val",
+    step: str | None = None,
+    watch: bool = False,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     tile: int | None = None,
@@ -50,14 +56,19 @@ def evaluate_command(
 
     Args:
       model: A model folder, a run's folder or a .safetensors file.
-      data: A data set's name, folder:PATH or tfds:NAME; `deeplab-train data` shows one.
-      data_dir: The folder of prepared data sets; by default TFDS's own.
+      data: A data set's name, folder:PATH or tfds:NAME; `deeplab-train data` shows one. By default what the
+        model was trained on, if it is in its run's folder.
+      data_dir: The folder of prepared data sets; by default that of training, or TFDS's own.
       labels: The class of each id in the label maps of folder:PATH or tfds:NAME, such as
         0=background,100=road,200=car; by default what the model was trained with, if it is in its run's
         folder.
       keys: The features of tfds:NAME that are picture, label map and (optional) name; by default what the
         model was trained with, likewise.
       split: The split to evaluate on; `all` is for folders without splits.
+      step: Of a run: best (by mIoU in validation), latest, or the number of a checkpoint that is kept; by
+        default the run's model, and of a run that has none yet the best checkpoint.
+      watch: Of a run that goes on: evaluate each checkpoint when it is there, until the run's last. Scores
+        and the best model are kept in RUN/watched.
       scales: Sizes at which each image is predicted; several are averaged.
       flip: Predict the mirror image too, and average.
       tile: Cut images into overlapping windows of so many pixels, to save memory.
@@ -70,11 +81,12 @@ def evaluate_command(
     """
     check_local({"model": model, "out": out})
     keep_compiled_programs(unless_slower=True)
-    model = model_path(model)
-    network = load(model)
+    if watch and not is_run(model):
+        raise ValueError(f"--watch takes a run's folder, {model} is none")
+    network, origin, values = _model(model, step, watch)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
-    dataset = _open(data, data_dir, labels, keys, model, network.config.class_names)
+    dataset = _open(data, data_dir, labels, keys, origin, network.config.class_names)
     for note in dataset.notes:
         Console().print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
@@ -83,19 +95,46 @@ def evaluate_command(
     mesh = make_mesh(MeshConfig())
     views = {"scales": scales, "flip": flip, "tile": tile}
     evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **views)
-    values = {name: variable[...] for name, variable in named_variables(network).items()}
-    values = jax.device_put(values, NamedSharding(mesh, P()))
-    with progress("evaluating", len(source)) as done:
-        evaluation = evaluator(values, progress=done)
-    Console().print(report.table(evaluation, dataset.class_names))
-    if out is not None:
-        extremes = evaluation.extremes(examples)
-        shown = evaluator.examples(values, tuple(extremes.values()))
-        shown = dict(zip(extremes, shown, strict=True))
-        asked = {"model": str(model), "data": data, "split": split, "output_stride": output_stride}
-        report.write(out, evaluation, dataset.class_names, shown, asked | views)
-        Console().print(f"Written to {out}")
+
+    def evaluate(values: Values, out: Path | None, at_step: int | None = None) -> Evaluation:
+        values = jax.device_put(dict(values), NamedSharding(mesh, P()))
+        with progress("evaluating", len(source)) as done:
+            evaluation = evaluator(values, progress=done)
+        Console().print(report.table(evaluation, dataset.class_names))
+        if out is not None:
+            extremes = evaluation.extremes(examples)
+            shown = evaluator.examples(values, tuple(extremes.values()))
+            shown = dict(zip(extremes, shown, strict=True))
+            asked = {"model": str(model), "data": dataset.name, "split": split, "step": at_step}
+            asked |= {"output_stride": output_stride} | views
+            report.write(out, evaluation, dataset.class_names, shown, asked)
+            Console().print(f"Written to {out}")
+        return evaluation
+
+    if watch:
+        watch_run(model, lambda values, n: evaluate(values, out and out / str(n), n))
+    else:
+        evaluate(values, out)
     return 0
+
+
+def _model(path: Path, step: str | None, watch: bool) -> tuple[SegmentationModel, Path, Values]:
+    """The model that is meant, the path by which its training is found, and its values, none to watch."""
+    if step is not None and not is_run(path):
+        raise ValueError(f"--step takes a run's folder, {path} is none")
+    if is_run(path) and (watch or step is not None or not (path / RUN_MODEL).is_dir()):
+        network = model_of(path)
+        if watch:
+            return network, path / RUN_MODEL, {}
+        with checkpoints_of(path) as checkpoints:
+            number, why = chosen(step or "best", checkpoints.steps(), scores_of(path))
+            values = inference_values(checkpoints.restore_as_saved(number))
+        Console().print(f"Of {path}: {why}.", markup=False, highlight=False, soft_wrap=True)
+        return with_values(network, values), path / RUN_MODEL, values
+    path = model_path(path)
+    network = load(path)
+    values = {name: variable[...] for name, variable in named_variables(network).items()}
+    return network, path, values
 
 
 def check_classes(config: Config, dataset: Dataset) -> None:
@@ -124,20 +163,32 @@ def _plain(name: str) -> str:
 
 
 def _open(
-    data: str,
+    data: str | None,
     data_dir: Path | None,
     labels: str | None,
     keys: str | None,
     model: Path,
     class_names: tuple[str, ...] | None,
 ) -> Dataset:
-    """Opens the data set, with the classes of training where neither the command nor the data names any."""
+    """Opens the data set, with the classes of training where neither the command nor the data names any.
+
+    Without a name it is that of training.
+    """
+    trained = _training_data(model)
+    if data is None:
+        if not trained["name"]:
+            raise DataError(
+                f"name a data set with --data: {model} is in no run's folder, which would say what it was "
+                "trained on"
+            )
+        data = trained["name"]
+    if data_dir is None and trained["name"] == data and trained["data_dir"] is not None:
+        data_dir = Path(trained["data_dir"])
     if data.startswith(TFDS):
-        return _open_tfds(data, data_dir, labels, keys, _training_data(model))
+        return _open_tfds(data, data_dir, labels, keys, trained)
     folder = folder_of(data)
     if folder is None or labels is not None or keys is not None:
         return open_dataset(data, data_dir=data_dir, labels=labels, keys=keys)
-    trained = _training_data(model)
     labels, trained_on = trained["labels"], folder_of(trained["name"])
     same_folder = trained_on is not None and folder.resolve() == trained_on.resolve()
     named = (folder / CLASS_FILE).is_file()
@@ -179,7 +230,7 @@ def _open_tfds(
 
 def _training_data(model: Path) -> dict[str, Any]:
     """The options `data` of the run that a model is of; nothing but None if it is in no run's folder."""
-    options = dict.fromkeys(("labels", "keys", "class_names"))
+    options = dict.fromkeys(("labels", "keys", "class_names", "data_dir"))
     try:
         config = json.loads((model.parent / "config.json").read_text())
         data = options | config["data"]

@@ -46,6 +46,7 @@ from train.meter import Diverged, Meter
 from train.model import Start, make_model
 from train.optim import OptimConfig, make_optimizer
 from train.profiler import Profiler, steps_to_trace
+from train.run_folder import ENVIRONMENT
 from train.steps import (
     Batch,
     Metrics,
@@ -100,9 +101,10 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
                 run, first, state, checkpoints, journal, profiler, stop_requested
             )
             if step < run.total:
+                _save_model(run, state)
                 journal.say(
-                    f"Stopped. Step {step} is saved; run the same command to resume, or make a model of "
-                    f"it: deeplab-train export-model {config.run} OUT"
+                    f"Stopped. Step {step} is saved, and a model of it in {config.run / RUN_MODEL}; run "
+                    "the same command to resume"
                 )
                 return STOPPED
             _finish(run, state, journal)
@@ -251,7 +253,8 @@ def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
         # Before a new run takes its time: without a config it could not be resumed.
         write_file(config.run / CONFIG, to_json(config, run.dataset.class_names))
         write_file(config.run / MODEL_CONFIG, json.dumps(to_dict(run.start.model.config), indent=2))
-        write_file(config.run / "environment.json", json.dumps(environment(), indent=2))
+        about = environment() | {"steps": run.total}
+        write_file(config.run / ENVIRONMENT, json.dumps(about, indent=2))
     if not first:
         make_state = jax.jit(run.make_state, out_shardings=run.shardings)
         state = make_state(run.start.params, run.start.stats)
@@ -363,12 +366,9 @@ def _finish(run: _Run, state: State, journal: Journal) -> None:
     evaluation = _evaluate(run, state, run.total, journal)
     extremes = evaluation.extremes(EXAMPLES)
     examples = run.evaluator.examples(inference_values(state), tuple(extremes.values()))
-    values = sharding.gathered(inference_values(state), run.mesh)
+    _save_model(run, state)
     if not is_main_process():
         return
-    model = with_values(run.start.model, values)
-    model.eval()
-    save(model, folder / RUN_MODEL, overwrite=True)
     report.write(
         folder / "evaluation",
         evaluation,
@@ -380,6 +380,15 @@ def _finish(run: _Run, state: State, journal: Journal) -> None:
     if run.batches.skipped:
         journal.say(f"Unreadable images, replaced by others: {dict(run.batches.skipped)}")
     journal.say(f"Results are in {folder}. Next: deeplab predict {folder}/model PICTURE")
+
+
+def _save_model(run: _Run, state: State) -> None:
+    """Writes what is used of a state as the run's model; all processes must call it."""
+    values = sharding.gathered(inference_values(state), run.mesh)
+    if is_main_process():
+        model = with_values(run.start.model, values)
+        model.eval()
+        save(model, run.config.run / RUN_MODEL, overwrite=True)
 
 
 # ---------------------------------------------------------------------------- checks
