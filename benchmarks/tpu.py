@@ -67,6 +67,7 @@ _ARRAY = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<sides>[0-9,]*)\]")
 
 def tpu(
     topology: str = "v5e:4x4",
+    slices: int = 1,
     preset: str = "deeplabv3plus_resnet50",
     crop: int = 513,
     batch_per_chip: int = 16,
@@ -80,6 +81,7 @@ def tpu(
 
     Args:
       topology: The slice, as v5e:4x4 or v4:4x4x4.
+      slices: Number of such slices, whose network is slower than theirs inside.
       preset: The model.
       crop: Rows and columns of the images.
       batch_per_chip: Examples for each chip; with `space`, for each `space` of them.
@@ -96,7 +98,7 @@ def tpu(
         )
     try:
         devices = topologies.get_topology_desc(
-            topology, platform="tpu", chip_config_name=CHIPS[kind].cores
+            topology, platform="tpu", chip_config_name=CHIPS[kind].cores, num_slices=slices
         ).devices
     except RuntimeError as error:
         raise ValueError(
@@ -112,9 +114,16 @@ def tpu(
     start = time.perf_counter()
     compiled = compile_step(config, list(devices), crop=crop, num_classes=21)
     numbers = cost(compiled, CHIPS[kind]) | {"seconds_to_compile": time.perf_counter() - start}
-    Console().print(_table(numbers, f"{preset}, {crop} x {crop}, bfloat16, on {topology}"))
+    where = topology if slices == 1 else f"{slices} slices of {topology}"
+    Console().print(_table(numbers, f"{preset}, {crop} x {crop}, bfloat16, on {where}"))
     if out is not None:
-        asked = {"topology": topology, "chips": len(devices), "preset": preset, "crop": crop}
+        asked = {
+            "topology": topology,
+            "slices": slices,
+            "chips": len(devices),
+            "preset": preset,
+            "crop": crop,
+        }
         asked |= {"batch_per_chip": batch_per_chip, "space": space, "batch_norm": batch_norm}
         asked |= {"fsdp": fsdp, "remat": remat, "jax": jax.__version__}
         asked |= {"date": datetime.date.today().isoformat()}

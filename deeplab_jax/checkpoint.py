@@ -4,6 +4,9 @@ A model folder is `config.json` (what the model is, its class names and preproce
 (Orbax). A safetensors file has the same config in its header. Both are written beside their place and
 renamed into it, so that there is never half a model. Both keep a digest of the weights, which `load`
 checks: neither format notices a flipped bit by itself.
+
+A bucket cannot rename folders. There each save has weights under a name of its own, and the config, which
+names them, is written last.
 """
 
 import hashlib
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from deeplab_jax import buckets
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
 from deeplab_jax.paths import check_local
@@ -40,7 +44,7 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
     A model with a backbone of your own is saved once that is registered, see `register_backbone`.
 
     Args:
-      path: its parent is made where it does not exist.
+      path: its parent is made where it does not exist. A URL of a bucket (gs://, s3://) will do.
       overwrite: replace a model that is there; anything else that is there is never replaced.
 
     Raises:
@@ -49,6 +53,9 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
     path = Path(path)
     _check_loadable(model)
     check_place(path, overwrite=overwrite)
+    if (url := buckets.url_of(path)) is not None:
+        _save_to_bucket(model, url)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
         new = Path(beside) / "new"
@@ -67,6 +74,31 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
                     old.rename(path)
                 raise
     return path
+
+
+def _save_to_bucket(model: SegmentationModel, url: str) -> None:
+    parent, _, name = url.rpartition("/")
+    with tempfile.TemporaryDirectory() as here:
+        made = Path(here) / name
+        if made.suffix == ".safetensors":
+            _write_file(model, made)
+            buckets.upload(made.parent, parent, [name])
+            return
+        before = _weights_in_bucket(url)
+        _write_folder(model, made, weights=f"{WEIGHTS}-{os.urandom(4).hex()}")
+        files = [str(f.relative_to(made)) for f in made.rglob("*") if f.is_file()]
+        buckets.upload(made, url, files, last=CONFIG)
+        if before is not None:
+            buckets.remove(f"{url}/{before}")
+
+
+def _weights_in_bucket(url: str) -> str | None:
+    """The name of the weights of a model in a bucket; None where there is no model."""
+    try:
+        header = json.loads(buckets.read_text(f"{url}/{CONFIG}") or "")
+        return str(header.get(WEIGHTS, WEIGHTS)) if "format" in header else None
+    except (ValueError, AttributeError):
+        return None
 
 
 def _check_loadable(model: SegmentationModel) -> None:
@@ -98,6 +130,12 @@ def _check_loadable(model: SegmentationModel) -> None:
 
 def check_place(path: Path, *, overwrite: bool) -> None:
     """Raises ModelError where `save` would: what is there may not be replaced."""
+    if (url := buckets.url_of(path)) is not None:
+        is_model = url.endswith(".safetensors") or _weights_in_bucket(url) is not None
+        if buckets.exists(url) and not (overwrite and is_model):
+            way_out = "pass overwrite=True (--overwrite)" if is_model else "choose another name"
+            raise ModelError(f"{url} exists: {way_out}")
+        return
     if path.exists() and not (overwrite and _is_model(path)):
         way_out = "pass overwrite=True (--overwrite)" if _is_model(path) else "choose another name"
         raise ModelError(f"{path} exists: {way_out}")
@@ -117,21 +155,23 @@ def load(
 ) -> SegmentationModel:
     """The model at `path`, a model folder, a .safetensors file or a run's folder, in eval mode.
 
+    Of a URL of a bucket (gs://, s3://) a copy is kept on this machine, see `buckets.local_copy`.
+
     Args:
       dtype: what the convolutions compute in.
 
     Raises:
       ModelError: when it is not a model.
     """
-    check_local({"the model": path})
-    path = model_path(Path(path))
+    path = model_path(path)
     if not path.exists():
         raise ModelError(f"{path} does not exist; `deeplab-port` and trainings make model folders")
     if path.is_file():
         config, read_weights = _read_file(path)
     elif _is_model(path):
-        config, digest = _read_header((path / CONFIG).read_bytes(), path)
-        read_weights = _read_folder(path, digest)
+        text = (path / CONFIG).read_bytes()
+        config, digest = _read_header(text, path)
+        read_weights = _read_folder(path, json.loads(text).get(WEIGHTS, WEIGHTS), digest)
     else:
         raise ModelError(
             f"{path} is not a model folder: it must hold {CONFIG} and {WEIGHTS}/. A PyTorch checkpoint "
@@ -143,25 +183,36 @@ def load(
     return model
 
 
-def model_path(path: Path) -> Path:
-    """The path of the model that is meant: of a training run's folder, the model inside.
+def model_path(path: str | os.PathLike) -> Path:
+    """The path on this machine of the model that is meant: of a training run's folder, the model inside.
 
     Raises ModelError for a run that has no model yet.
     """
+    if (url := buckets.url_of(path)) is not None:
+        if buckets.exists(f"{url}/{RUN_CHECKPOINTS}"):
+            url = f"{url}/{RUN_MODEL}"
+            if not buckets.exists(url):
+                raise _without_model(path)
+        return buckets.local_copy(url)
+    path = Path(path)
     if not (path / RUN_CHECKPOINTS).is_dir():
         return path
     if not (path / RUN_MODEL).is_dir():
-        raise ModelError(
-            f"{path} is a run that has not ended: make a model of one of its checkpoints with "
-            f"`deeplab-train export-model {path} FOLDER`"
-        )
+        raise _without_model(path)
     return path / RUN_MODEL
+
+
+def _without_model(run: str | os.PathLike) -> ModelError:
+    return ModelError(
+        f"{run} is a run that has not ended: make a model of one of its checkpoints with "
+        f"`deeplab-train export-model {run} FOLDER`"
+    )
 
 
 def _is_model(path: Path) -> bool:
     """Whether `path` is of our making: other libraries have a config.json and safetensors too."""
     if path.is_dir():
-        return (path / CONFIG).is_file() and (path / WEIGHTS).is_dir()
+        return (path / CONFIG).is_file() and any(path.glob(f"{WEIGHTS}*/"))
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -233,13 +284,14 @@ def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) 
 # ---------------------------------------------------------------------------- Orbax
 
 
-def _write_folder(model: SegmentationModel, folder: Path) -> None:
+def _write_folder(model: SegmentationModel, folder: Path, weights: str = WEIGHTS) -> None:
     folder.mkdir()
-    weights = _weights(model)
-    header = _header(model.config) | {DIGEST: digest_of(weights)}
+    values = _weights(model)
+    header = _header(model.config) | {DIGEST: digest_of(values)}
+    header |= {} if weights == WEIGHTS else {WEIGHTS: weights}
     (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
     with _orbax() as checkpointer:
-        checkpointer.save((folder / WEIGHTS).absolute(), weights)
+        checkpointer.save((folder / weights).absolute(), values)
 
 
 def _orbax():
@@ -253,14 +305,14 @@ def _orbax():
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def _read_folder(path: Path, digest: str | None):
+def _read_folder(path: Path, name: str, digest: str | None):
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
             name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=here)
             for name, variable in wanted.items()
         }
-        weights = (path / WEIGHTS).absolute()
+        weights = (path / name).absolute()
         with _orbax() as checkpointer:
             try:
                 metadata = checkpointer.metadata(weights).item_metadata

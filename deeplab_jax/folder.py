@@ -27,7 +27,7 @@ from deeplab_jax.predict import (
     make_plan,
 )
 from deeplab_jax.progress import progress as shown_progress
-from deeplab_jax.results import digest_of_file, result_files, targets_of
+from deeplab_jax.results import digest_of_file, output_names, result_files, targets_of
 
 _BATCHES_AHEAD = 2  # read while one runs
 _SAVES_WAITING = 16
@@ -64,6 +64,7 @@ def predict_folder(
     overlay: bool = True,
     alpha: float = 0.5,
     probabilities: Top = None,
+    names: Sequence[Path] | None = None,
     shard: tuple[int, int] = (0, 1),
     redo: bool = False,
     devices: Sequence[jax.Device] | None = None,
@@ -89,6 +90,8 @@ def predict_folder(
       alpha: strength of the overlay's tint.
       probabilities: write `NAME_probabilities.npz` too, with the arrays of a `Prediction`, `[H, W, K]`: of
         "all" classes, or of so many, the most likely first.
+      names: what to call the results of each picture, without ending and relative to `out`; None is by
+        `results.output_names`.
       shard: (index, count): of every `count` pictures do one, from the one at `index` on, where `count`
         processes share the work. Names do not depend on it.
       redo: write results anew that are there.
@@ -108,7 +111,7 @@ def predict_folder(
             "give `predict` arrays"
         )
     all_paths = list({os.path.abspath(path): Path(path) for path in images}.values())
-    targets = targets_of(all_paths, Path(out))
+    targets = targets_of(all_paths, Path(out), names or output_names(all_paths))
     results = result_files(
         model,
         overlay=overlay,

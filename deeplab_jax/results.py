@@ -183,12 +183,12 @@ def output_names(paths: Sequence[Path]) -> list[Path]:
     )
 
 
-def targets_of(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
+def targets_of(paths: Sequence[Path], out: Path, names: Sequence[Path]) -> dict[Path, Path]:
     """Where the results of each picture go, without ending."""
     check_local({"the output": out})
     if out.exists() and not out.is_dir():
         raise ValueError(f"the output must be a folder, {out} is a file")
-    targets = dict(zip(paths, (out / name for name in output_names(paths)), strict=True))
+    targets = dict(zip(paths, (out / name for name in names), strict=True))
     folders = {path.resolve().parent for path in paths}
     mixed = sorted({str(t.parent) for t in targets.values() if t.resolve().parent in folders})
     if mixed:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.paths import check_local
+from deeplab_jax.buckets import local_copy
 from port import unpickle
 from port.sources import Fetched, fetch
 
@@ -110,8 +110,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     if isinstance(source, Mapping):
         tree = source
     else:
-        check_local({"the checkpoint": source})
-        file, beside = _file(Path(source))
+        file, beside = _file(local_copy(source))
         tree, settings = _open(file), _settings(file)
     found, decided, dropped = _unwrap(tree, ema)
     dropped = [*beside, *dropped]

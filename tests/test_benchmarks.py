@@ -133,11 +133,14 @@ def test_a_slice_that_is_none_is_an_error_with_a_way_out():
     importlib.util.find_spec("libtpu") is None,
     reason="without libtpu (pip install 'jax[tpu]') nothing compiles for TPU",
 )
-@pytest.mark.parametrize(("topology", "chips", "space"), [("v5e:4x4", 16, 2), ("v4:4x4x4", 64, 1)])
-def test_the_training_step_compiles_for_a_tpu_slice(topology, chips, space, tmp_path):
+@pytest.mark.parametrize(
+    ("topology", "slices", "chips", "space"),
+    [("v5e:4x4", 1, 16, 2), ("v5e:4x4", 2, 32, 2), ("v4:4x4x4", 1, 64, 1)],
+)
+def test_the_training_step_compiles_for_tpu_slices(topology, slices, chips, space, tmp_path):
     out = tmp_path / "tpu.json"
     small = {"preset": "fcn_resnet18", "crop": 65, "batch_per_chip": 2}
-    done = compile_for_tpu(topology=topology, space=space, out=out, **small)
+    done = compile_for_tpu(topology=topology, slices=slices, space=space, out=out, **small)
     assert done.returncode == 0, done.stderr
     numbers = json.loads(out.read_text())
     assert numbers["chips"] == chips

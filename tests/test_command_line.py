@@ -224,9 +224,6 @@ URL = "gs://bucket/some"
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        (deeplab_port.main, (URL, "out")),
-        (deeplab_port.main, ("CHECKPOINT", URL)),
-        (deeplab.main, ("predict", URL, "demo")),
         (deeplab.main, ("predict", "MODEL", URL)),
         (deeplab.main, ("predict", "MODEL", "demo", "--out", URL)),
     ],

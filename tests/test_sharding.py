@@ -168,6 +168,18 @@ def test_devices_that_make_no_mesh_are_refused(devices, config, message):
         sharding.make_mesh(MeshConfig(**config), devices)
 
 
+def test_slices_can_be_named_where_the_devices_do_not_tell():
+    devices = [StandIn(n, n // 2, 0, "cpu", "cpu") for n in range(8)]  # four processes, no slice
+    mesh = sharding.make_mesh(MeshConfig(space=2, slices=2), devices)
+    assert mesh.devices.shape == (4, 2)
+    assert [row[0].process_index for row in mesh.devices] == [0, 1, 2, 3]
+    nodes = gpus(2, 2, 2, 2)
+    mesh = sharding.make_mesh(MeshConfig(slices=2), nodes)  # of two nodes each
+    assert sorted(d.process_index for d in mesh.devices[:4, 0]) == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"mesh\.slices must divide .* 3 does not divide 4"):
+        sharding.make_mesh(MeshConfig(slices=3), nodes)
+
+
 def test_rows_are_padded_so_that_features_at_every_stride_are_cut_evenly():
     assert 513 + -513 % sharding.row_multiple(MeshConfig(space=2), 16) == 544
     assert sharding.row_multiple(MeshConfig(), 16) == 1

@@ -26,7 +26,7 @@ from train.config import (
     to_json,
 )
 from train.configs import RECIPES
-from train.data.descriptions import DESCRIPTIONS, open_dataset
+from train.data.descriptions import DESCRIPTIONS
 from train.model import make_model
 
 CLASSES = ("a", "b", "c")
@@ -51,24 +51,11 @@ def test_a_recipe_says_how_its_own_data_set_is_prepared(name):
     assert said == ([f"{data} --source {sources}"] if sources else [])
 
 
-def test_a_url_is_no_path():
-    paths = {
-        "run": {"run": Path("gs://bucket/run")},  # a Path of it is gs:/bucket/run
-        "model.init": {"model": ModelConfig(init=Path("s3://bucket/model"))},
-        "data.data_dir": {"data": DataConfig(data_dir=Path("http://host/data"))},
-        "data.name": {"data": DataConfig("folder:hf://datasets/mine")},
-    }
-    for name, field in paths.items():
-        with pytest.raises(ValueError, match=rf"^{name} must be .* got [a-z0-9]+://[a-z]+/[a-z]+:"):
-            TrainConfig(**field)
+def test_a_run_is_in_a_folder_or_where_orbax_writes():
+    TrainConfig(run=Path("gs://bucket/run"))
     TrainConfig(run=Path("C:/runs"), data=DataConfig("folder:a/b:/c"))
-
-
-def test_a_url_is_no_place_of_data_sets():
-    with pytest.raises(ValueError, match="got gs://bucket/data: mount"):
-        open_dataset("folder:gs://bucket/data")
-    with pytest.raises(ValueError, match=r"data_dir must be .* got gs://bucket/data: mount"):
-        open_dataset("camvid", data_dir=Path("gs://bucket/data"))
+    with pytest.raises(ValueError, match=r"run must be .* got s3://bucket/run: Orbax writes"):
+        TrainConfig(run=Path("s3://bucket/run"))  # a Path of it is s3:/bucket/run
 
 
 def test_what_is_wrong_is_listed_together():

@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
+import fsspec
 import jax
 import numpy as np
 import pytest
+from bucket import bucket
 from PIL import Image
 
 from deeplab_jax import load
@@ -240,6 +243,35 @@ def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
     finish(data, run)  # one process, two devices
     # Float32 sums in another order, carried through a few steps; other examples would be 10 % off.
     assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
+def test_a_run_in_a_bucket_is_killed_and_resumed(data, undisturbed, tmp_path, monkeypatch):
+    url = "gs://bucket/runs/mine"
+    with bucket() as variables:
+        environment = ENVIRONMENT | variables | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        files = fsspec.filesystem("gs", use_listings_cache=False)
+
+        def there():
+            return {name.removeprefix("bucket/runs/mine/") for name in files.find(url[5:])}
+
+        process = start(data, url, environment=environment)
+        while "checkpoints/4/commit_success.txt" not in there():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.kill()
+        process.communicate()
+        assert "metrics.jsonl" in there()
+        second = start(data, url, environment=environment)
+        _, err = second.communicate(timeout=300)
+        assert second.returncode == 0, err
+        assert "Resuming at step" in err
+        assert f"Results are in {url}." in err
+        files_of_a_run = {"config.json", "log.txt", "model/config.json", "evaluation/scores.json"}
+        assert files_of_a_run <= there()
+        assert ".lock" not in there()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert_same_values(load(url), load(undisturbed))
+    assert not (Path.cwd() / "gs:").exists()
 
 
 def losses(run):

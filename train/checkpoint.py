@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from deeplab_jax.buckets import url_of
 from deeplab_jax.checkpoint import why_unreadable
 from train.config import CheckpointConfig
 
@@ -49,7 +51,11 @@ class Checkpoints:
       CheckpointError: the scores of a checkpoint there are damaged.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, *, read_only: bool = False):
+    def __init__(
+        self, folder: epath.PathLike, config: CheckpointConfig, *, read_only: bool = False
+    ):
+        # What it makes of a URL is no path: "/here/gs://...".
+        folder = epath.Path(folder if url_of(folder) else Path(folder).absolute())
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_best:
@@ -62,7 +68,7 @@ class Checkpoints:
             )
         try:
             self._manager = ocp.CheckpointManager(
-                folder.absolute(),
+                folder,
                 item_handlers=ocp.StandardCheckpointHandler(),  # else it reads no names and shapes
                 options=ocp.CheckpointManagerOptions(
                     read_only=read_only,

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from deeplab_jax.paths import check_local
 from train.data import AugmentConfig
-from train.data.descriptions import FOLDER
 from train.loss import LossConfig
 from train.optim import OptimConfig
+from train.place import why_no_run
 from train.profiler import steps_to_trace
 from train.writers import Service, check_services
 
@@ -25,7 +24,8 @@ class DataConfig:
     Attributes:
       name: a data set's name (`deeplab-train data` lists them), `folder:PATH`, or `tfds:NAME` for any other
         that TFDS has prepared, NAME being NAME[/CONFIG][:VERSION].
-      data_dir: the folder of prepared data sets; None is TFDS's own.
+      data_dir: the folder of prepared data sets, or gs://BUCKET/FOLDER, of which the data set is copied to
+        this machine first; None is TFDS's own.
       class_names: of a `folder:` without a classes.txt, or of `tfds:`.
       labels: the class of each id in the label maps of a `folder:` or of `tfds:`, such as
         "0=background,100=road,200=car,7=ignored". Classes are in the order of their names; ids that share
@@ -53,9 +53,9 @@ class ModelConfig:
 
     Attributes:
       preset: the architecture, see `deeplab list`.
-      init: a model folder to start from. Its backbone, with its config and preprocessing, takes the
-        place of the preset's, without an ImageNet classifier's last 1x1; its heads are kept where they
-        fit. None is random weights.
+      init: a model folder, or its URL in a bucket, to start from. Its backbone, with its config and
+        preprocessing, takes the place of the preset's, without an ImageNet classifier's last 1x1; its heads
+        are kept where they fit. None is random weights.
       output_stride: 8, 16 or 32; None is that of `init`, or of the preset without one.
       aux_head: train an auxiliary head (FCN) on the features at stride 16 too.
       dtype: what convolutions compute in; parameters, batch norm and logits are float32 in any case.
@@ -90,11 +90,14 @@ class MeshConfig:
         multiple of this times the output stride, with rows that are ignored.
       fsdp: shard large parameters and their optimiser state over `data` too, instead of keeping a
         copy of them on every device.
+      slices: number of equal groups of devices with a fast network inside, of whole processes; None is by
+        what the devices say: TPU slices, and nodes of GPUs.
     """
 
     data: int = -1
     space: int = 1
     fsdp: bool = False
+    slices: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,7 @@ class TrainConfig:
     """The whole configuration of a training run.
 
     Attributes:
-      run: the folder that the run writes; an existing run is resumed.
+      run: the folder that the run writes, or gs://BUCKET/FOLDER; an existing run is resumed.
       epochs: passes over the training split.
       steps: optimiser steps, instead of epochs.
       batch_size: examples in a step, on all devices of all processes together.
@@ -211,14 +214,6 @@ class TrainConfig:
     accept_changes: bool = False
 
     def __post_init__(self):
-        check_local(
-            {
-                "run": self.run,
-                "model.init": self.model.init,
-                "data.data_dir": self.data.data_dir,
-                "data.name": self.data.name.removeprefix(FOLDER),
-            }
-        )
         problems = []
         for name in ("batch_size", "accumulate", "log_every", "steps"):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -231,6 +226,7 @@ class TrainConfig:
                 f"{self.batch_size}"
             )
         problems += check_services(self.log_to)
+        problems += [why] if (why := why_no_run(self.run)) else []
         if self.profile is not None:
             try:
                 steps_to_trace(self.profile)

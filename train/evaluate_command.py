@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from deeplab_jax import Config, SegmentationModel, load
-from deeplab_jax.checkpoint import RUN_MODEL, model_path
+from deeplab_jax.checkpoint import RUN_MODEL
 from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.config import mask_classes
 from deeplab_jax.model import named_variables, with_values
@@ -26,6 +26,7 @@ from train.data.class_table import CLASS_FILE
 from train.data.descriptions import TFDS, folder_of
 from train.evaluate import Evaluator, Values
 from train.output_stride import with_output_stride
+from train.place import as_path
 from train.report import Evaluation
 from train.run_folder import checkpoints_of, chosen, is_run, model_of, scores_of
 from train.sharding import make_mesh
@@ -79,7 +80,7 @@ def evaluate_command(
       out: The folder to write to: scores.json, confusion.png, the best and the worst images.
       examples: Number of images of each, the best and the worst.
     """
-    check_local({"model": model, "out": out})
+    check_local({"out": out})
     keep_compiled_programs(unless_slower=True)
     if watch and not is_run(model):
         raise ValueError(f"--watch takes a run's folder, {model} is none")
@@ -122,7 +123,7 @@ def _model(path: Path, step: str | None, watch: bool) -> tuple[SegmentationModel
     """The model that is meant, the path by which its training is found, and its values, none to watch."""
     if step is not None and not is_run(path):
         raise ValueError(f"--step takes a run's folder, {path} is none")
-    if is_run(path) and (watch or step is not None or not (path / RUN_MODEL).is_dir()):
+    if is_run(path) and (watch or step is not None or not (as_path(path) / RUN_MODEL).is_dir()):
         network = model_of(path)
         if watch:
             return network, path / RUN_MODEL, {}
@@ -131,10 +132,9 @@ def _model(path: Path, step: str | None, watch: bool) -> tuple[SegmentationModel
             values = inference_values(checkpoints.restore_as_saved(number))
         Console().print(f"Of {path}: {why}.", markup=False, highlight=False, soft_wrap=True)
         return with_values(network, values), path / RUN_MODEL, values
-    path = model_path(path)
     network = load(path)
     values = {name: variable[...] for name, variable in named_variables(network).items()}
-    return network, path, values
+    return network, path / RUN_MODEL if is_run(path) else path, values
 
 
 def check_classes(config: Config, dataset: Dataset) -> None:
@@ -232,7 +232,7 @@ def _training_data(model: Path) -> dict[str, Any]:
     """The options `data` of the run that a model is of; nothing but None if it is in no run's folder."""
     options = dict.fromkeys(("labels", "keys", "class_names", "data_dir"))
     try:
-        config = json.loads((model.parent / "config.json").read_text())
+        config = json.loads((as_path(model).parent / "config.json").read_text())
         data = options | config["data"]
         folder_of(data["name"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -1,9 +1,10 @@
-"""One run at a time in a folder: a lock that names its owner and that no crash leaves behind."""
+"""One run at a time in a folder or bucket: a lock that names its owner and that no crash leaves behind."""
 
 import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
+
+from deeplab_jax import buckets
 
 NAME = ".lock"
 
@@ -40,7 +43,8 @@ def only_run_in(
 
     The kernel keeps the lock (flock) and gives it back however the process ends. Where it does not
     reach other hosts, as on mounted buckets, a heartbeat does: the time at which the file was last changed.
-    Where the file system has no locks at all, a warning says so.
+    Where the file system has no locks at all, a warning says so. In a bucket the heartbeat alone has to do:
+    two runs that start there in the same second do not notice each other.
 
     Args:
       beat: seconds between heartbeats.
@@ -49,6 +53,10 @@ def only_run_in(
     Raises:
       LockError: another run has it.
     """
+    if (url := buckets.url_of(folder)) is not None:
+        with _only_run_in_bucket(url, beat, sleep):
+            yield
+        return
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file = _locked(folder / NAME)
@@ -73,6 +81,57 @@ def only_run_in(
                     folder.rmdir()  # unless something is in it, as there should be
 
 
+@contextlib.contextmanager
+def _only_run_in_bucket(url: str, beat: float, sleep: Callable[[float], None]) -> Iterator[None]:
+    """Holds the lock of a run in a bucket: a file that is written anew with every heartbeat."""
+    lock = f"{url}/{NAME}"
+    if (before := buckets.read_text(lock)) is not None and not _is_gone(owner := _parsed(before)):
+        log.warning(f"{url} {_LOCKED.format(BEATS * beat, **(owner or _NOBODY))}")
+        for _ in range(10):
+            sleep(BEATS * beat / 10)
+            if buckets.read_text(lock) not in (None, before):
+                raise _refusal(url, owner)
+        log.warning(_CRASHED)
+    ended, beats, signature = threading.Event(), itertools.count(), _signature()
+
+    def write() -> None:
+        buckets.write_text(lock, json.dumps(signature | {"beats": next(beats)}))
+
+    def keep() -> None:
+        while not ended.wait(beat):
+            with contextlib.suppress(OSError):
+                write()
+
+    write()
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=beat)  # or its last heartbeat might come after the removal
+        with contextlib.suppress(OSError):
+            buckets.remove(lock)
+
+
+def _is_gone(owner: dict[str, str | int]) -> bool:
+    """Whether the owner is known to have ended: a process of this machine that is no more."""
+    if not owner or owner["kernel"] != _kernel():
+        return False
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+_NOBODY = {"host": "an unknown host", "pid": "?"}
+_LOCKED = "is locked by process {pid} on {host}: waiting {0:.0f} s for its heartbeat"
+_CRASHED = "No heartbeat, so that run has crashed: taking over its folder"
+
+
 def _locked(path: Path, tries: int = 10) -> TextIO | None:
     """The lock's file, open and locked; None where the file system knows no locks."""
     file = path.open("a+")
@@ -81,7 +140,7 @@ def _locked(path: Path, tries: int = 10) -> TextIO | None:
     except OSError as error:
         with file:
             if isinstance(error, BlockingIOError):
-                raise _refusal(path, _owner(file)) from None
+                raise _refusal(str(path.parent), _owner(file)) from None
             if error.errno not in _NO_LOCKS:
                 raise
         path.unlink(missing_ok=True)
@@ -102,16 +161,20 @@ def _is_at(path: Path, file: TextIO) -> bool:
 
 
 def _sign(file: TextIO) -> None:
-    owner = {
+    file.truncate(0)
+    file.write(json.dumps(_signature()) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _signature() -> dict[str, str | int]:
+    """Who this process is."""
+    return {
         "host": platform.node(),
         "kernel": _kernel(),
         "pid": os.getpid(),
         "since": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
     }
-    file.truncate(0)
-    file.write(json.dumps(owner) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _kernel() -> str:
@@ -123,17 +186,21 @@ def _kernel() -> str:
 def _owner(file: TextIO) -> dict[str, str | int]:
     """Who wrote the file; {} for one that nobody has signed."""
     file.seek(0)
+    return _parsed(file.read())
+
+
+def _parsed(text: str) -> dict[str, str | int]:
     try:
-        owner = json.loads(file.read())
+        owner = json.loads(text)
         return {key: owner[key] for key in ("host", "kernel", "pid", "since")}
     except (ValueError, KeyError, TypeError):
         return {}
 
 
-def _refusal(path: Path, owner: dict[str, str | int]) -> LockError:
+def _refusal(run: str, owner: dict[str, str | int]) -> LockError:
     who = "process {pid} on {host}, since {since}" if owner else "one that has just started"
     return LockError(
-        f"{path.parent} is being written by another run, {who.format(**owner)}. Wait for it, or stop it "
+        f"{run} is being written by another run, {who.format(**owner)}. Wait for it, or stop it "
         f"with `kill {owner.get('pid', 'PID')}` (it saves first), or choose another --run"
     )
 
@@ -152,16 +219,13 @@ def _outwait_another_host(
     owner = _owner(file)
     if not owner or owner["kernel"] == _kernel():
         return
-    log.warning(
-        f"{path.parent} is locked by process {owner['pid']} on {owner['host']}: waiting "
-        f"{BEATS * beat:.0f} s for its heartbeat"
-    )
+    log.warning(f"{path.parent} {_LOCKED.format(BEATS * beat, **owner)}")
     before = _changed(path)
     for _ in range(10):
         sleep(BEATS * beat / 10)
         if _changed(path) != before:
-            raise _refusal(path, owner)
-    log.warning("No heartbeat, so that run has crashed: taking over its folder")
+            raise _refusal(str(path.parent), owner)
+    log.warning(_CRASHED)
 
 
 def _changed(path: Path) -> int:

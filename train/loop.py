@@ -21,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import deeplab_jax
-from deeplab_jax.checkpoint import RUN_CHECKPOINTS, RUN_MODEL, save
+from deeplab_jax import buckets
+from deeplab_jax.checkpoint import RUN_MODEL
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
@@ -45,6 +46,7 @@ from train.journal import Journal, environment
 from train.meter import Diverged, Meter
 from train.model import Start, make_model
 from train.optim import OptimConfig, make_optimizer
+from train.place import Place, place_of
 from train.profiler import Profiler, steps_to_trace
 from train.run_folder import ENVIRONMENT
 from train.steps import (
@@ -77,8 +79,9 @@ def train(config: TrainConfig) -> int:
     try:
         mesh = sharding.make_mesh(config.mesh)
         _check(config, mesh)
-        with lock.only_run_in(config.run) if is_main_process() else contextlib.nullcontext():
-            return _train(config, mesh)
+        alone = lock.only_run_in(config.run) if is_main_process() else contextlib.nullcontext()
+        with alone, place_of(config.run, writes=is_main_process()) as place:
+            return _train(config, mesh, place)
     except Diverged as error:
         print(f"{error}. The last checkpoint was saved before that.", file=sys.stderr)
         return DIVERGED
@@ -88,13 +91,13 @@ def train(config: TrainConfig) -> int:
         _exit_at_once(error)
 
 
-def _train(config: TrainConfig, mesh: Mesh) -> int:
-    run = _prepare(config, mesh)
-    with Checkpoints(config.run / RUN_CHECKPOINTS, config.checkpoint) as checkpoints:
+def _train(config: TrainConfig, mesh: Mesh, place: Place) -> int:
+    run = _prepare(config, mesh, place)
+    with Checkpoints(place.checkpoints, config.checkpoint) as checkpoints:
         first, state = _begin_or_resume(run, checkpoints)
         journal = _journal(run, first)
         traced = None if config.profile is None else steps_to_trace(config.profile)
-        profiler = Profiler(traced, config.run)
+        profiler = Profiler(traced, place.folder)
         with journal, run.batches, profiler, StopSignal() as stop_requested:
             _introduce(run, first, journal)
             step, state = _run_steps(
@@ -103,7 +106,7 @@ def _train(config: TrainConfig, mesh: Mesh) -> int:
             if step < run.total:
                 _save_model(run, state)
                 journal.say(
-                    f"Stopped. Step {step} is saved, and a model of it in {config.run / RUN_MODEL}; run "
+                    f"Stopped. Step {step} is saved, and a model of it in {place.name}/{RUN_MODEL}; run "
                     "the same command to resume"
                 )
                 return STOPPED
@@ -121,6 +124,7 @@ class _Run:
     Attributes:
       config: what was asked for.
       mesh: all devices.
+      place: where it is kept.
       dataset: both splits, and the names of the classes.
       start: the model, and its first weights.
       batches: of the training split.
@@ -134,6 +138,7 @@ class _Run:
 
     config: TrainConfig
     mesh: Mesh
+    place: Place
     dataset: Dataset
     start: Start
     batches: TrainBatches
@@ -146,7 +151,7 @@ class _Run:
     evaluator: Evaluator
 
 
-def _prepare(config: TrainConfig, mesh: Mesh) -> _Run:
+def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
     """Opens the data, builds the model, and puts together the training step and the evaluation."""
     dataset = open_dataset(
         config.data.name,
@@ -183,6 +188,7 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> _Run:
     return _Run(
         config=config,
         mesh=mesh,
+        place=place,
         dataset=dataset,
         start=start,
         batches=batches,
@@ -251,10 +257,12 @@ def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
         state = checkpoints.restore(first, sharding.with_shardings(run.shapes, run.shardings))
     if is_main_process():
         # Before a new run takes its time: without a config it could not be resumed.
-        write_file(config.run / CONFIG, to_json(config, run.dataset.class_names))
-        write_file(config.run / MODEL_CONFIG, json.dumps(to_dict(run.start.model.config), indent=2))
+        folder = run.place.folder
+        write_file(folder / CONFIG, to_json(config, run.dataset.class_names))
+        write_file(folder / MODEL_CONFIG, json.dumps(to_dict(run.start.model.config), indent=2))
         about = environment() | {"steps": run.total}
-        write_file(config.run / ENVIRONMENT, json.dumps(about, indent=2))
+        write_file(folder / ENVIRONMENT, json.dumps(about, indent=2))
+        run.place.upload()
     if not first:
         make_state = jax.jit(run.make_state, out_shardings=run.shardings)
         state = make_state(run.start.params, run.start.stats)
@@ -262,12 +270,10 @@ def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
 
 
 def _journal(run: _Run, first: int) -> Journal:
-    config, is_main = run.config, is_main_process()
+    config, is_main, folder = run.config, is_main_process(), run.place.folder
     asked = json.loads(to_json(config, run.dataset.class_names))
-    writers = open_writers(config.log_to, config.run, start=first, config=asked) if is_main else ()
-    return Journal(
-        config.run, total=run.total, start=first, is_main_process=is_main, writers=writers
-    )
+    writers = open_writers(config.log_to, folder, start=first, config=asked) if is_main else ()
+    return Journal(folder, total=run.total, start=first, is_main_process=is_main, writers=writers)
 
 
 def _introduce(run: _Run, first: int, journal: Journal) -> None:
@@ -312,8 +318,8 @@ def _run_steps(
         image_flops=training_flops(
             run.start.model, config.augment.crop, freeze_backbone=config.model.freeze_backbone
         ),
-        began=jsonl.began(config.run),
-        in_steps=jsonl.latest(config.run, "speed/seconds_in_steps"),
+        began=jsonl.began(run.place.folder),
+        in_steps=jsonl.latest(run.place.folder, "speed/seconds_in_steps"),
     )
     step = first
     batches = itertools.islice(meter.waiting(run.batches.iterate(first)), total - first)
@@ -336,6 +342,8 @@ def _run_steps(
         if means or stopping or step == total or step % config.checkpoint.every == 0:
             meter.catch_up()  # NaN must not get on disk
             checkpoints.save(step, state, means)
+            if is_main_process():
+                run.place.upload()
         if stopping:
             break
     checkpoints.wait()
@@ -362,7 +370,7 @@ def _evaluate(run: _Run, state: State, step: int, journal: Journal) -> report.Ev
 
 def _finish(run: _Run, state: State, journal: Journal) -> None:
     """Evaluates the trained model, and writes it and the report into the run's folder."""
-    folder, names = run.config.run, run.dataset.class_names
+    place, names = run.place, run.dataset.class_names
     evaluation = _evaluate(run, state, run.total, journal)
     extremes = evaluation.extremes(EXAMPLES)
     examples = run.evaluator.examples(inference_values(state), tuple(extremes.values()))
@@ -370,16 +378,16 @@ def _finish(run: _Run, state: State, journal: Journal) -> None:
     if not is_main_process():
         return
     report.write(
-        folder / "evaluation",
+        place.folder / "evaluation",
         evaluation,
         names,
         dict(zip(extremes, examples, strict=True)),
-        {"run": str(folder), "step": run.total},
+        {"run": place.name, "step": run.total},
     )
     journal.show(report.table(evaluation, names))
     if run.batches.skipped:
         journal.say(f"Unreadable images, replaced by others: {dict(run.batches.skipped)}")
-    journal.say(f"Results are in {folder}. Next: deeplab predict {folder}/model PICTURE")
+    journal.say(f"Results are in {place.name}. Next: deeplab predict {place.name}/model PICTURE")
 
 
 def _save_model(run: _Run, state: State) -> None:
@@ -388,7 +396,7 @@ def _save_model(run: _Run, state: State) -> None:
     if is_main_process():
         model = with_values(run.start.model, values)
         model.eval()
-        save(model, run.config.run / RUN_MODEL, overwrite=True)
+        run.place.save_model(model)
 
 
 # ---------------------------------------------------------------------------- checks
@@ -417,6 +425,11 @@ def _check(config: TrainConfig, mesh: Mesh) -> None:
 
 def _why_unusable(run: Path) -> str | None:
     """Why a folder cannot be a run's; None where a run can start or resume in it."""
+    if (url := buckets.url_of(run)) is not None:
+        ours = any(buckets.exists(f"{url}/{name}") for name in (CONFIG, lock.NAME))
+        return (
+            None if ours or not buckets.exists(url) else f"{url} exists and is not a run's folder"
+        )
     if not run.exists():
         return None
     if not run.is_dir():
@@ -430,15 +443,15 @@ def _check_resume(run: _Run, checkpoints: Checkpoints, step: int) -> None:
     config = run.config
     if step > run.total:
         raise ValueError(
-            f"{config.run} is already at step {step}, past the {run.total} steps asked for: choose "
+            f"{run.place.name} is already at step {step}, past the {run.total} steps asked for: choose "
             "another --run, or more steps"
         )
-    began = json.loads((config.run / CONFIG).read_text())
+    began = json.loads((run.place.folder / CONFIG).read_text())
     changes = differences(began, json.loads(to_json(config, run.dataset.class_names)))
     checkpoints.check(step, run.shapes, changes)  # first: what does not fit cannot be accepted
     if changes and not config.accept_changes:
         raise ValueError(
-            f"{config.run} was started with a different config. Choose another --run, or use "
+            f"{run.place.name} was started with a different config. Choose another --run, or use "
             "--accept-changes to resume from its last checkpoint with this one:\n  "
             + "\n  ".join(changes)
         )

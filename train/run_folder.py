@@ -11,6 +11,7 @@ from deeplab_jax.config import from_dict
 from deeplab_jax.model import SegmentationModel, build
 from train.checkpoint import CheckpointError, Checkpoints
 from train.config import MODEL_CONFIG, CheckpointConfig
+from train.place import as_path
 from train.writers import jsonl
 
 ENVIRONMENT = "environment.json"
@@ -20,12 +21,12 @@ WATCHED = "watched"
 
 def is_run(path: Path) -> bool:
     """Whether a path is a run's folder."""
-    return (path / RUN_CHECKPOINTS).is_dir()
+    return (as_path(path) / RUN_CHECKPOINTS).is_dir()
 
 
 def model_of(run: Path) -> SegmentationModel:
     """The model that a run trains, with shapes in place of weights; CheckpointError where it is no run."""
-    header = run / MODEL_CONFIG
+    header = as_path(run) / MODEL_CONFIG
     if not is_run(run):
         raise CheckpointError(f"{run} is not a run's folder: it has no {RUN_CHECKPOINTS}/")
     if not header.is_file():
@@ -33,25 +34,26 @@ def model_of(run: Path) -> SegmentationModel:
             f"{header} is missing, which says what the model is: the run was started by an older version. "
             "Resume it once, and it is written"
         )
-    return build(from_dict(json.loads(header.read_text(encoding="utf-8"))))
+    return build(from_dict(json.loads(header.read_text())))
 
 
 @contextlib.contextmanager
 def checkpoints_of(run: Path) -> Iterator[Checkpoints]:
     """The checkpoints of a run, to read; nothing there is changed."""
-    with Checkpoints(run / RUN_CHECKPOINTS, CheckpointConfig(), read_only=True) as checkpoints:
+    folder = as_path(run) / RUN_CHECKPOINTS
+    with Checkpoints(folder, CheckpointConfig(), read_only=True) as checkpoints:
         yield checkpoints
 
 
 def scores_of(run: Path) -> dict[int, float]:
     """The mIoU of each step that was evaluated, by the run or by one that watches it."""
-    return jsonl.measured(run) | jsonl.measured(run / WATCHED)
+    return jsonl.measured(as_path(run)) | jsonl.measured(as_path(run) / WATCHED)
 
 
 def last_step(run: Path) -> int | None:
     """The step at which a run ends; None where its folder does not say so."""
     try:
-        environment: Mapping[str, Any] = json.loads((run / ENVIRONMENT).read_text())
+        environment: Mapping[str, Any] = json.loads((as_path(run) / ENVIRONMENT).read_text())
     except (OSError, ValueError):
         return None
     return environment.get("steps")

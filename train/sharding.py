@@ -6,6 +6,7 @@ of the rows next to a cut (halos) over `space`.
 """
 
 import collections
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Raises:
       ValueError: the axes do not make up the number of devices, or an image would lie in two nodes,
-        slices or processes, or these differ in their number of devices.
+        slices or processes, or these differ in their number of devices, or `slices` does not divide them.
     """
     devices = jax.devices() if devices is None else devices
     data = len(devices) // config.space if config.data == -1 else config.data
@@ -41,7 +42,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh.data x mesh.space must be the number of devices: {config.data} x {config.space} is "
             f"not {len(devices)}"
         )
-    slices = _grouped(devices, "slice_index")
+    slices = _slices(devices, config.slices)
     for what, groups in (
         ("node or slice", slices),
         ("process", _grouped(devices, "process_index")),
@@ -58,6 +59,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             )
     rows = np.concatenate([_rows(group, config.space) for group in slices])
     return Mesh(rows, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _slices(devices: Sequence[jax.Device], count: int | None) -> list[list[jax.Device]]:
+    """The groups of devices with a fast network inside: what they say, or `count` of whole processes."""
+    if count is None:
+        return _grouped(devices, "slice_index")
+    processes = _grouped(devices, "process_index")
+    if count < 1 or len(processes) % count:
+        raise ValueError(
+            f"mesh.slices must divide the number of processes: {count} does not divide {len(processes)}"
+        )
+    each = len(processes) // count
+    return [
+        list(itertools.chain(*processes[first : first + each]))
+        for first in range(0, len(processes), each)
+    ]
 
 
 def _grouped(devices: Sequence[jax.Device], attribute: str) -> list[list[jax.Device]]:

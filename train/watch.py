@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deeplab_jax.checkpoint import save
 from deeplab_jax.model import with_values
 from train.checkpoint import CheckpointError
 from train.evaluate import Values
+from train.place import place_of
 from train.report import Evaluation
 from train.run_folder import WATCHED, checkpoints_of, last_step, model_of
 from train.steps import inference_values
@@ -37,13 +37,14 @@ def watch_run(
       sleep: a function that waits for so many seconds.
     """
     console = Console(soft_wrap=True, highlight=False)
-    folder = run / WATCHED
-    folder.mkdir(exist_ok=True)
-    scores = jsonl.measured(folder)
-    done = set(scores)
-    writers = open_writers(("tensorboard",), folder, start=max(done, default=0), config={})
     waiting = False
-    with checkpoints_of(run) as checkpoints:
+    with place_of(run / WATCHED) as place, checkpoints_of(run) as checkpoints:
+        place.folder.mkdir(exist_ok=True)
+        scores = jsonl.measured(place.folder)
+        done = set(scores)
+        writers = open_writers(
+            ("tensorboard",), place.folder, start=max(done, default=0), config={}
+        )
         while (total := last_step(run)) is None or total not in done:
             new = [step for step in checkpoints.steps() if step not in done]
             if not new:
@@ -68,8 +69,9 @@ def watch_run(
             if all(means["miou"] >= score for score in scores.values()):
                 model = with_values(model_of(run), values)
                 model.eval()
-                save(model, folder / BEST, overwrite=True)
-                console.print(f"The best so far, saved as {folder / BEST}", markup=False)
+                place.save_model(model, BEST)
+                console.print(f"The best so far, saved as {place.name}/{BEST}", markup=False)
             scores[step] = means["miou"]
-    for writer in writers:
-        writer.close(failed=False)
+            place.upload()
+        for writer in writers:
+            writer.close(failed=False)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from deeplab_jax.paths import check_local
+from deeplab_jax.buckets import local_copy
 from train.data import class_names as names
 from train.data.dataset import DataError, Dataset, DecodedSource
 from train.data.folder import open_folder
@@ -185,15 +185,14 @@ def open_dataset(
     if keys is not None and not name.startswith(TFDS):
         raise DataError(f"keys can be given for {TFDS}NAME only, got {keys!r} for {name}")
     if (path := folder_of(name)) is not None:
-        check_local({"the data set": name.removeprefix(FOLDER)})
-        return open_folder(path, class_names=class_names, labels=labels, name=name)
+        return open_folder(local_copy(path), class_names=class_names, labels=labels, name=name)
     if name.startswith(TFDS):
         # Imported here as TFDS takes a second, which a folder does not need.
         from train.data import prepared, tfds
 
         return prepared.open_prepared(
             name.removeprefix(TFDS),
-            tfds.directory(data_dir),
+            tfds.directory(data_dir, name.removeprefix(TFDS)),
             keys=keys,
             class_names=class_names,
             labels=labels,
@@ -205,7 +204,7 @@ def open_dataset(
         )
     from train.data import prepare, tfds
 
-    data_dir = tfds.directory(data_dir)
+    data_dir = tfds.directory(data_dir, description.prepared)
     folder = tfds.find_prepared(description.prepared, data_dir)
     if folder is None:
         if description.get:

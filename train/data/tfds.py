@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from deeplab_jax.buckets import local_copy, url_of
 from deeplab_jax.paths import check_local
 from train.data.dataset import DataError, Part
 
@@ -133,15 +135,22 @@ def _offsets(path: os.PathLike) -> np.ndarray:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def directory(data_dir: Path | None) -> Path:
+def directory(data_dir: Path | None, name: str | None = None) -> Path:
     """Where prepared data sets are: `data_dir`, or else $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
+    Of a bucket it is a folder on this machine, with a copy of one data set.
+
+    Args:
+      name: of the data set that is wanted, NAME or NAME/CONFIG; None where it is all of them, or to write.
+
     Raises:
-      ValueError: it is a URL.
+      ValueError: all of a bucket is wanted.
     """
     folder = data_dir or tfds.core.constants.DATA_DIR
-    check_local({"data_dir": folder})
-    return Path(folder).expanduser()
+    if name is None or (url := url_of(folder)) is None:
+        check_local({"data_dir": folder})
+        return Path(folder).expanduser()
+    return local_copy(f"{url}/{re.split('[/:]', name)[0]}").parent
 
 
 def splits(folder: Path) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from deeplab_jax.whole_file import write_file
@@ -39,22 +40,31 @@ class JsonLines:
         self._file.close()
 
 
-def began(folder: Path) -> float:
+def began(folder: epath.PathLike) -> float:
     """When a run began, in seconds since 1970, of its first line; now without one that says so."""
-    return next((row["time"] for row in _rows(folder / FILE) if "time" in row), time.time())
+    return next(
+        (row["time"] for row in _rows(epath.Path(folder) / FILE) if "time" in row), time.time()
+    )
 
 
-def latest(folder: Path, name: str) -> float:
+def latest(folder: epath.PathLike, name: str) -> float:
     """The last value of a metric of a run; 0 without one."""
-    return next((row[name] for row in reversed([*_rows(folder / FILE)]) if name in row), 0.0)
+    return next(
+        (row[name] for row in reversed([*_rows(epath.Path(folder) / FILE)]) if name in row), 0.0
+    )
 
 
-def measured(folder: Path) -> dict[int, float]:
+def measured(folder: epath.PathLike) -> dict[int, float]:
     """The mIoU of each step of a run that has been evaluated."""
-    return {row["step"]: row["val/miou"] for row in _rows(folder / FILE) if "val/miou" in row}
+    return {
+        row["step"]: row["val/miou"]
+        for row in _rows(epath.Path(folder) / FILE)
+        if "val/miou" in row
+    }
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: epath.PathLike) -> Iterator[dict[str, Any]]:
+    path = epath.Path(path)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     # A line that a crash, or a run that goes on, has cut off is left out.
     return (json.loads(line) for line in lines if line.endswith("\n"))
