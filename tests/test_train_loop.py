@@ -205,20 +205,26 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(data, undistur
     assert losses(run) == losses(undisturbed)
 
 
-def start_two(data, run, *, by_environment=False):
+def start_two(data, run, told="by flags"):
+    """Two processes of a run that are told of each other in one of the ways that there are."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     environment = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    both = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost"}
+    slurm |= {"SLURM_JOB_ID": str(os.getpid() % 4096)}  # JAX makes a port of it
     processes = []
     for index in map(str, range(2)):
         flags = ["--distributed.coordinator", address, "--distributed.processes", "2"]
         flags += ["--distributed.process", index]
-        if by_environment:
-            flags = []
-            environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-            environment |= {"JOB_COMPLETION_INDEX": index}
-        processes.append(start(data, run, *flags, environment=environment))
+        told_of = {
+            "by flags": {},
+            "by Kubernetes": both | {"JOB_COMPLETION_INDEX": index},
+            "by Slurm": slurm | {"SLURM_PROCID": index, "SLURM_LOCALID": index},
+        }
+        flags = flags if told == "by flags" else []
+        processes.append(start(data, run, *flags, environment=environment | told_of[told]))
     return processes
 
 
@@ -233,12 +239,13 @@ def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
     assert first.returncode in (17, -signal.SIGABRT), err
     assert "Start all of them again" in err or "another task died" in err
 
-    pair = start_two(data, run, by_environment=True)
-    wait_for_another_save(pair[0], run)
-    pair[1].send_signal(signal.SIGTERM)  # one host of a pod is told to end: all of them save and do
-    for process in pair:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 143, err
+    for told in ("by Kubernetes", "by Slurm"):
+        pair = start_two(data, run, told)
+        wait_for_another_save(pair[0], run)
+        pair[1].send_signal(signal.SIGTERM)  # one host is told to end: all of them save and do
+        for process in pair:
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 143, err
 
     finish(data, run)  # one process, two devices
     # Float32 sums in another order, carried through a few steps; other examples would be 10 % off.
