@@ -1,8 +1,9 @@
-"""The command `deeplab`: predict, list, summary."""
+"""The command `deeplab`: predict, list, summary, check."""
 
 import fnmatch
 import logging
 import sys
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,8 +14,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from deeplab_jax.checkpoint import ModelError, load
+from deeplab_jax.checkpoint import RUN_CHECKPOINTS, RUN_MODEL, ModelError, is_sealed, load
 from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, run
+from deeplab_jax.digests import damage, has_digests
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import build
@@ -190,6 +192,45 @@ def summary(
     return 0
 
 
+def check(
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL|RUN")], /
+) -> int:
+    """Check a model, or all that a training's run has kept, for damage.
+
+    Compares everything with the digests that were written with it. The exit status is 1 where something is
+    damaged.
+
+    Args:
+        path: A model folder, a .safetensors file or a run's folder.
+    """
+    table = Table("", "", box=None, show_header=False)
+    damaged = False
+    for name, lines in _checked(path):
+        damaged |= bool(lines)
+        if lines is None:
+            table.add_row(name, "has no digests, and cannot be checked")
+        else:
+            table.add_row(name, "\n".join(lines) if lines else "is whole")
+    Console(soft_wrap=True).print(table)
+    return int(damaged)
+
+
+def _checked(path: Path) -> Iterator[tuple[str, list[str] | None]]:
+    """The parts of a model or run, and what is wrong with each; None where nothing tells."""
+    steps = sorted((path / RUN_CHECKPOINTS).glob("[0-9]*"), key=lambda step: int(step.name))
+    for step in steps:
+        yield f"step {step.name}", damage(step) if has_digests(step) else None
+    if not (path / RUN_CHECKPOINTS).is_dir() or (path / RUN_MODEL).is_dir():
+        try:
+            load(path)
+            lines = []
+        except ModelError as error:
+            if not path.exists():
+                raise
+            lines = [str(error)]
+        yield "model", None if not lines and not is_sealed(path) else lines
+
+
 def _demo() -> list[str]:
     try:
         folder = resources.files("skimage") / "data"
@@ -207,7 +248,7 @@ def main() -> None:
     )
     run(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {"predict": predict, "list": list_presets, "summary": summary},
+            {"predict": predict, "list": list_presets, "summary": summary, "check": check},
             prog="deeplab",
             description=f"DeepLabv3 and v3+ in JAX and Flax. {PLUGIN_HELP}",
         )

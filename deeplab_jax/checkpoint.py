@@ -183,6 +183,17 @@ def load(
     return model
 
 
+def is_sealed(path: str | os.PathLike) -> bool:
+    """Whether a model that can be read keeps a digest, as all do but those of early versions."""
+    path = model_path(path)
+    if path.is_file():
+        from safetensors import safe_open
+
+        with safe_open(path, "np") as file:
+            return DIGEST in (file.metadata() or {})
+    return DIGEST in json.loads((path / CONFIG).read_bytes())
+
+
 def model_path(path: str | os.PathLike) -> Path:
     """The path on this machine of the model that is meant: of a training run's folder, the model inside.
 

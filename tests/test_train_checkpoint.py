@@ -3,13 +3,15 @@
 import functools
 import os
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.checkpoint import CheckpointError, Checkpoints, misfits
+from deeplab_jax.digests import damage, has_digests
+from train.checkpoint import CheckpointError, Checkpoints, misfits, set_aside_damaged
 from train.config import CheckpointConfig
 from train.optim import OptimConfig, make_optimizer
 from train.steps import initial_state
@@ -53,6 +55,74 @@ def test_one_whose_files_are_cut_short_is_named_with_the_way_out(folder):
         os.truncate(file, 10)
     with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* resume from step 1"):
         restore(folder)
+
+
+def test_every_checkpoint_keeps_digests_of_its_files(folder):
+    for step in (1, 2):
+        assert has_digests(folder / str(step))
+        assert damage(folder / str(step)) == []
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+
+
+def flip_a_bit(file, place=-1):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_anywhere_is_damage(folder):
+    files = [file for file in (folder / "2").rglob("*") if file.is_file()]
+    assert len(files) >= 5
+    for file in files:
+        before = file.read_bytes()
+        if not before:
+            continue
+        flip_a_bit(file, len(before) // 2)
+        assert damage(folder / "2"), file
+        file.write_bytes(before)
+    assert damage(folder / "2") == []
+    files[0].unlink()
+    assert damage(folder / "2")
+
+
+def test_damaged_checkpoints_are_moved_aside_and_the_one_before_is_taken(folder):
+    before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert set_aside_damaged(folder) == []
+    (data, *_) = sorted((folder / "2").rglob("d/*"))
+    flip_a_bit(data, 5)
+    (line,) = set_aside_damaged(folder)
+    assert line.startswith("The checkpoint of step 2 is damaged (")
+    assert str(folder.parent / "damaged" / "2.0") in line
+    np.testing.assert_array_equal(restore(folder)["weights"], np.full(1000, 1, np.float32))
+    kept = {
+        Path("2") / p.relative_to(folder.parent / "damaged" / "2.0")
+        for p in (folder.parent / "damaged").rglob("*")
+        if p.is_file()
+    }
+    assert kept == {path for path in before if path.parts[0] == "2"}
+
+
+def test_what_reads_a_step_refuses_one_that_is_damaged(folder):
+    (data, *_) = sorted((folder / "2").rglob("d/*"))
+    flip_a_bit(data, 5)
+    with (
+        Checkpoints(folder, CheckpointConfig(), read_only=True) as checkpoints,
+        pytest.raises(CheckpointError, match=r"/2 is damaged: .* is not what was written"),
+    ):
+        checkpoints.restore_as_saved(2)
+
+
+def test_scores_that_are_damaged_are_moved_aside_too(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"weights": jnp.zeros(3)}, {"miou": 0.5})
+    os.truncate(folder / "1" / "metrics" / "metrics", 0)
+    (line,) = set_aside_damaged(folder)
+    assert "step 1 is damaged (its scores cannot be read" in line
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        assert checkpoints.steps() == [2]
 
 
 def test_scores_that_are_cut_short_are_named_with_the_way_out(tmp_path):

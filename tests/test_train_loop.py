@@ -19,6 +19,7 @@ import pytest
 from bucket import bucket
 from PIL import Image
 
+from deeplab_jax import __main__ as deeplab_command
 from deeplab_jax import load
 from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.model import named_variables
@@ -356,6 +357,36 @@ def test_a_watched_run_is_scored_to_its_end_and_its_best_model_kept(data, tmp_pa
 
 def rows_of(folder):
     return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_as_if_nothing_were(
+    data, undisturbed, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    shutil.rmtree(run / "model")
+    latest, before = sorted(steps_on_disk(run), reverse=True)[:2]
+    files = sorted((run / "checkpoints" / str(latest)).rglob("d/*"), key=lambda f: f.stat().st_size)
+    content = bytearray(files[-1].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[-1].write_bytes(content)
+
+    def check(status):
+        monkeypatch.setattr("sys.argv", ["deeplab", "check", str(run)])
+        with pytest.raises(SystemExit) as end:
+            deeplab_command.main()
+        assert end.value.code == status
+        return capsys.readouterr().out
+
+    assert f"step {before}" in (said := check(1))
+    assert "is whole" in said
+    assert "is not what was written" in said
+    err = finish(data, run, "--accept-changes")
+    assert f"The checkpoint of step {latest} is damaged" in err
+    assert f"Resuming at step {before} of {STEPS}." in err
+    assert_same_weights(run, weights(undisturbed))
+    assert (run / "damaged" / f"{latest}.0").is_dir()
+    check(0)
 
 
 def test_a_run_prints_nothing_of_other_peoples_code(data, tmp_path):

@@ -1,8 +1,10 @@
 """Checkpoints of a run: all of Orbax that training uses is in this file."""
 
 import contextlib
+import itertools
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from etils import epath
 
 from deeplab_jax.buckets import url_of
 from deeplab_jax.checkpoint import why_unreadable
+from deeplab_jax.digests import damage, has_digests, write_digests
 from train.config import CheckpointConfig
 
 BEST = "miou"
@@ -25,7 +28,11 @@ _NOISE = (
 """How Orbax's warnings of what is meant begin."""
 logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith(_NOISE))
 
-_LISTED = 3  # names of arrays in a message
+DAMAGED = "damaged"
+"""In a run's folder: checkpoints that were damaged, and are kept."""
+
+_LISTED = 3  # names of arrays, or of files, in a message
+_SEAL_POLL = 0.1  # seconds
 _MODEL = ("params.", "stats.")
 _MARKS = {"optimizer": {"sgd": ".trace.", "adamw or lamb": ".nu."}, "ema": {"on": "ema."}}
 """Parts of the names in the state, by what they show that it is of."""
@@ -40,7 +47,8 @@ class CheckpointError(OSError):
 class Checkpoints:
     """The checkpoints in a folder, written in the background; a context manager.
 
-    What is half written when a process dies has another name and is never taken for a checkpoint.
+    What is half written when a process dies has another name and is never taken for a checkpoint. To each
+    that is whole, digests of its files are added, by the process that writes them; buckets have their own.
 
     Args:
       folder: the folder of the checkpoints, created if missing.
@@ -56,6 +64,8 @@ class Checkpoints:
     ):
         # What it makes of a URL is no path: "/here/gs://...".
         folder = epath.Path(folder if url_of(folder) else Path(folder).absolute())
+        self._seal: _Seal | None = None
+        self._seals = not read_only and url_of(folder) is None and jax.process_index() == 0
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_best:
@@ -92,6 +102,7 @@ class Checkpoints:
 
     def __exit__(self, *error: object) -> None:
         self._manager.close()
+        self._finish_seal()
 
     def latest(self) -> int | None:
         """The step of the latest whole checkpoint, None without one."""
@@ -105,10 +116,13 @@ class Checkpoints:
         Args:
           metrics: with `miou`, by which the best are kept.
         """
+        self.wait()  # nothing may be added to what this save removes
         with self._writing():
             self._manager.save(
                 step, args=ocp.args.StandardSave(state), metrics=dict(metrics) if metrics else None
             )
+        if self._seals:
+            self._seal = _Seal(Path(self._manager.directory) / str(step))
 
     def check(self, step: int, shapes: Any, changes: Sequence[str] = ()) -> None:
         """Raises CheckpointError if a step's arrays are not those of `shapes`, saying what differs.
@@ -151,6 +165,9 @@ class Checkpoints:
 
         Raises CheckpointError if its files are damaged.
         """
+        folder = self._manager.directory / str(step)
+        if url_of(folder) is None and has_digests(Path(folder)) and (lines := damage(Path(folder))):
+            raise CheckpointError(f"{folder} is damaged: {'; '.join(lines[:_LISTED])}")
         with self._reading(step):
             saved = self._manager.item_metadata(step)
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -173,6 +190,12 @@ class Checkpoints:
         """Waits until everything saved is on disk."""
         with self._writing():
             self._manager.wait_until_finished()
+        self._finish_seal()
+
+    def _finish_seal(self) -> None:
+        if self._seal is not None:
+            self._seal.finish()
+            self._seal = None
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -200,6 +223,75 @@ class Checkpoints:
                 f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Fix that, and "
                 f"run the same command again: it resumes from step {self.latest() or 0}"
             ) from error
+
+
+class _Seal:
+    """Adds digests to a checkpoint, in the background, as soon as it is whole: when it has its name."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._last_look = folder, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Waits for them; call it when the checkpoint is written, or could not be."""
+        self._last_look.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = False
+        while not self._folder.exists():
+            if last:
+                return
+            last = self._last_look.wait(_SEAL_POLL)
+        with contextlib.suppress(OSError):  # without them it is what it was: a checkpoint
+            write_digests(self._folder)
+
+
+# ---------------------------------------------------------------------------- what is damaged
+
+
+def set_aside_damaged(folder: Path) -> list[str]:
+    """Moves damaged checkpoints out of the way, until the latest is one to resume from.
+
+    Damage shows in digests, which the latest is checked by, and in scores that are no JSON. Nothing is
+    deleted: what is damaged goes to a folder `damaged` beside.
+
+    Args:
+      folder: of the checkpoints; no process may have them open.
+
+    Returns:
+      What was done, a line for each.
+    """
+    notes = []
+    steps = sorted((p for p in folder.glob("*") if p.name.isdecimal()), key=lambda p: -int(p.name))
+    latest_is_good = False
+    for step in steps:
+        lines = _unreadable_scores(step)
+        if not lines and not latest_is_good:
+            lines = damage(step) if has_digests(step) else []
+            latest_is_good = not lines
+        if lines:
+            aside = folder.parent / DAMAGED
+            aside.mkdir(exist_ok=True)
+            place = next(
+                path for n in itertools.count() if not (path := aside / f"{step.name}.{n}").exists()
+            )
+            step.rename(place)
+            notes.append(
+                f"The checkpoint of step {step.name} is damaged ({'; '.join(lines[:_LISTED])}) and was "
+                f"moved to {place}"
+            )
+    return notes
+
+
+def _unreadable_scores(step: Path) -> list[str]:
+    file = step / "metrics" / "metrics"
+    try:
+        json.loads(file.read_text()) if file.exists() else None
+    except (OSError, ValueError) as error:
+        return [f"its scores cannot be read: {error}"]
+    return []
 
 
 # ---------------------------------------------------------------------------- what does not fit

@@ -11,12 +11,13 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,7 +30,7 @@ from deeplab_jax.model import with_values
 from deeplab_jax.progress import duration
 from deeplab_jax.whole_file import write_file
 from train import lock, report, sharding
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, set_aside_damaged
 from train.cluster import is_main_process, join_processes
 from train.config import MODEL_CONFIG, TrainConfig, differences, to_json
 from train.data import (
@@ -93,13 +94,14 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig, mesh: Mesh, place: Place) -> int:
     run = _prepare(config, mesh, place)
+    moved = _set_aside_damaged(place)
     with Checkpoints(place.checkpoints, config.checkpoint) as checkpoints:
         first, state = _begin_or_resume(run, checkpoints)
         journal = _journal(run, first)
         traced = None if config.profile is None else steps_to_trace(config.profile)
         profiler = Profiler(traced, place.folder)
         with journal, run.batches, profiler, StopSignal() as stop_requested:
-            _introduce(run, first, journal)
+            _introduce(run, first, journal, moved)
             step, state = _run_steps(
                 run, first, state, checkpoints, journal, profiler, stop_requested
             )
@@ -248,6 +250,15 @@ def _class_weights(config: TrainConfig, dataset: Dataset) -> np.ndarray | None:
     return np.asarray(weights, np.float32)
 
 
+def _set_aside_damaged(place: Place) -> list[str]:
+    """See `checkpoint.set_aside_damaged`; of several processes one does it, and the others wait."""
+    here = is_main_process() and buckets.url_of(place.name) is None
+    moved = set_aside_damaged(Path(place.checkpoints)) if here else []
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints")
+    return moved
+
+
 def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
     """The step to start after, 0 for a new run, and the state at that step."""
     config = run.config
@@ -276,8 +287,8 @@ def _journal(run: _Run, first: int) -> Journal:
     return Journal(folder, total=run.total, start=first, is_main_process=is_main, writers=writers)
 
 
-def _introduce(run: _Run, first: int, journal: Journal) -> None:
-    """Says what is about to be trained, on what."""
+def _introduce(run: _Run, first: int, journal: Journal, moved: Sequence[str]) -> None:
+    """Says what is about to be trained, on what, and which checkpoints were damaged."""
     config, dataset = run.config, run.dataset
     device = jax.devices()[0].device_kind
     layout = " x ".join(f"{n} {axis}" for axis, n in run.mesh.shape.items() if n > 1)
@@ -287,6 +298,8 @@ def _introduce(run: _Run, first: int, journal: Journal) -> None:
         f"{len(dataset.val)} validation images, {dataset.num_classes} classes\n{notes}"
         f"{config.model.dtype} on {jax.device_count()} x {device}{layout and f' ({layout})'}"
     )
+    for line in moved:
+        journal.say(line)
     journal.say(f"Resuming at step {first} of {run.total}." if first else f"{run.total} steps.")
     if first < run.total:
         journal.say("Compiling the first step")
