@@ -41,6 +41,7 @@ from deeplab_jax.predict import predict
 from deeplab_jax.preprocessing import Preprocessing, normalize
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.summary import summarize
+from deeplab_jax.version import __version__
 
 __all__ = [
     "ASPP",
@@ -65,6 +66,7 @@ __all__ = [
     "ModelError",
     "Preprocessing",
     "SegmentationModel",
+    "__version__",
     "build",
     "compiler_options",
     "create",

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from deeplab_jax.memory import keep_memory
 from deeplab_jax.ops import has_onednn
+from deeplab_jax.version import versions
 
 BAD_USE = 2
 BROKEN_PIPE = 141
@@ -34,11 +35,15 @@ def run(command: Callable[[], int]) -> NoReturn:
 
     All errors that a user can cause are ValueErrors and OSErrors with the way out in their message.
     Plugins are imported before the command runs, so that it knows the presets that they register.
+    `--version` alone prints versions.
     """
     keep_memory()
     # Of pictures that are large and not too large; those are errors.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
+        if sys.argv[1:] == ["--version"]:
+            print(versions())
+            sys.exit(0)
         import_plugins()
         status = command()
     except BrokenPipeError:  # of `... | head`

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from deeplab_jax.images import write_image
 from deeplab_jax.model import SegmentationModel, named_variables
 from deeplab_jax.paths import check_local
 from deeplab_jax.predict import Prediction, Top
+from deeplab_jax.version import __version__
 from deeplab_jax.whole_file import write_file
 
 KEY = "deeplab_jax"
@@ -137,7 +137,7 @@ def result_files(
     depends_on = {
         "config": config,
         "dtype": str(getattr(model, "dtype", None)),
-        "version": _version(),
+        "version": __version__,
         "overlay": overlay and alpha,
         "top": top,
         **options,
@@ -150,13 +150,6 @@ def result_files(
         top=top,
         made_by=digest_of(weights, repr(depends_on)),
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("deeplab-jax")
-    except metadata.PackageNotFoundError:  # run from its source
-        return "unknown"
 
 
 # ---------------------------------------------------------------------------- names

@@ -72,6 +72,8 @@ def bucket(name: str = "bucket") -> Iterator[dict[str, str]]:
             patch.setattr(server.objects, handler, function)
         for variable, value in environment.items():
             patch.setenv(variable, value)
+        # One thread would wait for ever for a client that waits for another answer first.
+        patch.setattr(server.server, "HTTPServer", server.server.ThreadingHTTPServer)
         # It looks for credentials that nobody needs.
         patch.setattr(logging.getLogger("gcsfs"), "level", logging.ERROR)
         served.start()

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from PIL import Image
 
+import deeplab_jax
 from deeplab_jax import __main__ as deeplab
 from deeplab_jax import load
 from deeplab_jax.command import keep_compiled_programs
@@ -202,6 +203,14 @@ def test_summary_adds_up(monkeypatch, capsys):
 def test_summary_reads_a_model_folder(ported, monkeypatch, capsys):
     assert run(deeplab.main, monkeypatch, "summary", ported, "--size", "65", "97") == 0
     assert "backbone.blocks.14" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("main", [deeplab.main, deeplab_port.main])
+def test_version_names_what_results_depend_on(main, monkeypatch, capsys):
+    assert run(main, monkeypatch, "--version") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"deeplab-jax {deeplab_jax.__version__} (jax {jax.__version__}, jaxlib ")
+    assert f"torch {torch.__version__.partition('+')[0]}" in line
 
 
 def test_list_names_the_presets(monkeypatch, capsys):
