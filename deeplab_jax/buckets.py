@@ -4,12 +4,13 @@ Anything that fsspec opens will do, so memory:// too. A bucket cannot rename: wh
 is there when its last one is, which `upload` is told.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,7 +56,7 @@ def local_copy(path: str | os.PathLike[str]) -> Path:
     name = PurePosixPath(root).name
     place = platformdirs.user_cache_path("deeplab_jax") / "buckets"
     place = place / hashlib.sha256(url.encode()).hexdigest()[:16]
-    with _said(url):
+    with _reaching(url):
         if files.isfile(root):
             return _fetched(files, {name: files.info(root)}, place, url) / name
         found = {
@@ -76,10 +77,9 @@ def upload(folder: Path, url: str, names: Iterable[str], *, last: str = "") -> N
     """
     files, root = _open(url)
     names = list(names)
-    with _said(url), ThreadPoolExecutor() as threads:
+    with _reaching(url), ThreadPoolExecutor() as threads:
         first = [name for name in names if name != last]
-        for done in threads.map(lambda n: files.put_file(str(folder / n), f"{root}/{n}"), first):
-            del done
+        list(threads.map(lambda n: files.put_file(str(folder / n), f"{root}/{n}"), first))
         if last in names:
             files.put_file(str(folder / last), f"{root}/{last}")
 
@@ -87,14 +87,14 @@ def upload(folder: Path, url: str, names: Iterable[str], *, last: str = "") -> N
 def exists(url: str) -> bool:
     """Whether a file or folder is there. Raises BucketError where the bucket cannot be reached."""
     files, root = _open(url)
-    with _said(url):
+    with _reaching(url):
         return files.exists(root)
 
 
 def remove(url: str) -> None:
     """Removes a file or folder, if it is there. Raises BucketError where the bucket cannot be reached."""
     files, root = _open(url)
-    with _said(url):
+    with _reaching(url):
         if files.exists(root):
             files.rm(root, recursive=True)
 
@@ -102,15 +102,14 @@ def remove(url: str) -> None:
 def read_text(url: str) -> str | None:
     """The content of a small file as it is now; None if it is not there."""
     files, root = _open(url)
-    with _said(url):
-        files.invalidate_cache()
+    with _reaching(url):
         return files.cat_file(root).decode() if files.exists(root) else None
 
 
 def write_text(url: str, text: str) -> None:
     """Writes a small file whole."""
     files, root = _open(url)
-    with _said(url):
+    with _reaching(url):
         files.pipe_file(root, text.encode())
 
 
@@ -118,8 +117,9 @@ def _open(url: str) -> tuple[Any, str]:
     """fsspec's file system, and what the URL is in it."""
     kind = url.partition("://")[0]
     try:
-        with _said(url):
+        with _reaching(url):
             files, root = fsspec.core.url_to_fs(url)
+            files.invalidate_cache()  # of what was there when this process last looked
     except ImportError as error:
         extra = _PACKAGES.get(kind)
         way_out = f"pip install 'deeplab-jax[{extra}]'" if extra else "install what opens it"
@@ -130,21 +130,15 @@ def _open(url: str) -> tuple[Any, str]:
     return files, root.rstrip("/")
 
 
-class _said:
+@contextlib.contextmanager
+def _reaching(url: str) -> Iterator[None]:
     """Whatever a bucket's client raises, of any class, as a BucketError."""
-
-    def __init__(self, url: str):
-        self._url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        if isinstance(error, BucketError | ImportError | ValueError):
-            return
-        raise BucketError(f"{self._url}: {type(error).__name__}: {error}") from error
+    try:
+        yield
+    except (BucketError, ImportError, ValueError):
+        raise
+    except Exception as error:
+        raise BucketError(f"{url}: {type(error).__name__}: {error}") from error
 
 
 def _fetched(files: Any, found: Mapping[str, Mapping[str, Any]], place: Path, url: str) -> Path:
@@ -169,7 +163,7 @@ def _fetched(files: Any, found: Mapping[str, Mapping[str, Any]], place: Path, ur
 
     shown = len(missing) >= _MANY
     with (
-        _said(url),
+        _reaching(url),
         ThreadPoolExecutor() as threads,
         progress(f"copying {url}", len(missing), unit="files", shown=shown) as done,
     ):

@@ -146,7 +146,7 @@ def predict_folder(
                     failures[path] = result
                 else:
                     picture, made = result
-                    key = results.key(picture.file)
+                    key = results.key(picture.digest)
                     saving.append(
                         threads.submit(results.write, targets[path], picture.pixels, made, key)
                     )
@@ -184,13 +184,13 @@ class _Picture:
     """A picture's pixels, and the digest of the file that they are from."""
 
     pixels: np.ndarray
-    file: str
+    digest: str
 
 
 def _read(path: Path) -> _Picture:
     # The digest first: of a file that is replaced meanwhile, the results are done anew the next time.
-    file = digest_of_file(path)
-    return _Picture(read_image(path), file)
+    digest = digest_of_file(path)
+    return _Picture(read_image(path), digest)
 
 
 def _results(

@@ -88,9 +88,11 @@ class ResultFiles:
             # Colour at full resolution: at half of it outlines, a pixel wide, would smear.
             write_image(self._overlay(target), shown, quality=92, subsampling=0)
         if made.probabilities is not None:
-            arrays = {"probabilities": made.probabilities, "classes": made.classes}
+            classes = {} if made.classes is None else {"classes": made.classes}
             packed = io.BytesIO()
-            np.savez_compressed(packed, **{k: v for k, v in arrays.items() if v is not None})
+            np.savez_compressed(
+                packed, allow_pickle=False, probabilities=made.probabilities, **classes
+            )
             write_file(self._probabilities(target), packed.getvalue())
         visualize.save_labels(self._labels(target), made.ids, self.colors, texts={KEY: key})
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 
@@ -56,6 +57,22 @@ def generations(objects):
     return {"download": download_generation, "_media_upload": upload_generation}
 
 
+def one_at_a_time(handlers):
+    lock = threading.RLock()
+
+    def locked(handler):
+        def handle(*arguments):
+            with lock:
+                handler(*arguments)
+
+        return handle
+
+    return [
+        (path, {method: locked(handler) for method, handler in methods.items()})
+        for path, methods in handlers
+    ]
+
+
 @contextlib.contextmanager
 def bucket(name: str = "bucket") -> Iterator[dict[str, str]]:
     """Yields the environment in which gcsfs and tensorstore find it; it is also this process's."""
@@ -72,8 +89,10 @@ def bucket(name: str = "bucket") -> Iterator[dict[str, str]]:
             patch.setattr(server.objects, handler, function)
         for variable, value in environment.items():
             patch.setenv(variable, value)
-        # One thread would wait for ever for a client that waits for another answer first.
+        # One thread would wait for ever for a client that waits for another answer first. Answers are made
+        # one at a time, as the emulator is not made for several threads.
         patch.setattr(server.server, "HTTPServer", server.server.ThreadingHTTPServer)
+        patch.setattr(server, "HANDLERS", one_at_a_time(server.HANDLERS))
         # It looks for credentials that nobody needs.
         patch.setattr(logging.getLogger("gcsfs"), "level", logging.ERROR)
         served.start()

@@ -262,18 +262,20 @@ def test_a_run_in_a_bucket_is_killed_and_resumed(data, undisturbed, tmp_path, mo
         def there():
             return {name.removeprefix("bucket/runs/mine/") for name in files.find(url[5:])}
 
-        process = start(data, url, environment=environment)
-        while "checkpoints/4/commit_success.txt" not in there():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-        process.kill()
-        process.communicate()
-        assert "metrics.jsonl" in there()
-        second = start(data, url, environment=environment)
-        _, err = second.communicate(timeout=300)
-        assert second.returncode == 0, err
-        assert "Resuming at step" in err
-        assert f"Results are in {url}." in err
+        # To a file, as gcsfs says again and again that it has no credentials: a pipe would be full.
+        said = tmp_path / "stderr.txt"
+        with said.open("w") as stderr:
+            process = subprocess.Popen(command(data, url), env=environment, stderr=stderr)
+            while "checkpoints/4/commit_success.txt" not in there():
+                assert process.poll() is None, said.read_text()
+                time.sleep(0.1)
+            process.kill()
+            process.wait()
+            assert "metrics.jsonl" in there()
+            second = subprocess.run(command(data, url), env=environment, stderr=stderr, timeout=300)
+        assert second.returncode == 0, said.read_text()
+        assert "Resuming at step" in said.read_text()
+        assert f"Results are in {url}." in said.read_text()
         files_of_a_run = {"config.json", "log.txt", "model/config.json", "evaluation/scores.json"}
         assert files_of_a_run <= there()
         assert ".lock" not in there()
