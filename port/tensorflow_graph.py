@@ -23,6 +23,7 @@ from deeplab_jax.heads import rates_for
 BACKBONE = re.compile(r"(xception_\d+|resnet_v1_\d+|MobilenetV[23])/")
 PICTURE, LABELS = "ImageTensor", "ArgMax"  # the operations at both ends
 OUTPUT_STRIDES = (8, 16, 32)
+RESNETS_LAST = re.compile(r"resnet_v1_\d+/block4/unit_1/bottleneck_v1/conv2/")
 STRIDED = ("Conv2D", "DepthwiseConv2dNative", "MaxPool")
 NORMS = ("FusedBatchNormV3", "FusedBatchNormV2", "FusedBatchNorm")
 RESIZE = "ResizeBilinear"
@@ -43,9 +44,9 @@ class FrozenGraph:
     @classmethod
     def read(cls, path: Path) -> FrozenGraph:
         """Raises ValueError for a file that is no frozen graph of floats."""
-        definition = import_tensorflow().compat.v1.GraphDef()
+        definition, data = import_tensorflow().compat.v1.GraphDef(), path.read_bytes()
         try:
-            definition.ParseFromString(path.read_bytes())
+            definition.ParseFromString(data)
         except Exception as error:  # protobuf's own type
             raise ValueError(
                 f"{path} is no frozen graph of TensorFlow's, or it is cut ({error}). Download it again"
@@ -77,7 +78,13 @@ class FrozenGraph:
         branches = (f"aspp{i}{half}" for i in range(1, 10) for half in ("", "_depthwise"))
         rates = tuple(rate for scope in branches if (rate := self._rate(scope)) is not None)
         follow = rates == rates_for(stride)  # and so would be others at another stride
-        return {"output_stride": stride, "rates": None if follow else rates}
+        options: dict[str, Any] = {"output_stride": stride, "rates": None if follow else rates}
+        if scope := next((name for name in self._nodes if RESNETS_LAST.match(name)), None):
+            stage = scope.partition("/unit_")[0]
+            units = (self._rate(f"{stage}/unit_{i}/bottleneck_v1/conv2") for i in (1, 2, 3))
+            factors = tuple((rate or 1) * stride // 32 for rate in units)
+            options["multi_grid"] = factors if set(factors) != {1} else ()
+        return options
 
     def _rate(self, scope: str) -> int | None:
         """The atrous rate of the convolution in a scope; None where there is none."""
@@ -117,7 +124,8 @@ class FrozenGraph:
 
         Args:
           picture: uint8 `[1, H, W, 3]`.
-          names: of layers as PyTorch would call them, by our paths; those that the graph lacks are left out.
+          names: of layers as PyTorch would call them, by our paths; those that the graph lacks are left
+            out.
         """
         nodes = {path: self._outputs[name] for path, name in names.items() if name in self._outputs}
         nodes["logits"] = self._logits

@@ -4,9 +4,10 @@ Its variables come with PyTorch's names and layout, see `port.tensorflow_files`.
 variables do not tell, a frozen graph does, see `port.tensorflow_graph`.
 """
 
+import dataclasses
 from typing import ClassVar
 
-from deeplab_jax.backbones import MobileNetV2Config, XceptionConfig
+from deeplab_jax.backbones import BackboneConfig, MobileNetV2Config, ResNetConfig, XceptionConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ASPPConfig, DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
@@ -15,14 +16,19 @@ from port.layouts.base import Layout, Place
 from port.naming import Names, Shapes, under
 
 CLASSIFIER = "logits.semantic"
+MULTI_GRID = (1, 2, 4)  # of its ResNets beta, as its README says
+MEAN = (123.15, 115.90, 103.06)  # of pixels from 0 to 255
 BRANCHES = 3  # atrous ones of an ASPP that has any
 
 
 class Google(Layout):
     name = "google"
     code = "Google's research/deeplab (TensorFlow)"
-    models = "v3+ and v3 on Xception-41, 65 and 71 and MobileNetV2; checkpoints and frozen graphs"
-    choices = ("output_stride", "rates")
+    models = (
+        "v3+ and v3 on Xception-41, 65 and 71, MobileNetV2, ResNet-50 and 101 (v1, and beta); checkpoints "
+        "and frozen graphs"
+    )
+    choices = ("output_stride", "rates", "multi_grid")
     prefixes = ("",)
     takes_others = False
     to_verify = (
@@ -33,6 +39,13 @@ class Google(Layout):
             "padding": "same",
             "norm_momentum": 3e-3,
             "norm_epsilon": 1e-3,
+        },
+        ResNetConfig: {
+            "stage_stride": "last",
+            "strided_shortcut": "subsample",
+            "stem_pool": "same",
+            "low": "residual",
+            "norm_momentum": 0.05,
         },
         XceptionConfig: {"norm_momentum": 3e-4, "norm_epsilon": 1e-3, "keep_shortcut": True},
     }
@@ -56,16 +69,22 @@ class Google(Layout):
             )
         else:
             head = DeepLabV3Config(**common, convs=0)
+        backbone = self.backbone(shapes, output_stride or 16)
+        if _is_beta(backbone):
+            backbone = dataclasses.replace(backbone, multi_grid=MULTI_GRID)
         return Config(
-            self.backbone(shapes, output_stride or 16),
+            backbone,
             head,
             shapes.get(f"{CLASSIFIER}.weight", (21,))[0],
             align_corners=True,
         )
 
     def preprocessing(self, config: Config) -> Preprocessing:
-        """To [-1, 1]."""
-        half = (0.5,) * config.backbone.in_channels
+        """To [-1, 1]; of ResNets that are not beta, the mean of ImageNet's pixels is subtracted."""
+        backbone = config.backbone
+        if isinstance(backbone, ResNetConfig) and not _is_beta(backbone):
+            return Preprocessing(tuple(value / 255 for value in MEAN), (1 / 255,) * len(MEAN))
+        half = (0.5,) * backbone.in_channels
         return Preprocessing(mean=half, std=half)
 
     def choices_for(self, config: Config) -> tuple[str, ...]:
@@ -100,6 +119,11 @@ class Google(Layout):
             for part in ("conv", "depthwise", "depthwise_bn", "pointwise"):
                 rolls[f"head.decoder.convs.0.{part}"] = config.head.channels
         return rolls
+
+
+def _is_beta(backbone: BackboneConfig) -> bool:
+    """Whether it is a ResNet with three convolutions for a stem, which Google calls beta."""
+    return isinstance(backbone, ResNetConfig) and backbone.stem == "deep"
 
 
 def _atrous(shapes: Shapes) -> bool:
