@@ -20,11 +20,12 @@ import numpy as np
 
 from deeplab_jax.heads import rates_for
 
-BACKBONE = re.compile(r"(xception_\d+|resnet_v1_\d+|MobilenetV[23])/")
 PICTURE, LABELS = "ImageTensor", "ArgMax"  # the operations at both ends
 OUTPUT_STRIDES = (8, 16, 32)
-RESNETS_LAST = re.compile(r"resnet_v1_\d+/block4/unit_1/bottleneck_v1/conv2/")
-STRIDED = ("Conv2D", "DepthwiseConv2dNative", "MaxPool")
+BACKBONE = re.compile(r"(xception_\d+|resnet_v1_\d+|MobilenetV[23])/")
+RESNETS_LAST = re.compile(r"resnet_v1_\d+/block4/unit_\d/bottleneck_v1/conv2$")
+STEM_POOL = re.compile(r"(^|/)pool1/")
+CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
 NORMS = ("FusedBatchNormV3", "FusedBatchNormV2", "FusedBatchNorm")
 RESIZE = "ResizeBilinear"
 
@@ -68,33 +69,40 @@ class FrozenGraph:
 
     def options(self) -> dict[str, Any]:
         """Fields of a model's config that its operations tell, and variables do not."""
-        strides = [
-            node.attr["strides"].list.i[1]
-            for node in self.definition.node
-            if BACKBONE.match(node.name) and node.op in STRIDED and "shortcut" not in node.name
+        convs = self._convolutions
+        strided = [
+            n for scope, n in convs.items() if BACKBONE.match(scope) and "shortcut" not in scope
         ]
-        if not strides or (stride := math.prod(strides)) not in OUTPUT_STRIDES:
+        strided += [
+            n for n in self.definition.node if n.op == "MaxPool" and STEM_POOL.search(n.name)
+        ]
+        stride = math.prod(node.attr["strides"].list.i[1] for node in strided)
+        if not strided or stride not in OUTPUT_STRIDES:
             return {}
-        branches = (f"aspp{i}{half}" for i in range(1, 10) for half in ("", "_depthwise"))
-        rates = tuple(rate for scope in branches if (rate := self._rate(scope)) is not None)
+        branches = [f"aspp{i}{half}" for i in range(1, 10) for half in ("", "_depthwise")]
+        rates = tuple(self._rate(convs[scope]) for scope in branches if scope in convs)
         follow = rates == rates_for(stride)  # and so would be others at another stride
         options: dict[str, Any] = {"output_stride": stride, "rates": None if follow else rates}
-        if scope := next((name for name in self._nodes if RESNETS_LAST.match(name)), None):
-            stage = scope.partition("/unit_")[0]
-            units = (self._rate(f"{stage}/unit_{i}/bottleneck_v1/conv2") for i in (1, 2, 3))
-            factors = tuple((rate or 1) * stride // 32 for rate in units)
+        if last := [node for scope, node in convs.items() if RESNETS_LAST.match(scope)]:
+            factors = tuple(self._rate(node) * stride // 32 for node in last)
             options["multi_grid"] = factors if set(factors) != {1} else ()
         return options
 
-    def _rate(self, scope: str) -> int | None:
-        """The atrous rate of the convolution in a scope; None where there is none."""
-        for node in self.definition.node:
-            if node.name.startswith(f"{scope}/") and node.op in STRIDED:
-                before = self._nodes[_plain(node.input[0])]
-                if before.op == "SpaceToBatchND":
-                    return int(_value(self._nodes[_plain(before.input[1])])[0])
-                return int((node.attr["dilations"].list.i or (1, 1))[1])
-        return None
+    @cached_property
+    def _convolutions(self) -> dict[str, Any]:
+        """The scope of a convolution's kernel -> its operation."""
+        return {
+            self._source(node.input[1]).name.rpartition("/")[0]: node
+            for node in self.definition.node
+            if node.op in CONVOLUTIONS
+        }
+
+    def _rate(self, node: Any) -> int:
+        """The atrous rate of a convolution."""
+        before = self._nodes[_plain(node.input[0])]
+        if before.op == "SpaceToBatchND":
+            return int(_value(self._source(before.input[1]))[0])
+        return int((node.attr["dilations"].list.i or (1, 1))[1])
 
     # ---- what it computes ----
 

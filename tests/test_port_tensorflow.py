@@ -33,17 +33,16 @@ def tf():
 class Network:
     """A DeepLabv3 on MobileNetV2, as a graph of TensorFlow 1's that is being written."""
 
-    def __init__(self, tf, crop, output_stride):
+    def __init__(self, tf, output_stride):
         self.tf, self.v1 = tf, tf.compat.v1
         self.rng = np.random.default_rng(0)
         self.output_stride = output_stride
         picture = self.v1.placeholder(tf.uint8, (1, None, None, 3), name="ImageTensor")
         x = tf.cast(picture, tf.float32)
-        if crop is not None:
-            below = [tf.maximum(crop[i] - tf.shape(x)[i + 1], 0) for i in (0, 1)]
-            padding = [[0, 0], [0, below[0]], [0, below[1]], [0, 0]]
-            x = tf.pad(x - 127.5, padding) + 127.5
-            x.set_shape((1, *crop, 3))
+        below = [tf.maximum(CROP[i] - tf.shape(x)[i + 1], 0) for i in (0, 1)]
+        padding = [[0, 0], [0, below[0]], [0, below[1]], [0, 0]]
+        x = tf.pad(x - 127.5, padding) + 127.5
+        x.set_shape((1, *CROP, 3))
         size = tf.shape(x)[1:3]
         x = self.head(self.backbone(x * (2 / 255) - 1))
         logits = self.v1.image.resize_bilinear(x, size, align_corners=True)
@@ -107,12 +106,12 @@ class Network:
         return self.tf.nn.bias_add(self.tf.nn.conv2d(y, kernel, 1, "SAME"), bias)
 
 
-def save(tf, folder, *, crop=CROP, output_stride=16, averages=False):
+def save(tf, folder, *, output_stride=16, averages=False):
     """model.ckpt with a training's other variables, and frozen_inference_graph.pb, in a folder."""
     v1 = tf.compat.v1
     folder.mkdir(parents=True)
     with tf.Graph().as_default() as graph:
-        Network(tf, crop, output_stride)
+        Network(tf, output_stride)
         network = v1.global_variables()
         v1.get_variable("global_step", initializer=np.int64(7), use_resource=False)
         for variable in network:
@@ -142,8 +141,13 @@ def pack(folder, archive):
 
 @pytest.fixture(scope="module")
 def saved(tf, tmp_path_factory):
-    with contextlib.redirect_stderr(io.StringIO()):
-        return save(tf, tmp_path_factory.mktemp("saved") / "model")
+    return save(tf, tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture(scope="module")
+def averaged(tf, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("averaged") / "model"
+    return save(tf, folder, output_stride=8, averages=True)
 
 
 # ---- reading
@@ -175,37 +179,34 @@ def test_what_training_saves_beside_the_weights_is_left_out_and_said(saved):
     assert "55 variables of the optimiser: Momentum" in dropped
 
 
-@pytest.mark.parametrize("stride", [8, 16])
-def test_options_are_read_from_a_graph_and_assumed_of_a_checkpoint(tf, tmp_path, stride):
-    folder = save(tf, tmp_path / "model", output_stride=stride)
-    told, untold = convert(folder), convert(folder / "model.ckpt")
-    assert told.model.config.backbone.output_stride == stride
-    assert told.assumed == ()
-    assert untold.model.config.backbone.output_stride == 16
-    assert untold.assumed == ("output_stride",)
+def test_options_are_read_from_a_graph_and_assumed_of_a_checkpoint(saved, averaged):
+    for folder, stride in ((saved, 16), (averaged, 8)):
+        told, untold = convert(folder), convert(folder / "model.ckpt")
+        assert told.model.config.backbone.output_stride == stride
+        assert told.assumed == ()
+        assert untold.model.config.backbone.output_stride == 16
+        assert untold.assumed == ("output_stride",)
 
 
-def test_averages_of_the_weights_are_taken_when_asked_for(tf, tmp_path):
-    folder = save(tf, tmp_path / "model", averages=True)
-    plain, averaged = (convert(folder / "model.ckpt", ema=ema).tensors for ema in (False, True))
-    assert plain.keys() == averaged.keys()
+def test_averages_of_the_weights_are_taken_when_asked_for(averaged):
+    plain, average = (convert(averaged / "model.ckpt", ema=ema).tensors for ema in (False, True))
+    assert plain.keys() == average.keys()
     assert not np.any(plain["aspp0.weight"] == 2)
-    assert np.all(averaged["aspp0.weight"] == 2)
+    assert np.all(average["aspp0.weight"] == 2)
     # batch norm's statistics are averages already
     name = "aspp0.BatchNorm.running_var"
-    assert np.array_equal(plain[name], averaged[name])
+    assert np.array_equal(plain[name], average[name])
 
 
-def test_the_latest_of_several_checkpoints_is_read(tf, tmp_path):
-    folder = save(tf, tmp_path / "model")
+def test_the_latest_of_several_checkpoints_is_read(saved, tmp_path):
     for part in ("index", "data-00000-of-00001"):
-        (folder / f"model.ckpt-9.{part}").write_bytes((folder / f"model.ckpt.{part}").read_bytes())
-    latest = 'model_checkpoint_path: "/elsewhere/model.ckpt-9"\n'
-    (folder / "checkpoint").write_text(latest)
-    assert "model.ckpt: model.ckpt-9 is the latest" in convert(folder).dropped
-    (folder / "checkpoint").unlink()
-    with pytest.raises(CheckpointError, match=r"one checkpoint, got model\.ckpt, model\.ckpt-9"):
-        convert(folder)
+        for name in ("model.ckpt", "model.ckpt-9"):
+            (tmp_path / f"{name}.{part}").write_bytes((saved / f"model.ckpt.{part}").read_bytes())
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/model.ckpt-9"\n')
+    assert "model.ckpt: model.ckpt-9 is the latest" in convert(tmp_path).dropped
+    (tmp_path / "checkpoint").unlink()
+    with pytest.raises(CheckpointError, match=r"one checkpoint, got model\.ckpt-9, model\.ckpt\."):
+        convert(tmp_path)
 
 
 def test_a_checkpoint_without_its_data_says_so(saved, tmp_path):
@@ -270,14 +271,18 @@ def test_pictures_of_any_size_are_made_to_fit_the_graph(saved, tmp_path):
     assert port(str(saved), tmp_path / "out", images=folder) == 0
 
 
-def test_a_graph_that_computes_something_else_is_found(tf, tmp_path, capsys):
-    # the checkpoint beside the graph is of another training
-    folder, other = save(tf, tmp_path / "model"), save(tf, tmp_path / "other", averages=True)
-    convert(other / "model.ckpt", ema=True)
+def test_a_graph_that_computes_something_else_is_found(tf, saved, tmp_path, capsys):
     for part in ("index", "data-00000-of-00001"):
-        (folder / f"model.ckpt.{part}").write_bytes((other / f"model.ckpt.{part}").read_bytes())
-    assert port(str(folder), tmp_path / "out", ema=True) == 1
-    assert "The first layer that differs is backbone.stem" in capsys.readouterr().out
+        (tmp_path / f"model.ckpt.{part}").write_bytes((saved / f"model.ckpt.{part}").read_bytes())
+    data = (saved / "frozen_inference_graph.pb").read_bytes()
+    graph = tf.compat.v1.GraphDef.FromString(data)
+    (bias,) = [node for node in graph.node if node.name == "concat_projection/BatchNorm/beta"]
+    value = tf.make_ndarray(bias.attr["value"].tensor)
+    bias.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value + 0.01))
+    (tmp_path / "graph.pb").write_bytes(graph.SerializeToString())
+    assert port(str(tmp_path), tmp_path / "out") == 1
+    printed = capsys.readouterr().out
+    assert "The first layer that differs is head.aspp.project.bn" in printed
     assert not (tmp_path / "out").exists()
 
 
