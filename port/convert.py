@@ -346,6 +346,8 @@ def _overruled(listed: list[Entry], tensors: Mapping[str, np.ndarray]) -> Iterat
 def to_torch(model: SegmentationModel, layout: str) -> "dict[str, torch.Tensor]":
     """A state_dict that the layout's original code loads with `strict=True`.
 
+    Google's code loads none: `load_torch` reads what is made for it, and TensorFlow does not.
+
     The counters `num_batches_tracked`, which only a cumulative average would read, are zero.
 
     Raises:

@@ -12,6 +12,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from references import quick_comparison
 
 from deeplab_jax import load
 from deeplab_jax.backbones import mobilenet_v2
@@ -21,6 +22,12 @@ from port.convert import convert
 
 CROP, CLASSES, WIDTH = (65, 81), 5, 0.35
 AVERAGE = "ExponentialMovingAverage"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_comparison():
+    with quick_comparison():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -370,3 +377,12 @@ def test_a_saved_model_is_named(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01\x12\x00")
     with pytest.raises(CheckpointError, match="SavedModel"):
         load_torch(tmp_path / "saved_model.pb")
+
+
+@pytest.mark.parametrize("lacking", ["concat_projection", "aspp0"])
+def test_a_head_of_googles_that_we_have_not_is_refused_by_what_it_is(lacking):
+    names = {"aspp0", "concat_projection", "image_pooling", "logits.semantic"} - {lacking}
+    tensors = {f"{name}.weight": np.zeros((5, 5, 1, 1), np.float32) for name in names}
+    tensors["MobilenetV3.Conv.weight"] = np.zeros((16, 3, 3, 3), np.float32)
+    with pytest.raises(CheckpointError, match="MobileNetV3's, dense prediction cells"):
+        load_torch(tensors)

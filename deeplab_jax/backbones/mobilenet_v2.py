@@ -57,6 +57,8 @@ class MobileNetV2Config:
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
       divisor: what channels are rounded to a multiple of; 1 in Google's DeepLabs of another width than 1.
+      low: the low-level features are the output of the last block at stride 4 ("block"), or of the
+        depthwise convolution in it ("depthwise", Google's).
     """
 
     kind: ClassVar[str] = "mobilenet_v2"
@@ -75,6 +77,7 @@ class MobileNetV2Config:
     norm_epsilon: float = 1e-5
     depth: float = 1.0
     divisor: int = 8
+    low: Literal["block", "depthwise"] = "block"
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -138,10 +141,13 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
         """Channels of each of the features."""
         blocks = self._table()
         channels = {name: blocks[i].channels for name, i in self.taps.items()}
+        if self.config.low == "depthwise":
+            channels["low"] = blocks[self.taps["low"]].expanded
         return channels | {"high": self.high_channels}
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        high, features = run(self.blocks, self.stem(images), self.taps, rngs=rngs)
+        inside = ("low",) if self.config.low == "depthwise" else ()
+        high, features = run(self.blocks, self.stem(images), self.taps, inside=inside, rngs=rngs)
         return features | {"high": self.last(high) if self.config.last_conv == "used" else high}
 
     def _table(self) -> list[Block]:

@@ -2,6 +2,10 @@
 
 Its variables come with PyTorch's names and layout, see `port.tensorflow_files`. What its flags choose and
 variables do not tell, a frozen graph does, see `port.tensorflow_graph`.
+
+Image pooling is over the whole image, as there unless image_pooling_crop_size says otherwise. Its exported
+graphs fill pictures up to a fixed size, 513 x 513 as a rule, with the mean, which is 0 once they are
+normalised; ours take them at their own size.
 """
 
 import dataclasses
@@ -39,6 +43,7 @@ class Google(Layout):
             "padding": "same",
             "norm_momentum": 3e-3,
             "norm_epsilon": 1e-3,
+            "low": "depthwise",
         },
         ResNetConfig: {
             "stage_stride": "last",
@@ -51,9 +56,20 @@ class Google(Layout):
     }
 
     def recognises(self, shapes: Shapes) -> bool:
-        return "concat_projection.weight" in shapes and "aspp0.weight" in shapes
+        own = {
+            "aspp0.weight",
+            "concat_projection.weight",
+            "image_pooling.weight",
+            "logits.semantic.weight",
+        }
+        return len(own & shapes.keys()) > 1
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
+        if not {"aspp0.weight", "concat_projection.weight"} <= shapes.keys():
+            raise ValueError(
+                "its head is neither v3's nor v3+'s ASPP with a projection: MobileNetV3's, dense "
+                "prediction cells and heads without batch norm are not among those we know"
+            )
         common = {
             "rates": None if _atrous(shapes) else (),
             "channels": shapes["concat_projection.weight"][0],
