@@ -173,7 +173,9 @@ def _fetched(source: str) -> Fetched | None:
 
 
 def _saved(path: Path) -> Saved | None:
-    """What TensorFlow saved there; None for others' files."""
+    """What TensorFlow saved there; None for others' files, and for a folder that has a hub's too."""
+    if path.is_dir() and any((path / name).is_file() for name in (*FOLDER_FILES, *INDEX_FILES)):
+        return None
     try:
         return open_saved(path)
     except ValueError as error:

@@ -4,7 +4,7 @@ Modules are named as in torchvision's `resnet.py`, where it has them.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -62,7 +62,7 @@ class BlockForm:
 PLAIN = BlockForm()
 
 
-def sequence(modules: nnx.List, x: jax.Array) -> jax.Array:
+def sequence(modules: Iterable[Any], x: jax.Array) -> jax.Array:
     """`x` through the modules, one after the other."""
     for module in modules:
         x = module(x)
@@ -195,11 +195,18 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.end(x, self.begin(x))
+
+    def begin(self, x: jax.Array) -> jax.Array:
+        """What is added to the shortcut."""
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        x = x if self.attention is None else self.attention(x)
-        return jax.nn.relu(x + shortcut)
+        return x if self.attention is None else self.attention(x)
+
+    def end(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+        """The block's output, given its input and what `begin` made of that."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return jax.nn.relu(residual + shortcut)
 
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
