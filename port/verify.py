@@ -1,18 +1,19 @@
-"""Proof that a ported model computes what PyTorch computes, layer by layer.
+"""Proof that a ported model computes what its original computes, layer by layer.
 
 Both sides run on the same images, and the output of every batch norm and of every convolution with a bias
 is compared with that of its original, which the layout's table of names pairs up. PyTorch runs twice: in
 float64, which is the reference, and in float32, whose distance from it is the rounding that this
 network makes of these images. Rounding grows from layer to layer; a deep network may end with a
 relative error of 1e-4 in PyTorch too. A mistake is orders of magnitude above that, from one layer on.
+A frozen graph of TensorFlow's is run the same two ways.
 """
 
 import dataclasses
 import enum
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,12 @@ from deeplab_jax.heads import ClassifierHead
 from deeplab_jax.layers import BatchNorm
 from deeplab_jax.model import FeaturesModel, SegmentationModel
 from deeplab_jax.predict import most_likely
-from deeplab_jax.preprocessing import pad_to_multiple
+from deeplab_jax.preprocessing import normalize, pad_to_multiple
 from deeplab_jax.summary import stage_of
 from port.convert import leaves, weighted_modules
+from port.layouts import Layout
 from port.network import find_layout, named_layout
+from port.tensorflow_graph import FrozenGraph
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +89,14 @@ class Report:
       images: how many were compared.
       assumed: options of the original code that neither weights nor the user tell, with the values
         that both sides were built with. The comparison says nothing about them.
+      framework: whose rounding it is.
     """
 
     layers: tuple[Row, ...]
     agreement: float | None
     images: int
     assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    framework: str = "PyTorch"
 
     @property
     def outcome(self) -> Outcome:
@@ -179,25 +184,85 @@ def verify(
     names = {
         path: names[path] for path in _compared(model, {p: modules[n] for p, n in names.items()})
     }
-    norms = {p for p, part in ours.items() if isinstance(part, BatchNorm)}
-    rolls = {path: n for path, n in family.rolls(config).items() if path in norms}
     of_features = isinstance(model, FeaturesModel)
     batches = [images] if of_features else [(batch,) for batch in images]
     channels_last = frozenset(family.channels_last(config, place))
     run_ours = _runner(model, tuple(names))
+
+    def outputs() -> Iterator[_Outputs]:
+        for arguments in batches:
+            size = None if of_features else arguments[0].shape[1:3]
+            arguments = tuple(
+                np.asarray(pad_to_multiple(jnp.asarray(a), config.preprocessing.size_multiple))
+                for a in arguments
+            )
+            exact, rounded = run_torch(torch_module, arguments, names, channels_last)
+            yield _Outputs(run_ours(*arguments), exact, rounded, size)
+
+    return _report(outputs(), _norm_rolls(model, family), progress)
+
+
+def verify_graph(
+    model: SegmentationModel,
+    graph: FrozenGraph,
+    *pictures: np.ndarray,
+    layout: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """Compares a model with the frozen graph that it was made from, preprocessing included.
+
+    Args:
+      model: what `load_torch` gave.
+      graph: see `FrozenGraph.runs_pictures`.
+      *pictures: uint8 `[1, H, W, 3]`, no larger than `graph.size()` where that is not (1, 1).
+      layout: whose names the graph has.
+      progress: called with the number of pictures done.
+    """
+    family = named_layout(layout)
+    table = family.names(model.config)
+    norms = {path for path, part in weighted_modules(model).items() if isinstance(part, BatchNorm)}
+    biased = {
+        p for p, part in weighted_modules(model).items() if getattr(part, "bias", None) is not None
+    }
+    names = {path: name for path, name in table.items() if path in norms | biased}
+    run_ours = _runner(model, tuple(names))
+    least = graph.size()
+
+    def outputs() -> Iterator[_Outputs]:
+        for picture in pictures:
+            size = picture.shape[1:3]
+            after = [(0, max(0, n - m)) for n, m in zip(least, size, strict=True)]
+            # Beyond a picture the graph has the mean, which is 0 once it is normalised.
+            x = np.pad(
+                normalize(jnp.asarray(picture), model.config.preprocessing),
+                ((0, 0), *after, (0, 0)),
+            )
+            exact, rounded = graph.run(picture, names)
+            yield _Outputs(run_ours(x), exact, rounded, size)
+
+    report = _report(outputs(), _norm_rolls(model, family), progress)
+    return dataclasses.replace(report, framework="TensorFlow")
+
+
+# ---------------------------------------------------------------------------- the comparison
+
+
+class _Outputs(NamedTuple):
+    """What the models make of a batch: outputs of layers by our paths, and the size without padding."""
+
+    ours: dict[str, np.ndarray]
+    exact: dict[str, np.ndarray]
+    rounded: dict[str, np.ndarray]
+    size: tuple[int, ...] | None
+
+
+def _report(
+    batches: Iterable[_Outputs], rolls: Mapping[str, int], progress: Callable[[int], None]
+) -> Report:
     worst: dict[str, Row] = {}
     agreeing = pixels = count = 0
-    for done, arguments in enumerate(batches, 1):
-        size = None if of_features else arguments[0].shape[1:3]
-        arguments = tuple(
-            np.asarray(pad_to_multiple(jnp.asarray(a), config.preprocessing.size_multiple))
-            for a in arguments
-        )
-        ours = run_ours(*arguments)
-        exact, rounded = run_torch(torch_module, arguments, names, channels_last)
-        for path in (
-            rolls.keys() & exact.keys()
-        ):  # what a norm gives has its input's order of channels
+    for done, (ours, exact, rounded, size) in enumerate(batches, 1):
+        for path in rolls.keys() & exact.keys():
             for outputs in (exact, rounded):
                 outputs[path] = np.roll(outputs[path], -rolls[path], -1)
         for row in _compare(ours, exact, rounded):
@@ -207,9 +272,16 @@ def verify(
             same = most_likely(ours["logits"]) == most_likely(exact["logits"])
             same = same[:, : size[0], : size[1]] if size else same
             agreeing, pixels = agreeing + int(same.sum()), pixels + same.size
-        count += len(arguments[0])
+        count += len(ours["logits"])
         progress(done)
     return Report(tuple(worst.values()), agreeing / pixels if pixels else None, count)
+
+
+def _norm_rolls(model: SegmentationModel, family: Layout) -> dict[str, int]:
+    """By how many channels the outputs of batch norms are rotated: those of what they norm."""
+    parts = weighted_modules(model)
+    rolls = family.rolls(model.config).items()
+    return {path: n for path, n in rolls if isinstance(parts.get(path), BatchNorm)}
 
 
 # ---------------------------------------------------------------------------- both sides

@@ -51,11 +51,15 @@ SMALL = [
     ResNetConfig(50),
     ResNetConfig(14, radix=2, stem="deep", shortcut="average"),
     ResNetConfig(26, scale=4, width_per_group=26, attention="eca"),
+    ResNetConfig(
+        26, stage_stride="last", strided_shortcut="subsample", low="residual", stem_pool="same"
+    ),
     RegNetConfig("y_002"),
     DPNConfig("68b"),
     MobileOneConfig("s0"),
     MixTransformerConfig("b0"),
     MobileNetV2Config(width=0.5),
+    MobileNetV2Config(width=0.35, divisor=1, low="depthwise"),
     MobileNetV3Config("large", width=0.5),
     MobileNetV3Config("small", width=0.5),
     MobileNetV3Config("small", width=0.5, rounding="expanded", minimal=True),
@@ -565,6 +569,8 @@ def test_sizes_that_there_are_not_are_refused():
         (50, {"radix": 2, "scale": 4}, r"both replace the 3x3 convolution: give one"),
         (50, {"width_per_group": 5, "reduce_first": 2}, r"a multiple of reduce_first, 2, got 5"),
         (50, {"shortcut": "average", "shortcut_kernel": 3}, r"with \"average\" it is 1"),
+        (50, {"stage_stride": "last"}, r"no stage at stride 4: low must be \"residual\""),
+        (18, {"stage_stride": "last"}, r"stage_stride and low are for bottlenecks"),
         (50, {"stem_widths": (32, 64)}, r"three numbers of channels, got \(32, 64\)"),
     ],
 )

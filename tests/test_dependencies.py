@@ -17,12 +17,13 @@ EXTRAS = {
     "port": (
         "port",
         "references",
+        "tensorflow",
     ),  # the code bases that are verified against are imported when asked for
     "train": ("train",),
     "benchmarks": ("benchmarks",),
     "tests": ("test",),
 }
-NOT_INSTALLED = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+NOT_INSTALLED = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorflow": "tensorflow"}
 """What a test environment may lack, and whose it is."""
 
 

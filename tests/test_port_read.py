@@ -381,6 +381,10 @@ LFS = b"version 1 of a git-lfs pointer\noid sha256:4d7a\nsize 12345\n"
         (b"\x89HDF\r\n\x1a\n" + bytes(99), ["HDF5", "Keras"]),
         (b"\x1c\x00\x00\x00TFL3" + bytes(99), ["TensorFlow Lite"]),
         (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(99), ["ONNX"]),
+        (b"\x08\x07\x12\x06mxnet2" + bytes(99), ["ONNX"]),
+        (b"\x08\x01\x12\xa3\x07" + bytes(99), ["SavedModel"]),
+        (b"\n\x08ResNet50\x1a\x04data" + bytes(99), ["Caffe"]),
+        (b"\x82\xa6params\x81\xa4head" + bytes(99), ["msgpack", "Flax"]),
         (b"\x93WHAT\x01\x00" + bytes(99), ["no known kind", "\\x93WHAT"]),
     ],
     ids=[
@@ -395,6 +399,10 @@ LFS = b"version 1 of a git-lfs pointer\noid sha256:4d7a\nsize 12345\n"
         "h5",
         "tflite",
         "onnx",
+        "onnx-of-others",
+        "saved-model",
+        "caffe",
+        "msgpack",
         "unknown",
     ],
 )
@@ -404,6 +412,12 @@ def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path, data, fa
     assert "is not a checkpoint" in message
     for fact in ["a.pth", *facts]:
         assert fact in message
+
+
+def test_a_checkpoint_of_paddlepaddles_is_refused_by_its_name(tmp_path):
+    tree = {"conv.weight": np.zeros(3, np.float32), "StructuredToParameterName@@": {"conv": "w_0"}}
+    (tmp_path / "model.pdparams").write_bytes(pickle.dumps(tree, protocol=2))
+    assert "PaddlePaddle" in refusal(tmp_path / "model.pdparams")
 
 
 def test_a_zip_archive_of_other_things_is_refused_with_its_names(tmp_path):

@@ -51,6 +51,7 @@ RECORDED = {  # of the others, names and shapes are in a golden file
     "adaptsegnet": "adaptsegnet_deeplabv2_r50",
     "adaptsegnet-multi": "advent_deeplabv2_r50",
     "standalone": "standalone_os16",
+    "google": "google_deeplabv3_mobilenetv2_dm05_os8",
 }
 
 

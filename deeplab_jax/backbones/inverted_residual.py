@@ -144,10 +144,17 @@ class InvertedResidual(nnx.Module):
         self.drop_path = nnx.Dropout(drop_path, broadcast_dims=(1, 2, 3))
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.end(x, self.begin(x), rngs=rngs)
+
+    def begin(self, x: jax.Array) -> jax.Array:
+        """What the depthwise convolution gives, or the last that is before its place."""
         ring = (self.ring, self.ring)
         y = jnp.pad(x, ((0, 0), ring, ring, (0, 0))) if self.ring else x
         y = y if self.expand is None else self.expand(y)
-        y = y if self.depthwise is None else self.depthwise(y)
+        return y if self.depthwise is None else self.depthwise(y)
+
+    def end(self, x: jax.Array, y: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """The block's output, given its input and what `begin` made of that."""
         y = y if self.se is None else self.se(y)
         y = self.project(y)
         return x + self.drop_path(y, rngs=rngs) if self.shortcut else y
@@ -226,14 +233,29 @@ def taps(blocks: Sequence[Block]) -> dict[str, int]:
 
 
 def run(
-    blocks: nnx.List, x: jax.Array, taps: dict[str, int], *, rngs: nnx.Rngs | None = None
+    blocks: nnx.List,
+    x: jax.Array,
+    taps: dict[str, int],
+    *,
+    inside: tuple[str, ...] = (),
+    rngs: nnx.Rngs | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The last block's output, and those of the blocks that `taps` names by their index."""
-    outputs = []
-    for block in blocks:
-        x = block(x, rngs=rngs)
-        outputs.append(x)
-    return x, {name: outputs[index] for name, index in taps.items()}
+    """The last block's output, and those of the blocks that `taps` names by their index.
+
+    Args:
+      inside: the taps that are what the block's depthwise convolution gives.
+    """
+    features = {}
+    for i, block in enumerate(blocks):
+        names = [name for name, index in taps.items() if index == i]
+        if inner := [name for name in names if name in inside]:
+            y = block.begin(x)
+            x = block.end(x, y, rngs=rngs)
+            features |= dict.fromkeys(inner, y)
+        else:
+            x = block(x, rngs=rngs)
+        features |= {name: x for name in names if name not in inner}
+    return x, features
 
 
 def spatial_layers(stem: ConvNormAct, blocks: nnx.List) -> Iterator[SpatialLayer]:

@@ -56,6 +56,9 @@ class MobileNetV2Config:
       stem_padding: 1, or 0 as VainF has it; where `padding` is "symmetric".
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
+      divisor: what channels are rounded to a multiple of; 1 in Google's DeepLabs of another width than 1.
+      low: the low-level features are the output of the last block at stride 4 ("block"), or of the
+        depthwise convolution in it ("depthwise", Google's).
     """
 
     kind: ClassVar[str] = "mobilenet_v2"
@@ -73,6 +76,8 @@ class MobileNetV2Config:
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
     depth: float = 1.0
+    divisor: int = 8
+    low: Literal["block", "depthwise"] = "block"
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -89,7 +94,8 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
     def __init__(self, config: MobileNetV2Config, *, rngs: nnx.Rngs):
         self.config = config
         norm = Norm(config.norm_momentum, config.norm_epsilon)
-        stem, blocks = stem_channels(config.width, config.depth), self._table()
+        stem = stem_channels(config.width, config.depth, config.divisor)
+        blocks = self._table()
         blocks[0] = dataclasses.replace(blocks[0], always_expand=config.first_expand)
         rows = [block.stage for block in blocks]
         firsts = [rows.index(row) for row in rows]
@@ -135,35 +141,38 @@ class MobileNetV2(Backbone[MobileNetV2Config]):
         """Channels of each of the features."""
         blocks = self._table()
         channels = {name: blocks[i].channels for name, i in self.taps.items()}
+        if self.config.low == "depthwise":
+            channels["low"] = blocks[self.taps["low"]].expanded
         return channels | {"high": self.high_channels}
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        high, features = run(self.blocks, self.stem(images), self.taps, rngs=rngs)
+        inside = ("low",) if self.config.low == "depthwise" else ()
+        high, features = run(self.blocks, self.stem(images), self.taps, inside=inside, rngs=rngs)
         return features | {"high": self.last(high) if self.config.last_conv == "used" else high}
 
     def _table(self) -> list[Block]:
-        return block_table(self.config.width, self.config.depth)
+        return block_table(self.config.width, self.config.depth, self.config.divisor)
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
         return spatial_layers(self.stem, self.blocks)
 
 
-def stem_channels(width: float, depth: float = 1.0) -> int:
+def stem_channels(width: float, depth: float = 1.0, divisor: int = 8) -> int:
     """Channels of the first convolution."""
-    return 32 if depth > 1 else make_divisible(32 * width)
+    return 32 if depth > 1 else make_divisible(32 * width, divisor)
 
 
-def block_table(width: float, depth: float = 1.0) -> list[Block]:
+def block_table(width: float, depth: float = 1.0, divisor: int = 8) -> list[Block]:
     """The rows of the network, the paper's for width 1."""
-    blocks, channels = [], stem_channels(width, depth)
+    blocks, channels = [], stem_channels(width, depth, divisor)
     for row, (expansion, out, count, stride) in enumerate(TABLE):
         fixed = row in (0, len(TABLE) - 1)
         for i in range(count if fixed else math.ceil(count * depth)):
             block = Block(
                 kernel_size=3,
-                expanded=channels * expansion,
-                channels=make_divisible(out * width),
+                expanded=channels if expansion == 1 else make_divisible(channels * expansion),
+                channels=make_divisible(out * width, divisor),
                 stride=stride if i == 0 else 1,
                 stage=row,
             )

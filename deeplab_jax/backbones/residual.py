@@ -4,7 +4,7 @@ Modules are named as in torchvision's `resnet.py`, where it has them.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -41,6 +41,8 @@ class BlockForm:
       shortcut_kernel: size of that convolution where the stride is; 3 in SENet-154.
       dilated_average: where a block lost its stride, "average" is over 2x2 pixels still, counting zeros
         beyond the bottom and right ("same", timm's), or over one ("none", mmsegmentation's).
+      strided_shortcut: where the stride alone changes the shape, what `shortcut` says ("conv"), or every
+        other pixel as it is ("subsample", Google's).
     """
 
     groups: int = 1
@@ -54,12 +56,13 @@ class BlockForm:
     shortcut: Literal["conv", "average"] = "conv"
     shortcut_kernel: Literal[1, 3] = 1
     dilated_average: Literal["same", "none"] = "same"
+    strided_shortcut: Literal["conv", "subsample"] = "conv"
 
 
 PLAIN = BlockForm()
 
 
-def sequence(modules: nnx.List, x: jax.Array) -> jax.Array:
+def sequence(modules: Iterable[Any], x: jax.Array) -> jax.Array:
     """`x` through the modules, one after the other."""
     for module in modules:
         x = module(x)
@@ -116,6 +119,16 @@ class AverageDownsample(Downsample):
         return super().__call__(x)
 
 
+class Subsample(nnx.Module):
+    """Every so many pixels of a shortcut, as they are."""
+
+    def __init__(self, stride: int):
+        self.stride = stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x[:, :: self.stride, :: self.stride]
+
+
 def downsample(
     form: BlockForm,
     in_channels: int,
@@ -126,7 +139,7 @@ def downsample(
     lost_stride: bool,
     norm: Norm,
     rngs: nnx.Rngs,
-) -> Downsample | None:
+) -> Downsample | Subsample | None:
     """The shortcut of a block; None where its shape does not change.
 
     Args:
@@ -135,6 +148,8 @@ def downsample(
     """
     if stride == 1 and in_channels == out_channels:
         return None
+    if in_channels == out_channels and form.strided_shortcut == "subsample":
+        return Subsample(stride)
     if form.shortcut == "average" and (
         stride > 1 or (lost_stride and form.dilated_average == "same")
     ):
@@ -180,11 +195,18 @@ class BasicBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.end(x, self.begin(x))
+
+    def begin(self, x: jax.Array) -> jax.Array:
+        """What is added to the shortcut."""
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        x = x if self.attention is None else self.attention(x)
-        return jax.nn.relu(x + shortcut)
+        return x if self.attention is None else self.attention(x)
+
+    def end(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+        """The block's output, given its input and what `begin` made of that."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return jax.nn.relu(residual + shortcut)
 
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
@@ -251,12 +273,19 @@ class Bottleneck(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.end(x, self.begin(x))
+
+    def begin(self, x: jax.Array) -> jax.Array:
+        """What is added to the shortcut."""
         x = self.conv2(jax.nn.relu(self.bn1(self.conv1(x))))
         x = x if self.bn2 is None else jax.nn.relu(self.bn2(x))
         x = self.bn3(self.conv3(x))
-        x = x if self.attention is None else self.attention(x)
-        return jax.nn.relu(x + shortcut)
+        return x if self.attention is None else self.attention(x)
+
+    def end(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+        """The block's output, given its input and what `begin` made of that."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return jax.nn.relu(residual + shortcut)
 
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""

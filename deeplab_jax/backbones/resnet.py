@@ -68,9 +68,14 @@ class ResNetConfig(BlockForm):
       stem_widths: channels of the three: (32, 32, 64) in ResNet-C and -D, (64, 64, 128) in ResNeSt-101,
         (24, 32, 64) in what timm calls "t".
       stem_pool: max pooling with zeros "around" the image; "ceil": without, but with the windows that
-        stick out at the bottom and right (Caffe's form, of the SENets); or "both" (DeepLab's in Caffe).
+        stick out at the bottom and right (Caffe's form, of the SENets); or "both" (DeepLab's in Caffe);
+        "same" is TensorFlow's padding.
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm.
+      stage_stride: which block of a stage has a stride: the "first" of all but layer1, or the "last" of
+        all but layer4 (Google's), so that mid and aux are layer1 and layer2.
+      low: the low-level features are the output of layer1 ("stage"), or what its last block at stride 4
+        adds to its shortcut ("residual", Google's).
     """
 
     kind: ClassVar[str] = "resnet"
@@ -85,7 +90,9 @@ class ResNetConfig(BlockForm):
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
     stem_widths: tuple[int, int, int] = (32, 32, 64)
-    stem_pool: Literal["around", "ceil", "both"] = "around"
+    stem_pool: Literal["around", "ceil", "both", "same"] = "around"
+    stage_stride: Literal["first", "last"] = "first"
+    low: Literal["stage", "residual"] = "stage"
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -96,12 +103,19 @@ class ResNetConfig(BlockForm):
 
     def _problems(self) -> Iterator[str]:
         if not self.bottlenecks:
+            if (self.stage_stride, self.low) != ("first", "stage"):
+                yield (
+                    "stage_stride and low are for bottlenecks (depth 14, 26, 50 and more), and "
+                    f"ResNet-{self.depth} has basic blocks: leave them out"
+                )
             for name in OF_BOTTLENECKS:
                 if (value := getattr(self, name)) != getattr(PLAIN, name):
                     yield (
                         f"{name} is for bottlenecks (depth 14, 26, 50 and more), and ResNet-{self.depth} "
                         f"has basic blocks: leave it at {getattr(PLAIN, name)!r}, got {value!r}"
                     )
+        elif (self.stage_stride, self.low) == ("last", "stage"):
+            yield 'stage_stride="last" leaves no stage at stride 4: low must be "residual", got "stage"'
         counts = {"groups": 1, "width_per_group": 1, "scale": 1, "radix": 0}
         for name, least in counts.items():
             if (value := getattr(self, name)) < least:
@@ -139,6 +153,7 @@ OF_BOTTLENECKS = (
     "bottleneck_stride",
     "radix",
     "scale",
+    "strided_shortcut",
 )
 
 
@@ -187,7 +202,10 @@ class ResNet(Backbone[ResNetConfig]):
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
         expansion = self.layer1[0].expansion
-        return {name: width * expansion for name, width in FEATURES.items()}
+        channels = {name: width * expansion for name, width in FEATURES.items()}
+        if self.config.stage_stride == "last":
+            channels |= {"mid": channels["low"], "aux": channels["mid"]}
+        return channels
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
@@ -195,11 +213,29 @@ class ResNet(Backbone[ResNetConfig]):
             x = jax.nn.relu(self.bn1(self.conv1(images)))
         else:
             x = sequence(self.stem, images)
-        if self.config.stem_pool == "around":
-            x = ops.max_pool(x)
-        else:
-            x = _ceil_max_pool(x, before=1 if self.config.stem_pool == "both" else 0)
-        return stage_features(self, x)
+        match self.config.stem_pool:
+            case "around":
+                x = ops.max_pool(x)
+            case "same":
+                x = _same_max_pool(x)
+            case pool:
+                x = _ceil_max_pool(x, before=1 if pool == "both" else 0)
+        if self.config.low == "stage":
+            return stage_features(self, x)
+        return self._features(x)
+
+    def _features(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Those of the stages where low is a residual."""
+        at_last = self.config.stage_stride == "last"
+        tapped = len(self.layer1) - (2 if at_last else 1)
+        x = sequence(self.layer1[:tapped], x)
+        low = self.layer1[tapped].begin(x)
+        x = self.layer1[tapped].end(x, low)
+        first = sequence(self.layer1[tapped + 1 :], x)
+        second = sequence(self.layer2, first)
+        third = sequence(self.layer3, second)
+        mid, aux = (first, second) if at_last else (second, third)
+        return {"low": low, "mid": mid, "aux": aux, "high": sequence(self.layer4, third)}
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order; shortcuts do not."""
@@ -212,6 +248,12 @@ class ResNet(Backbone[ResNetConfig]):
         for name in ("layer1", "layer2", "layer3", "layer4"):
             for i, block in enumerate(getattr(self, name)):
                 yield from block.spatial_layers(f"{name}.{i}")
+
+
+def _same_max_pool(x: jax.Array) -> jax.Array:
+    """Max pooling 3x3 with stride 2 and TensorFlow's padding; zeros never win, as after a ReLU."""
+    sides = (ops.same_padding(size, 3, 2, 1) for size in x.shape[1:3])
+    return ops.max_pool(jnp.pad(x, ((0, 0), *sides, (0, 0))), padding=0)
 
 
 def _ceil_max_pool(x: jax.Array, before: int) -> jax.Array:
@@ -252,7 +294,7 @@ def _plan(config: ResNetConfig) -> list[list[_Step]]:
     """
     counts = BLOCKS[config.depth]
     strides = [
-        2 if block == 0 and stage > 0 else 1
+        2 if _is_strided(config, stage, block) else 1
         for stage, count in enumerate(counts)
         for block in range(count)
     ]
@@ -271,10 +313,17 @@ def _plan(config: ResNetConfig) -> list[list[_Step]]:
                 first, second = (factor if absolute else rate * factor for rate in (first, second))
             if config.basic_block_dilation == "first":
                 second = 1
-            lost_stride = block == 0 < stage and stride == 1
+            lost_stride = _is_strided(config, stage, block) and stride == 1
             blocks.append(_Step(stride, first, second, lost_stride))
         stages.append(blocks)
     return stages
+
+
+def _is_strided(config: ResNetConfig, stage: int, block: int) -> bool:
+    """Whether a block has a stride in the classification network."""
+    if config.stage_stride == "last":
+        return stage < 3 and block == BLOCKS[config.depth][stage] - 1
+    return block == 0 < stage
 
 
 def _resnext(depth: Depth, groups: int, width: int, **fields: Any) -> ResNetConfig:

@@ -78,6 +78,8 @@ class XceptionConfig:
       in_channels: of the images.
       norm_momentum, norm_epsilon: of every batch norm; 3e-4 and 1e-3 in TensorFlow's own.
       depth: 41 (half as many blocks in the middle), 65 or 71 (two blocks more at the beginning).
+      keep_shortcut: a block that lost its stride keeps the convolution of its shortcut even where its
+        channels stay (TensorFlow's own; Xception-71 at output stride 8); False drops it (timm).
     """
 
     kind: ClassVar[str] = "xception"
@@ -92,6 +94,7 @@ class XceptionConfig:
     norm_momentum: float = 0.1
     norm_epsilon: float = 1e-5
     depth: Depth = 65
+    keep_shortcut: bool = False
 
     def __post_init__(self):
         check_output_stride(self.output_stride)
@@ -162,6 +165,7 @@ class Block(nnx.Module):
       dilations: atrous rate of each.
       norm_between: see `SeparableConv`.
       relu_first: False leaves out the first ReLU.
+      keep_shortcut: the shortcut has a convolution whatever the stride and the channels.
       shortcut_relu: see `XceptionConfig`.
     """
 
@@ -176,6 +180,7 @@ class Block(nnx.Module):
         norm_between: bool,
         relu_first: bool = True,
         shortcut_relu: str = "none",
+        keep_shortcut: bool = False,
         norm: Norm,
         rngs: nnx.Rngs,
     ):
@@ -184,7 +189,7 @@ class Block(nnx.Module):
         out = widths[-1]
         self.shortcut = (
             Downsample(in_channels, out, stride, norm, rngs=rngs)
-            if stride > 1 or in_channels != out
+            if stride > 1 or in_channels != out or keep_shortcut
             else None
         )
         self.shortcut_relu = shortcut_relu == "all" or (
@@ -253,7 +258,8 @@ class Xception(Backbone[XceptionConfig]):
             channels = width
         shapes, steps = NETWORKS[config.depth], plan(config)
         self.blocks = nnx.List()
-        for i, ((widths, _), (stride, dilation)) in enumerate(zip(shapes, steps, strict=False)):
+        for i, (shape, (stride, dilation)) in enumerate(zip(shapes, steps, strict=False)):
+            widths = shape.widths
             exit_last = 1 if i == len(shapes) - 1 and not config.dilate_exit_last else dilation
             self.blocks.append(
                 Block(
@@ -265,6 +271,7 @@ class Xception(Backbone[XceptionConfig]):
                     norm_between=True,
                     relu_first=i > 0,
                     shortcut_relu=config.shortcut_relu,
+                    keep_shortcut=config.keep_shortcut and shape.stride > 1,
                     norm=norm,
                     rngs=rngs,
                 )

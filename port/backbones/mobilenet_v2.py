@@ -1,9 +1,12 @@
 """MobileNetV2, as torchvision, timm, VainF, mmsegmentation and transformers name it, and as copies do."""
 
+import itertools
+from collections.abc import Sequence
 from typing import ClassVar
 
 from deeplab_jax.backbones import MobileNetV2Config, mobilenet_v2
 from deeplab_jax.config import Config
+from port.backbones import slim
 from port.backbones.base import Naming, register_naming
 from port.backbones.inverted_residual import (
     TIMM_NORM,
@@ -24,13 +27,19 @@ DEEPER = {1.1: 1.2, 1.2: 1.4}
 
 
 def _config(
-    projections: list[int], in_channels: int, *, last: int | None, **fields
+    projections: list[int],
+    in_channels: int,
+    *,
+    last: int | None,
+    divisors: Sequence[int] = (8,),
+    **fields,
 ) -> MobileNetV2Config:
     """The width from the output channels of the blocks; `last`: of the classifier's convolution."""
-    for width in WIDTHS:
-        if output_channels(mobilenet_v2.block_table(width)) == projections:
+    for divisor, width in itertools.product(divisors, WIDTHS):
+        table = mobilenet_v2.block_table(width, divisor=divisor)
+        if output_channels(table) == projections:
             fields = {"last_conv": "none" if last is None else "used"} | fields
-            return MobileNetV2Config(width, in_channels=in_channels, **fields)
+            return MobileNetV2Config(width, in_channels=in_channels, divisor=divisor, **fields)
     raise no_width("MobileNetV2", projections)
 
 
@@ -227,6 +236,36 @@ class TransformersMobileNetV2(_MobileNetV2):
         return names | conv_layer("last", "conv_1x1")
 
 
+class SlimMobileNetV2(_MobileNetV2):
+    """`MobilenetV2.expanded_conv_{1..16}`: the names of TF-slim's variables."""
+
+    layouts = ("google",)
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("MobilenetV2.expanded_conv.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV2Config:
+        projections = [
+            shapes[f"{slim.block('MobilenetV2', i)}.project.weight"][0] for i in range(BLOCKS)
+        ]
+        return _config(
+            projections,
+            shapes["MobilenetV2.Conv.weight"][1],
+            last=None,
+            divisors=(8, 1),
+            **fields,
+        )
+
+    def names(self, config: MobileNetV2Config) -> Names:
+        names = slim.conv_norm("stem", "MobilenetV2.Conv")
+        for i in range(BLOCKS):
+            for part in ("expand", "depthwise", "project")[i == 0 :]:
+                names |= slim.conv_norm(
+                    f"blocks.{i}.{part}", f"{slim.block('MobilenetV2', i)}.{part}"
+                )
+        return names
+
+
 # ---------------------------------------------------------------------------- transformers' parts
 
 
@@ -252,3 +291,4 @@ register_naming(FlatMobileNetV2())
 register_naming(TimmMobileNetV2())
 register_naming(MMSegMobileNetV2())
 register_naming(TransformersMobileNetV2())
+register_naming(SlimMobileNetV2())

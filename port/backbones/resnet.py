@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from deeplab_jax.backbones import ResNetConfig, resnet
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig
+from port.backbones import slim
 from port.backbones.base import Naming, register_naming
 from port.naming import Names, Shapes, conv_bn, count
 
@@ -352,6 +353,45 @@ class Kazuto1011ResNet(TorchvisionResNet):
         return f"layer{int(stage) - 1}.{int(block) - 1}.{ours}.{leaf}"
 
 
+class SlimResNet(Naming):
+    """`resnet_v1_50.block1.unit_1.bottleneck_v1`: the names of TF-slim's variables."""
+
+    layouts = ("google",)
+    family = ResNetConfig
+    known = "ResNet-50 and 101 (v1 and v1 beta)"
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(
+            re.match(r"resnet_v1_\d+\.block1\.unit_1\.bottleneck_v1\.", name) for name in shapes
+        )
+
+    def config(self, shapes: Shapes, **fields) -> ResNetConfig:
+        (scope,) = {n.partition(".")[0] for n in shapes if n.startswith("resnet_v1_")}
+        stem = [f"{scope}.conv1_{i}.weight" for i in (1, 2, 3)]
+        if deep := stem[0] in shapes:
+            fields |= {"stem": "deep", "stem_widths": tuple(shapes[name][0] for name in stem)}
+        in_channels = shapes[stem[0] if deep else f"{scope}.conv1.weight"][1]
+        depth = int(scope.removeprefix("resnet_v1_"))
+        return ResNetConfig(depth, in_channels=in_channels, **fields)
+
+    def names(self, config: ResNetConfig) -> Names:
+        if config.stem == "deep":
+            names = {}
+            for i in range(len(config.stem_widths)):
+                names |= slim.conv_norm(f"stem.{i}", f"conv1_{i + 1}")
+        else:
+            names = {"conv1": "conv1", "bn1": "conv1.BatchNorm"}
+        for stage, blocks in enumerate(resnet.BLOCKS[config.depth], 1):
+            for block in range(blocks):
+                ours, unit = f"layer{stage}.{block}", f"block{stage}.unit_{block + 1}.bottleneck_v1"
+                for i in (1, 2, 3):
+                    names |= {f"{ours}.conv{i}": f"{unit}.conv{i}"}
+                    names |= {f"{ours}.bn{i}": f"{unit}.conv{i}.BatchNorm"}
+                if block == 0:
+                    names |= slim.conv_norm(f"{ours}.downsample", f"{unit}.shortcut")
+        return {path: f"resnet_v1_{config.depth}.{name}" for path, name in names.items()}
+
+
 def _block_names(config: ResNetConfig, at: str) -> Names:
     """The convolutions and norms of a block, without its shortcut."""
     if config.radix:
@@ -387,3 +427,4 @@ register_naming(MMSegResNet())
 register_naming(YassoualiResNet())
 register_naming(CadeneSENet())
 register_naming(Kazuto1011ResNet())
+register_naming(SlimResNet())

@@ -2,6 +2,7 @@
 
 import abc
 import itertools
+import re
 from collections.abc import Sequence
 from types import ModuleType
 from typing import ClassVar
@@ -14,6 +15,7 @@ from deeplab_jax.backbones import (
 )
 from deeplab_jax.heads import ClassifierConfig
 from port.backbones.base import Naming, register_naming
+from port.backbones.slim import conv_norm, separable
 from port.naming import Names, Shapes, conv_bn, count
 
 
@@ -204,6 +206,50 @@ class TimmFeaturesXception(TimmXception):
     joint = "_"
 
 
+class SlimXception(Naming):
+    """`xception_65.entry_flow`, `middle_flow` and `exit_flow`: the names of TF-slim's variables."""
+
+    layouts = ("google",)
+    family = XceptionConfig
+    known = "Xception-41, 65 and 71"
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(re.match(r"xception_\d+\.entry_flow\.conv1_1\.", name) for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> XceptionConfig:
+        """The depth from the scope."""
+        (scope,) = {n.partition(".")[0] for n in shapes if n.startswith("xception_")}
+        depth = int(scope.removeprefix("xception_"))
+        in_channels = shapes[f"{scope}.entry_flow.conv1_1.weight"][1]
+        return XceptionConfig(depth=depth, in_channels=in_channels, **fields)
+
+    def names(self, config: XceptionConfig) -> Names:
+        names: Names = {}
+        for i in range(len(xception.STEM)):
+            names |= conv_norm(f"stem.{i}", f"entry_flow.conv1_{i + 1}")
+        *inner, last = self._blocks(config)
+        channels = xception.STEM[-1]
+        for i, unit in enumerate(inner):
+            widths, stride = xception.NETWORKS[config.depth][i]
+            for j in range(len(widths)):
+                names |= separable(f"blocks.{i}.convs.{j}", f"{unit}.separable_conv{j + 1}")
+            if stride > 1 or channels != widths[-1]:
+                names |= conv_norm(f"blocks.{i}.shortcut", f"{unit}.shortcut")
+            channels = widths[-1]
+        for j in range(len(xception.EXIT)):
+            names |= separable(f"exit.{j}", f"{last}.separable_conv{j + 1}")
+        return {path: f"xception_{config.depth}.{name}" for path, name in names.items()}
+
+    def _blocks(self, config: XceptionConfig) -> list[str]:
+        """The scopes of the blocks, and of the last three convolutions, which are one there."""
+        *blocks, _ = xception.NETWORKS[config.depth]
+        entry = max(i for i, block in enumerate(blocks, 1) if block.stride > 1)
+        scopes = [f"entry_flow.block{i + 1}.unit_1" for i in range(entry)]
+        scopes += [f"middle_flow.block1.unit_{i + 1}" for i in range(len(blocks) - entry)]
+        scopes += ["exit_flow.block1.unit_1", "exit_flow.block2.unit_1"]
+        return [f"{scope}.xception_module" for scope in scopes]
+
+
 def _timm_separable(ours: str, theirs: str) -> Names:
     parts = {"depthwise": "conv_dw", "depthwise_bn": "bn_dw", "pointwise": "conv_pw", "bn": "bn_pw"}
     return {f"{ours}.{part}": f"{theirs}.{called}" for part, called in parts.items()}
@@ -220,3 +266,4 @@ register_naming(BubbliiiingXception())
 register_naming(CadeneXception())
 register_naming(TimmXception())
 register_naming(TimmFeaturesXception())
+register_naming(SlimXception())

@@ -4,6 +4,7 @@ from port.layouts.adaptsegnet import AdaptSegNet, AdaptSegNetMulti
 from port.layouts.base import Layout, Place
 from port.layouts.bubbliiiing import Bubbliiiing
 from port.layouts.efficientnet_lite_pytorch import EfficientNetLitePytorch
+from port.layouts.google import Google
 from port.layouts.jfzhang import JFZhang
 from port.layouts.kazuto1011 import Kazuto1011
 from port.layouts.mmseg import MMSeg
@@ -41,5 +42,6 @@ LAYOUTS: dict[str, Layout] = {
         EfficientNetLitePytorch(),
         TransformersMobileNetV2(),
         TransformersMobileViT(),
+        Google(),
     )
 }

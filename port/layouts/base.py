@@ -49,6 +49,7 @@ class Layout(abc.ABC):
       rule: the same for backbones that its code has not got.
       linear_head: our modules outside of the backbone whose 1x1 kernels are linear layers in the original.
       apart: how the names of tensors begin that the logits do not depend on.
+      to_verify: what to do where there is no package to compare with.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Layout(abc.ABC):
     rule: ClassVar[Mapping[str, Any]] = {"first_block_dilation": "same"}
     linear_head: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    to_verify: str = "Name a function that builds the original with --against module:factory."
 
     @abc.abstractmethod
     def recognises(self, shapes: Shapes) -> bool:
