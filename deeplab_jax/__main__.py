@@ -203,15 +203,15 @@ def check(
     Args:
         path: A model folder, a .safetensors file or a run's folder.
     """
-    table = Table("", "", box=None, show_header=False)
-    damaged = False
+    console, damaged = Console(soft_wrap=True, highlight=False), False
     for name, lines in _checked(path):
         damaged |= bool(lines)
         if lines is None:
-            table.add_row(name, "has no digests, and cannot be checked")
-        else:
-            table.add_row(name, "\n".join(lines) if lines else "is whole")
-    Console(soft_wrap=True).print(table)
+            console.print(f"{name} has no digests, and cannot be checked")
+        elif not lines:
+            console.print(f"{name} is whole")
+        for line in lines or ():
+            console.print(f"{name} is [red]damaged[/]: {escape(line)}")
     return int(damaged)
 
 
