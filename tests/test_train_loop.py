@@ -383,7 +383,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_as_if_nothing_were(
         return capsys.readouterr().out
 
     assert f"step {before} is whole" in (said := check(1))
-    assert re.search(rf"step {latest} is damaged: default/d/\w+ is not what was written", said)
+    assert re.search(rf"step {latest} is damaged: \S+ is not what was written", said)
     err = finish(data, run, "--accept-changes")
     assert f"The checkpoint of step {latest} is damaged" in err
     assert f"Resuming at step {before} of {STEPS}." in err
