@@ -13,6 +13,7 @@ COMMANDS = {
     "training": "training",
     "input": "input",
     "compile": "compilation",
+    "gpu": "gpu",
     "tpu": "tpu",
 }
 """Subcommand -> the module whose function of that name it is."""

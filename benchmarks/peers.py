@@ -69,8 +69,11 @@ def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def plain_xla() -> Iterator[None]:
     """Within, what is traced leaves every convolution to XLA."""
-    native = (lowering.native, lowering.gradient_of(lowering.native))
-    with unittest.mock.patch.object(lowering, "cpu_forms", return_value=native):
+    native = {
+        name: (lambda *shapes: (lowering.native, lowering.native_gradients))
+        for name in ("cpu_forms", "cuda_forms")
+    }
+    with unittest.mock.patch.multiple(lowering, **native):
         yield
 
 

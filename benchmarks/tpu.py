@@ -7,7 +7,6 @@ JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks tpu --topology v5e:4
 import collections
 import dataclasses
 import datetime
-import functools
 import json
 import math
 import re
@@ -17,17 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.ahead import compile_step
 from deeplab_jax.whole_file import write_file
-from train import sharding
 from train.config import MeshConfig, ModelConfig, TrainConfig
-from train.model import make_model
-from train.optim import OptimConfig, make_optimizer
-from train.steps import initial_state, make_train_step
+from train.optim import OptimConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,30 +125,6 @@ def tpu(
         asked |= {"date": datetime.date.today().isoformat()}
         write_file(out, json.dumps(asked | numbers, indent=2) + "\n")
     return 0
-
-
-def compile_step(
-    config: TrainConfig, devices: list[jax.Device], *, crop: int, num_classes: int
-) -> jax.stages.Compiled:
-    """The step of a run, compiled ahead of time for devices that need not be there."""
-    mesh = sharding.make_mesh(config.mesh, devices)
-    names = tuple(map(str, range(num_classes)))
-    start = make_model(config.model, names, seed=0, data_shards=mesh.shape["data"])
-    optimizer, schedule = make_optimizer(config.optim, start.params, 1000)
-    make_state = functools.partial(initial_state, optimizer=optimizer, ema=config.ema > 0)
-    shapes = jax.eval_shape(make_state, start.params, start.stats)
-    state = sharding.with_shardings(
-        shapes, sharding.state_shardings(shapes, mesh, fsdp=config.mesh.fsdp)
-    )
-    stride = start.model.config.backbone.output_stride
-    rows = crop + -crop % sharding.row_multiple(config.mesh, stride)
-    pixels = {"image": (config.batch_size, rows, crop, 3), "label": (config.batch_size, rows, crop)}
-    batch = sharding.with_shardings(
-        {name: jax.ShapeDtypeStruct(shape, np.uint8) for name, shape in pixels.items()},
-        {name: sharding.batch_shardings(mesh)[name] for name in pixels},
-    )
-    step = make_train_step(start.model, optimizer, schedule, config)
-    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
 
 def cost(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:

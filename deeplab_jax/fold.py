@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from deeplab_jax import ops
 from deeplab_jax.layers import BatchNorm, Conv
 from deeplab_jax.model import ModuleT
 
@@ -16,10 +17,7 @@ class Shift(nnx.Module):
         self.bias = nnx.Param(bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Of two axes, as the matrix product before it gives them: with four, XLA on CPU would copy what
-        # two layers read, as it does at the end of each residual block.
-        pixels = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-        return (pixels + self.bias[...]).astype(x.dtype).reshape(x.shape)
+        return ops.shift(x, self.bias[...])
 
 
 def fold_batch_norm(model: ModuleT) -> ModuleT:

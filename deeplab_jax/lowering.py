@@ -1,7 +1,7 @@
-"""What runs on which platform: convolutions, max pooling, batch norm's statistics, resize.
+"""What runs on which platform: convolutions, biases, ReLU, max pooling, batch norm's statistics, resize.
 
-A TPU and a GPU have XLA's own convolution and pooling. On CPU they are many times slower than they need be
-for what DeepLab is made of, and their gradients more so:
+A TPU has XLA's own form of all. On CPU that is many times slower than it need be for what DeepLab is made
+of, and its gradients more so:
 
 * depthwise: a sum of shifted images times a weight each, which XLA fuses into one loop
   (144 channels, 129 x 129: 43 ms -> 2 ms);
@@ -14,12 +14,25 @@ for what DeepLab is made of, and their gradients more so:
 
 `python -m benchmarks ops` measures the convolutions. Statistics and resize have a form for each too, for
 what memory they read and what layout they ask for.
+
+An NVIDIA GPU has XLA's own convolution too, which is cuDNN's, and another form of what cuDNN does badly or
+what keeps XLA from joining it with its neighbours:
+
+* the kernel's gradient of an atrous convolution, which XLA would hand to cuDNN as a convolution with a
+  window as large as the image (33 x 33), is one of every n-th pixel, or a matrix product;
+* depthwise: as on CPU, one loop with the bias and activation that follow;
+* a bias in the image's dtype, which cuDNN adds while it writes a convolution's result;
+* resize reads the two rows that a row lies between, and its gradient the rows that lie beside one: XLA
+  computes a loss and its gradient from logits as they are before the resize, and never writes larger ones;
+* the gradients of max pooling without a scatter, and of the ReLU that ends a residual block.
+
+`python -m benchmarks gpu` has the compiler's count of what these read and write.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -40,10 +53,23 @@ def output_size(
     return (size + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
 
 
-def by_platform(on_cpu, default, static, *arguments):
-    """`form(*arguments, static)` of the one that is for the platform."""
-    on_cpu, default = (lambda *a, form=form: form(*a, static) for form in (on_cpu, default))
-    return lax.platform_dependent(*arguments, cpu=on_cpu, default=default)
+def by_platform(static, *arguments, default, **others):
+    """`form(*arguments, static)` of the form that is for the platform.
+
+    Args:
+      default: the form for TPU, and for all platforms that are not named.
+      others: forms by JAX's name of the platform, "cpu" or "cuda".
+    """
+    named = {name: form for name, form in others.items() if form is not default}
+    forms = {
+        name: functools.partial(_with_static, form, static)
+        for name, form in (named | {"default": default}).items()
+    }
+    return lax.platform_dependent(*arguments, **forms)
+
+
+def _with_static(form, static, *arguments):
+    return form(*arguments, static)
 
 
 # ---------------------------------------------------------------------------- convolution
@@ -85,6 +111,17 @@ def cpu_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec):
     return forward, gradient_of(gradient)
 
 
+def cuda_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec):
+    """What XLA compiles best for an NVIDIA GPU, from the shapes alone: a convolution and its gradients."""
+    del image
+    taps = kernel[0] * kernel[1]
+    if spec.groups == kernel[3] and kernel[2] == 1 and taps <= _FEW_TAPS:
+        return depthwise_taps, gradient_of(depthwise_taps)
+    if spec.dilation > 1 and taps > 1:
+        return native, atrous_gradients
+    return native, native_gradients
+
+
 def native(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
     """XLA's own convolution."""
     return lax.conv_general_dilated(
@@ -96,6 +133,9 @@ def native(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=spec.groups,
     )
+
+
+native_gradients = gradient_of(native)
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
@@ -238,6 +278,86 @@ def atrous_taps(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
     return total.astype(x.dtype)
 
 
+def atrous_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `native`, that of the kernel without an atrous rate.
+
+    The kernel's gradient slides the cotangent over the image. XLA knows it as such, and cuDNN has it, only
+    at rate 1; at others it becomes a convolution whose window is the cotangent.
+    """
+    _, transpose = jax.vjp(lambda x: native(x, kernel, spec), x)
+    # Both copy: the one x and the cotangent, the other the cotangent for each tap.
+    fewer = x.shape[3] < (math.prod(kernel.shape[:2]) - 1) * kernel.shape[3]
+    large = min(x.shape[1:3]) >= 4 * spec.dilation
+    aligned = spec.stride == 1 and not any(n % spec.dilation for n in np.ravel(spec.pads))
+    form = grids_product if fewer and large and aligned else taps_product
+    return *transpose(cotangent), form(x, kernel, cotangent, spec)
+
+
+def grids_product(x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec) -> jax.Array:
+    """The gradient of an atrous convolution's kernel, as that of one without a rate.
+
+    A tap sees only pixels that are a multiple of the rate away. Every n-th pixel of every n-th row is an
+    image of its own, of n x n that there are ("space to batch"), with zeros where they end too early.
+
+    Needs stride 1 and paddings that are multiples of the rate.
+    """
+    rate = spec.dilation
+    (top, bottom), (left, right) = ((before // rate, after // rate) for before, after in spec.pads)
+    dense = Spec(1, 1, ((top, bottom), (left, right)), spec.groups)
+    grids, errors = (_grids(array, rate) for array in (x, cotangent))
+    _, transpose = jax.vjp(lambda kernel: native(grids, kernel, dense), kernel)
+    return transpose(errors)[0]
+
+
+def _grids(x: jax.Array, rate: int) -> jax.Array:
+    """`[B, H, W, C]` -> `[B rate rate, ceil(H / rate), ceil(W / rate), C]`."""
+    images, height, width, channels = x.shape
+    rows, columns = -(-height // rate), -(-width // rate)
+    below, beside = rows * rate - height, columns * rate - width
+    x = jnp.pad(x, ((0, 0), (0, below), (0, beside), (0, 0)))
+    x = x.reshape(images, rows, rate, columns, rate, channels)
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, rows, columns, channels)
+
+
+def taps_product(x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec) -> jax.Array:
+    """The gradient of an atrous convolution's kernel, as one matrix product over all pixels of x.
+
+    The other factor is, side by side, the cotangent that each tap has for a pixel. That is a copy of the
+    cotangent for each tap, where one of x would be larger: ASPP makes 256 channels of 2048.
+    """
+    views = list(_taps(x.shape, kernel.shape, spec))
+    if not views:
+        return jnp.zeros_like(kernel)
+    errors = jnp.stack(
+        [_over_image(cotangent, x.shape, view[2:], spec.stride) for view in views], axis=3
+    )
+    # The barrier keeps XLA from computing x a second time, from the sum that a residual block ends with.
+    pixels = lax.optimization_barrier(x).reshape(-1, spec.groups, kernel.shape[2])
+    errors = errors.reshape(*pixels.shape[:1], len(views), spec.groups, -1)
+    product = jnp.einsum("pgi,ptgo->tigo", pixels, errors, preferred_element_type=jnp.float32)
+    # The taps that see more than padding are neighbours.
+    (top, left), (bottom, right) = views[0][:2], views[-1][:2]
+    rows, columns, channels, outputs = kernel.shape
+    product = product.reshape(bottom - top + 1, right - left + 1, channels, outputs)
+    around = ((top, rows - 1 - bottom), (left, columns - 1 - right), (0, 0), (0, 0))
+    return jnp.pad(product, around).astype(kernel.dtype)
+
+
+def _over_image(
+    cotangent: jax.Array, image: tuple[int, ...], axes: tuple["_View", "_View"], stride: int
+) -> jax.Array:
+    """What a tap, by its views of rows and columns, has of the cotangent at each pixel of the image."""
+    rows, columns = axes
+    spread = [
+        (view.seen.start, size - view.seen.stop, stride - 1)
+        for view, size in zip(axes, image[1:3], strict=True)
+    ]
+    part = cotangent[:, rows.part, columns.part]
+    return lax.pad(part, np.zeros((), part.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+
+
 class _View(NamedTuple):
     """The part of an axis that a tap sees, and which part of the result sees it.
 
@@ -293,6 +413,46 @@ def _conv_size(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> t
     return height, width
 
 
+# ---------------------------------------------------------------------------- bias and ReLU
+
+
+def shift_in_float32(x: jax.Array, bias: jax.Array, static: tuple[()]) -> jax.Array:
+    """The sum with a float32 bias, rounded to the dtype of x."""
+    del static
+    # Of two axes, as the matrix product before it gives them: with four, XLA on CPU would copy what
+    # two layers read, as it does at the end of each residual block.
+    pixels = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    return (pixels + bias).astype(x.dtype).reshape(x.shape)
+
+
+def shift_in_dtype(x: jax.Array, bias: jax.Array, static: tuple[()]) -> jax.Array:
+    """The sum with the bias rounded to the dtype of x, which is what cuDNN's convolutions take.
+
+    In bfloat16, cuDNN then adds it to the convolution's float32 sums, and what is left is rounded once,
+    where the sum in float32 of a convolution that is rounded already is rounded a second time.
+    """
+    del static
+    return x + bias.astype(x.dtype)
+
+
+def gate_by_input(cotangent: jax.Array, x: jax.Array, y: jax.Array, static: tuple[()]) -> jax.Array:
+    """The gradient of y = relu(x), where x is above 0."""
+    del y, static
+    return lax.select(x > 0, cotangent, jnp.zeros_like(cotangent))
+
+
+def gate_by_output(
+    cotangent: jax.Array, x: jax.Array, y: jax.Array, static: tuple[()]
+) -> jax.Array:
+    """The same, where y is.
+
+    XLA on GPU keeps y, which the next convolution reads, and not the sum x, and would read all that it is
+    the sum of. The barrier hides from it that the two conditions are one.
+    """
+    del x, static
+    return lax.select(lax.optimization_barrier(y) > 0, cotangent, jnp.zeros_like(cotangent))
+
+
 # ---------------------------------------------------------------------------- max pooling
 
 
@@ -336,15 +496,17 @@ def _taps_of(x: jax.Array, window: Window) -> Iterator[jax.Array]:
         yield x[:, rows, columns]
 
 
-def max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> tuple[jax.Array]:
+def max_of_taps_gradient(
+    x: jax.Array, cotangent: jax.Array, window: Window, *, place_dtype=jnp.int32
+) -> tuple[jax.Array]:
     """The gradient of x: a window's goes to the first of equals.
 
     XLA's own carries a position along with every value (4 x 129 x 129 x 64: 93 ms of processor time ->
-    25 ms).
+    25 ms). A GPU keeps the place in each window that won in memory, in `place_dtype`.
     """
     kernel_size, stride, padding = window
     best = max_of_taps(x, window)
-    winner = jnp.full(best.shape, -1, jnp.int32)
+    winner = jnp.full(best.shape, -1, place_dtype)
     for place, seen in reversed(list(enumerate(_taps_of(x, window)))):
         winner = jnp.where(seen == best, place, winner)
     # Spread out by the stride, the windows of an input pixel are neighbours.
@@ -356,7 +518,7 @@ def max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> 
     ]
     spread = ((0, 0, 0), *spread, (0, 0, 0))
     cotangent = lax.pad(cotangent, np.zeros((), x.dtype), spread)
-    winner = lax.pad(winner, np.int32(-1), spread)
+    winner = lax.pad(winner, np.asarray(-1, place_dtype), spread)
     total = jnp.zeros(x.shape, jnp.float32)
     for place, (i, j) in enumerate(itertools.product(range(kernel_size), repeat=2)):
         rows, columns = (
@@ -366,6 +528,9 @@ def max_of_taps_gradient(x: jax.Array, cotangent: jax.Array, window: Window) -> 
         won = winner[:, rows, columns] == place
         total += jnp.where(won, cotangent[:, rows, columns].astype(jnp.float32), 0)
     return (total.astype(x.dtype),)
+
+
+max_of_taps_gradient_in_bytes = functools.partial(max_of_taps_gradient, place_dtype=jnp.int8)
 
 
 # ---------------------------------------------------------------------------- batch norm
@@ -398,20 +563,66 @@ def moments_in_two_passes(
 # ---------------------------------------------------------------------------- resize
 
 
-def product(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
-    """`matrix` times every column of `x` along `axis`, in float32.
+class Resampling(NamedTuple):
+    """The static part of a resize along one axis, see `ops.resize_bilinear`."""
+
+    axis: int
+    size: int
+    out: int
+    align_corners: bool
+
+
+def resize_weights(
+    size: int, out: int, align_corners: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `out` positions: the source pixel before, the one after, and the latter's weight.
+
+    In float32 step by step as PyTorch computes it: at 513 pixels, doing it in float64 would give
+    weights that differ from PyTorch's by 1e-5.
+    """
+    one, half = np.float32(1), np.float32(0.5)
+    position = np.arange(out, dtype=np.float32)
+    if align_corners:
+        scale = np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.float32(0)
+        source = scale * position
+    else:
+        scale = np.float32(size) / np.float32(out)
+        source = np.maximum(scale * (position + half) - half, np.float32(0))
+    before = np.minimum(source.astype(np.int32), size - 1)
+    after = np.minimum(before + 1, size - 1)
+    weight = np.clip(source - before.astype(np.float32), np.float32(0), one)
+    return before, after, weight
+
+
+def _resize_matrix(resampling: Resampling) -> np.ndarray:
+    """`[out, size]` with two weights in a row: the gradient of a product is one too, not a scatter."""
+    _, size, out, _ = resampling
+    before, after, weight = resize_weights(*resampling[1:])
+    matrix = np.zeros((out, size), np.float32)
+    np.add.at(matrix, (np.arange(out), before), 1 - weight)
+    np.add.at(matrix, (np.arange(out), after), weight)
+    return matrix
+
+
+def product(x: jax.Array, resampling: Resampling) -> jax.Array:
+    """A matrix of weights times every column of `x` along the axis, in float32.
 
     On a TPU (16 x 129 x 129 x 21 to 513 x 513) the loss and its gradient take 7 ms of a v5e by the
     compiler's estimate, where with `product_of_rows` it copies between layouts for 30 ms, and selecting
     rows and weighing them takes longer yet.
     """
+    return _product(_resize_matrix(resampling), x, resampling.axis)
+
+
+def _product(matrix: np.ndarray, x: jax.Array, axis: int) -> jax.Array:
     dimensions = (((1,), (axis,)), ((), ()))
     y = lax.dot_general(matrix, x.astype(jnp.float32), dimensions, precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(y, 0, axis).astype(x.dtype)
 
 
-def product_of_rows(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+def product_of_rows(x: jax.Array, resampling: Resampling) -> jax.Array:
     """The same as one matrix product for each image, of rows with all that is in them."""
+    matrix, axis = _resize_matrix(resampling), resampling.axis
     x = x.swapaxes(1, axis)
     y = lax.dot_general(
         jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape)),
@@ -420,3 +631,55 @@ def product_of_rows(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
         precision=lax.Precision.HIGHEST,
     )
     return y.reshape(x.shape[0], -1, *x.shape[2:]).swapaxes(1, axis).astype(x.dtype)
+
+
+_FEW_ROWS = 40
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def weighted_rows(x: jax.Array, resampling: Resampling) -> jax.Array:
+    """The same as a sum of two weighted rows (or columns) of x, and its gradient as one of a few.
+
+    XLA makes either part of what reads it.
+    """
+    before, after, weight = resize_weights(*resampling[1:])
+    return _sum_of_rows(x, [(before, 1 - weight), (after, weight)], resampling.axis)
+
+
+def _weighted_rows_backward(
+    resampling: Resampling, _: None, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    matrix, axis = _resize_matrix(resampling), resampling.axis
+    # The rows of the result that have something of a row of x are neighbours.
+    first = (matrix > 0).argmax(0)
+    last = len(matrix) - 1 - (matrix > 0)[::-1].argmax(0)
+    count = int((last - first).max()) + 1
+    if count > _FEW_ROWS:
+        return (_product(matrix.T, cotangent, axis),)
+    rows = [np.minimum(first + i, len(matrix) - 1) for i in range(count)]
+    weights = [
+        np.where(first + i < len(matrix), matrix[row, np.arange(resampling.size)], 0)
+        for i, row in enumerate(rows)
+    ]
+    return (_sum_of_rows(cotangent, zip(rows, weights, strict=True), axis),)
+
+
+weighted_rows.defvjp(
+    lambda x, resampling: (weighted_rows(x, resampling), None), _weighted_rows_backward
+)
+
+
+def _sum_of_rows(
+    x: jax.Array, terms: Iterable[tuple[np.ndarray, np.ndarray]], axis: int
+) -> jax.Array:
+    """The sum of rows of x, by their places along the axis, times a weight each; in float32."""
+    others = [n for n in range(x.ndim) if n != axis]
+    total = functools.reduce(
+        jnp.add,
+        (
+            jnp.take(x, rows, axis, mode="clip").astype(jnp.float32)
+            * np.expand_dims(weights.astype(np.float32), others)
+            for rows, weights in terms
+        ),
+    )
+    return total.astype(x.dtype)

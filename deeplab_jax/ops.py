@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import lowering
-from deeplab_jax.lowering import Pads, output_size
+from deeplab_jax.lowering import Pads, output_size, resize_weights
 
 __all__ = [
     "Padding",
@@ -32,10 +32,12 @@ __all__ = [
     "moments",
     "output_size",
     "receptive_field",
+    "relu_of_sum",
     "resize_bilinear",
     "resize_nearest",
     "resize_weights",
     "same_padding",
+    "shift",
 ]
 
 Padding = int | Literal["same"] | Pads
@@ -156,8 +158,9 @@ def _pads(
 # keep the intermediate values of every platform's form, when all any of them needs is x and kernel.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, spec: lowering.Spec) -> jax.Array:
-    on_cpu, _ = lowering.cpu_forms(x.shape, kernel.shape, spec)
-    return lowering.by_platform(on_cpu, lowering.native, spec, x, kernel)
+    cpu, _ = lowering.cpu_forms(x.shape, kernel.shape, spec)
+    cuda, _ = lowering.cuda_forms(x.shape, kernel.shape, spec)
+    return lowering.by_platform(spec, x, kernel, default=lowering.native, cpu=cpu, cuda=cuda)
 
 
 def _conv_forward(x, kernel, spec):
@@ -166,12 +169,49 @@ def _conv_forward(x, kernel, spec):
 
 def _conv_backward(spec, saved, cotangent):
     x, kernel = saved
-    _, on_cpu = lowering.cpu_forms(x.shape, kernel.shape, spec)
-    native = lowering.gradient_of(lowering.native)
-    return lowering.by_platform(on_cpu, native, spec, x, kernel, cotangent)
+    _, cpu = lowering.cpu_forms(x.shape, kernel.shape, spec)
+    _, cuda = lowering.cuda_forms(x.shape, kernel.shape, spec)
+    native = lowering.native_gradients
+    return lowering.by_platform(spec, x, kernel, cotangent, default=native, cpu=cpu, cuda=cuda)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
+
+
+# ---------------------------------------------------------------------------- bias and ReLU
+
+
+def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x` plus a bias for each channel, in the dtype of `x`.
+
+    The bias is rounded to that dtype on NVIDIA GPUs, see `lowering.shift_in_dtype`, and float32 elsewhere.
+
+    Args:
+      x: `[..., C]`.
+      bias: float32 `[C]`.
+    """
+    exactly, rounded = lowering.shift_in_float32, lowering.shift_in_dtype
+    return lowering.by_platform((), x, bias, default=exactly, cuda=rounded)
+
+
+@jax.custom_vjp
+def relu_of_sum(x: jax.Array) -> jax.Array:
+    """`jax.nn.relu` for a sum that nothing else reads, as a residual block ends with."""
+    return jax.nn.relu(x)
+
+
+def _relu_of_sum_forward(x):
+    y = jax.nn.relu(x)
+    return y, (x, y)
+
+
+def _relu_of_sum_backward(saved, cotangent):
+    x, y = saved
+    by_x, by_y = lowering.gate_by_input, lowering.gate_by_output
+    return (lowering.by_platform((), cotangent, x, y, default=by_x, cuda=by_y),)
+
+
+relu_of_sum.defvjp(_relu_of_sum_forward, _relu_of_sum_backward)
 
 
 # ---------------------------------------------------------------------------- batch norm
@@ -185,9 +225,8 @@ def moments(x: jax.Array, axes: tuple[int, ...], guess: jax.Array) -> tuple[jax.
       guess: float32 `[C]`, a mean that is likely, as the running one; the nearer it is the less is
         rounded, see `lowering.moments_in_one_pass`.
     """
-    return lowering.by_platform(
-        lowering.moments_in_two_passes, lowering.moments_in_one_pass, axes, x, guess
-    )
+    one_pass, two_passes = lowering.moments_in_one_pass, lowering.moments_in_two_passes
+    return lowering.by_platform(axes, x, guess, default=one_pass, cpu=two_passes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -251,7 +290,8 @@ def max_pool(x: jax.Array, kernel_size: int = 3, *, stride: int = 2, padding: in
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(x: jax.Array, window: lowering.Window) -> jax.Array:
-    return lowering.by_platform(lowering.max_of_taps, lowering.reduce_window, window, x)
+    native, taps = lowering.reduce_window, lowering.max_of_taps
+    return lowering.by_platform(window, x, default=native, cpu=taps)
 
 
 def _max_pool_forward(x, window):
@@ -260,7 +300,8 @@ def _max_pool_forward(x, window):
 
 def _max_pool_backward(window, x, cotangent):
     native = lowering.gradient_of(lowering.reduce_window)
-    return lowering.by_platform(lowering.max_of_taps_gradient, native, window, x, cotangent)
+    cpu, cuda = lowering.max_of_taps_gradient, lowering.max_of_taps_gradient_in_bytes
+    return lowering.by_platform(window, x, cotangent, default=native, cpu=cpu, cuda=cuda)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -322,38 +363,12 @@ def resize_bilinear(
     """
     for axis, out in ((2, size[1]), (1, size[0])):  # columns first, while the image is small
         if x.shape[axis] != out:
-            matrix = _resize_matrix(x.shape[axis], out, align_corners)
-            # Differentiated as it stands: nothing of a product is kept but its matrix.
-            x = lowering.by_platform(lowering.product_of_rows, lowering.product, axis, x, matrix)
+            resampling = lowering.Resampling(axis, x.shape[axis], out, align_corners)
+            x = lowering.by_platform(
+                resampling,
+                x,
+                default=lowering.product,
+                cpu=lowering.product_of_rows,
+                cuda=lowering.weighted_rows,
+            )
     return x
-
-
-def _resize_matrix(size: int, out: int, align_corners: bool) -> np.ndarray:
-    """`[out, size]` with two weights in a row: the gradient of a product is one too, not a scatter."""
-    before, after, weight = resize_weights(size, out, align_corners)
-    matrix = np.zeros((out, size), np.float32)
-    np.add.at(matrix, (np.arange(out), before), 1 - weight)
-    np.add.at(matrix, (np.arange(out), after), weight)
-    return matrix
-
-
-def resize_weights(
-    size: int, out: int, align_corners: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of `out` positions: the source pixel before, the one after, and the latter's weight.
-
-    In float32 step by step as PyTorch computes it: at 513 pixels, doing it in float64 would give
-    weights that differ from PyTorch's by 1e-5.
-    """
-    one, half = np.float32(1), np.float32(0.5)
-    position = np.arange(out, dtype=np.float32)
-    if align_corners:
-        scale = np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.float32(0)
-        source = scale * position
-    else:
-        scale = np.float32(size) / np.float32(out)
-        source = np.maximum(scale * (position + half) - half, np.float32(0))
-    before = np.minimum(source.astype(np.int32), size - 1)
-    after = np.minimum(before + 1, size - 1)
-    weight = np.clip(source - before.astype(np.float32), np.float32(0), one)
-    return before, after, weight

@@ -250,7 +250,7 @@ class ExchangeUnit(nnx.Module):
             total = parts[0]  # the order of the sum is PyTorch's
             for j, part in enumerate(parts[1:], 1):
                 total = total + (self._resize(part, 2 ** (j - i), size) if j > i else part)
-            outputs.append(jax.nn.relu(total))
+            outputs.append(ops.relu_of_sum(total))
         return tuple(outputs)
 
     def _resize(self, x: jax.Array, factor: int, size: tuple[int, int]) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from deeplab_jax import ops
 from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import OutputStride, check_output_stride, dilate
 from deeplab_jax.backbones.registry import SEPARABLE_HEADS, register_backbone
@@ -188,7 +189,7 @@ class Branches(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = sum(branch(x) for branch in self._branches())
         y = y if self.attention is None else self.attention(y)
-        return jax.nn.relu(y)
+        return ops.relu_of_sum(y)
 
     def _branches(self) -> list[Any]:
         others = (self.fused, self.one, self.skip)

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import jax
 from flax import nnx
 
+from deeplab_jax import ops
 from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import (
     FirstBlockDilation,
@@ -199,7 +200,7 @@ class Block(nnx.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.conv2(self.conv1(x))
         x = x if self.attention is None else self.attention(x)
-        return jax.nn.relu(self.conv3(x) + shortcut)
+        return ops.relu_of_sum(self.conv3(x) + shortcut)
 
 
 register_backbone(

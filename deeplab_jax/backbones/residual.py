@@ -206,7 +206,8 @@ class BasicBlock(nnx.Module):
     def end(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         """The block's output, given its input and what `begin` made of that."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        return jax.nn.relu(residual + shortcut)
+        relu = ops.relu_of_sum if self.downsample is None else jax.nn.relu
+        return relu(residual + shortcut)
 
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
@@ -285,7 +286,8 @@ class Bottleneck(nnx.Module):
     def end(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         """The block's output, given its input and what `begin` made of that."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        return jax.nn.relu(residual + shortcut)
+        relu = ops.relu_of_sum if self.downsample is None else jax.nn.relu
+        return relu(residual + shortcut)
 
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
