@@ -116,7 +116,7 @@ def cuda_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec):
     del image
     taps = kernel[0] * kernel[1]
     if spec.groups == kernel[3] and kernel[2] == 1 and taps <= _FEW_TAPS:
-        return depthwise_taps, gradient_of(depthwise_taps)
+        return depthwise_taps, depthwise_gradients_by_cudnn
     if spec.dilation > 1 and taps > 1:
         return native, atrous_gradients
     return native, native_gradients
@@ -287,12 +287,33 @@ def atrous_gradients(
     at rate 1; at others it becomes a convolution whose window is the cotangent.
     """
     _, transpose = jax.vjp(lambda x: native(x, kernel, spec), x)
+    return *transpose(cotangent), atrous_kernel_gradient(x, kernel, cotangent, spec)
+
+
+def depthwise_gradients_by_cudnn(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `depthwise_taps`, that of the kernel in XLA's own form.
+
+    As sums over the image it would read x and the cotangent once for each tap.
+    """
+    _, transpose = jax.vjp(lambda x: depthwise_taps(x, kernel, spec), x)
+    return *transpose(cotangent), atrous_kernel_gradient(x, kernel, cotangent, spec)
+
+
+def atrous_kernel_gradient(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec
+) -> jax.Array:
+    """The gradient of a convolution's kernel, without an atrous rate."""
+    if spec.dilation == 1:
+        _, transpose = jax.vjp(lambda kernel: native(x, kernel, spec), kernel)
+        return transpose(cotangent)[0]
     # Both copy: the one x and the cotangent, the other the cotangent for each tap.
     fewer = x.shape[3] < (math.prod(kernel.shape[:2]) - 1) * kernel.shape[3]
     large = min(x.shape[1:3]) >= 4 * spec.dilation
     aligned = spec.stride == 1 and not any(n % spec.dilation for n in np.ravel(spec.pads))
     form = grids_product if fewer and large and aligned else taps_product
-    return *transpose(cotangent), form(x, kernel, cotangent, spec)
+    return form(x, kernel, cotangent, spec)
 
 
 def grids_product(x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Spec) -> jax.Array:
@@ -333,10 +354,11 @@ def taps_product(x: jax.Array, kernel: jax.Array, cotangent: jax.Array, spec: Sp
     errors = jnp.stack(
         [_over_image(cotangent, x.shape, view[2:], spec.stride) for view in views], axis=3
     )
+    # Rows and columns stay axes of their own: XLA adds up the products of rows that are sharded.
+    errors = errors.reshape(*errors.shape[:4], spec.groups, -1)
     # The barrier keeps XLA from computing x a second time, from the sum that a residual block ends with.
-    pixels = lax.optimization_barrier(x).reshape(-1, spec.groups, kernel.shape[2])
-    errors = errors.reshape(*pixels.shape[:1], len(views), spec.groups, -1)
-    product = jnp.einsum("pgi,ptgo->tigo", pixels, errors, preferred_element_type=jnp.float32)
+    pixels = lax.optimization_barrier(x).reshape(*x.shape[:3], spec.groups, -1)
+    product = jnp.einsum("bhwgi,bhwtgo->tigo", pixels, errors, preferred_element_type=jnp.float32)
     # The taps that see more than padding are neighbours.
     (top, left), (bottom, right) = views[0][:2], views[-1][:2]
     rows, columns, channels, outputs = kernel.shape
@@ -594,7 +616,7 @@ def resize_weights(
     return before, after, weight
 
 
-def _resize_matrix(resampling: Resampling) -> np.ndarray:
+def resize_matrix(resampling: Resampling) -> np.ndarray:
     """`[out, size]` with two weights in a row: the gradient of a product is one too, not a scatter."""
     _, size, out, _ = resampling
     before, after, weight = resize_weights(*resampling[1:])
@@ -604,25 +626,22 @@ def _resize_matrix(resampling: Resampling) -> np.ndarray:
     return matrix
 
 
-def product(x: jax.Array, resampling: Resampling) -> jax.Array:
-    """A matrix of weights times every column of `x` along the axis, in float32.
+def product(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Array:
+    """The `resize_matrix` times every column of `x` along the axis, in float32.
 
     On a TPU (16 x 129 x 129 x 21 to 513 x 513) the loss and its gradient take 7 ms of a v5e by the
     compiler's estimate, where with `product_of_rows` it copies between layouts for 30 ms, and selecting
     rows and weighing them takes longer yet.
     """
-    return _product(_resize_matrix(resampling), x, resampling.axis)
-
-
-def _product(matrix: np.ndarray, x: jax.Array, axis: int) -> jax.Array:
+    axis = resampling.axis
     dimensions = (((1,), (axis,)), ((), ()))
     y = lax.dot_general(matrix, x.astype(jnp.float32), dimensions, precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(y, 0, axis).astype(x.dtype)
 
 
-def product_of_rows(x: jax.Array, resampling: Resampling) -> jax.Array:
+def product_of_rows(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Array:
     """The same as one matrix product for each image, of rows with all that is in them."""
-    matrix, axis = _resize_matrix(resampling), resampling.axis
+    axis = resampling.axis
     x = x.swapaxes(1, axis)
     y = lax.dot_general(
         jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape)),
@@ -636,37 +655,40 @@ def product_of_rows(x: jax.Array, resampling: Resampling) -> jax.Array:
 _FEW_ROWS = 40
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def weighted_rows(x: jax.Array, resampling: Resampling) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def weighted_rows(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Array:
     """The same as a sum of two weighted rows (or columns) of x, and its gradient as one of a few.
 
-    XLA makes either part of what reads it.
+    XLA makes either part of what reads it, and logits at the size of the image are never in memory.
     """
+    del matrix
     before, after, weight = resize_weights(*resampling[1:])
     return _sum_of_rows(x, [(before, 1 - weight), (after, weight)], resampling.axis)
 
 
-def _weighted_rows_backward(
-    resampling: Resampling, _: None, cotangent: jax.Array
-) -> tuple[jax.Array]:
-    matrix, axis = _resize_matrix(resampling), resampling.axis
+def _weighted_rows_forward(x, matrix, resampling):
+    return weighted_rows(x, matrix, resampling), matrix
+
+
+def _weighted_rows_backward(resampling, matrix, cotangent):
+    axis, unused = resampling.axis, jnp.zeros_like(matrix)
+    weights = resize_matrix(resampling)
     # The rows of the result that have something of a row of x are neighbours.
-    first = (matrix > 0).argmax(0)
-    last = len(matrix) - 1 - (matrix > 0)[::-1].argmax(0)
-    count = int((last - first).max()) + 1
-    if count > _FEW_ROWS:
-        return (_product(matrix.T, cotangent, axis),)
-    rows = [np.minimum(first + i, len(matrix) - 1) for i in range(count)]
-    weights = [
-        np.where(first + i < len(matrix), matrix[row, np.arange(resampling.size)], 0)
-        for i, row in enumerate(rows)
-    ]
-    return (_sum_of_rows(cotangent, zip(rows, weights, strict=True), axis),)
+    first = (weights > 0).argmax(0)
+    last = len(weights) - 1 - (weights > 0)[::-1].argmax(0)
+    most = int((last - first).max()) + 1
+    if most > _FEW_ROWS:
+        turned = resampling._replace(size=resampling.out, out=resampling.size)
+        return product(cotangent, matrix.T, turned), unused
+    terms = []
+    for rows in (first + i for i in range(most)):
+        inside = np.minimum(rows, len(weights) - 1)
+        weight = np.where(rows == inside, weights[inside, np.arange(resampling.size)], 0)
+        terms.append((inside, weight))
+    return _sum_of_rows(cotangent, terms, axis), unused
 
 
-weighted_rows.defvjp(
-    lambda x, resampling: (weighted_rows(x, resampling), None), _weighted_rows_backward
-)
+weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
 
 
 def _sum_of_rows(

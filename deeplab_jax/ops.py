@@ -196,7 +196,7 @@ def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def relu_of_sum(x: jax.Array) -> jax.Array:
-    """`jax.nn.relu` for a sum that nothing else reads, as a residual block ends with."""
+    """`jax.nn.relu` of a sum with terms that no other gradient reads, as an identity shortcut."""
     return jax.nn.relu(x)
 
 
@@ -367,6 +367,7 @@ def resize_bilinear(
             x = lowering.by_platform(
                 resampling,
                 x,
+                lowering.resize_matrix(resampling),
                 default=lowering.product,
                 cpu=lowering.product_of_rows,
                 cuda=lowering.weighted_rows,

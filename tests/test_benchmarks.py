@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from benchmarks import peers
-from benchmarks.measure import OURS, Case, Result, check, difference, measure
+from benchmarks import gpu, peers
+from benchmarks.measure import OURS, PLAIN, Case, Result, check, difference, measure
 from benchmarks.report import report, table
 from benchmarks.tpu import collectives, estimated_cycles
 from deeplab_jax import lowering, ops
@@ -74,7 +75,8 @@ def test_plain_models_leave_every_convolution_to_xla():
     x, kernel = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 2))
     spec = lowering.Spec(1, 1, ((1, 1), (1, 1)), 2)
     with peers.plain_xla():
-        assert lowering.cpu_forms(x.shape, kernel.shape, spec)[0] is lowering.native
+        for forms in (lowering.cpu_forms, lowering.cuda_forms):
+            assert forms(x.shape, kernel.shape, spec)[0] is lowering.native
         plain = ops.conv(x, kernel, padding=1, groups=2)
     assert lowering.cpu_forms(x.shape, kernel.shape, spec)[0] is not lowering.native
     native = lax.conv_general_dilated(
@@ -86,6 +88,23 @@ def test_plain_models_leave_every_convolution_to_xla():
         feature_group_count=2,
     )
     np.testing.assert_array_equal(plain, native)
+
+
+def test_plain_forms_are_those_of_a_tpu_on_every_platform():
+    def resized(x):
+        return ops.max_pool(ops.resize_bilinear(x, (9, 9)))
+
+    def lowered(platform):
+        x = jax.ShapeDtypeStruct((1, 5, 5, 2), jnp.float32)
+        return jax.jit(resized).trace(x).lower(lowering_platforms=(platform,)).as_text()
+
+    ours = lowered("cuda")
+    jax.clear_caches()  # `jit` would remember what it has traced
+    with gpu.plain_forms():
+        plain = lowered("cuda")
+    jax.clear_caches()
+    assert "dot_general" in plain
+    assert "dot_general" not in ours
 
 
 PROGRAM = """
@@ -107,6 +126,112 @@ def test_collectives_are_counted_with_those_that_were_merged():
 
 def test_the_compilers_estimates_are_added_up_by_operation():
     assert estimated_cycles(PROGRAM) == {"conv, backward": 50, "conv": 34}
+
+
+GPU_PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%fused_slice (param_0: f32[8,4], param_1.1: f32[4]) -> f32[2,4] {
+  %param_0 = f32[8,4]{1,0} parameter(0)
+  %slice.1 = f32[2,4]{1,0} slice(%param_0), slice={[0:2], [0:4]}
+  %param_1.1 = f32[4]{0} parameter(1)
+  %broadcast.1 = f32[2,4]{1,0} broadcast(%param_1.1), dimensions={1}
+  ROOT %add.1 = f32[2,4]{1,0} add(%slice.1, %broadcast.1)
+}
+
+%gemm_fusion (a: bf16[8,4], b: bf16[8,6]) -> bf16[4,6] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = bf16[8,6]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[4,6]{1,0} dot(%a, %b), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+}
+
+ENTRY %main.1 (x: bf16[2,9,9,4], k: bf16[6,3,3,4]) -> bf16[4,6] {
+  %x = bf16[2,9,9,4]{3,2,1,0} parameter(0), metadata={op_name="images"}
+  %k = bf16[6,3,3,4]{3,2,1,0} parameter(1)
+  %bias = bf16[6]{0} constant({...})
+  %conv.1 = (bf16[2,9,9,6]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %y = bf16[2,9,9,6]{3,2,1,0} get-tuple-element(%conv.1), index=0
+  %conv.2 = (bf16[2,9,9,6]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k, %bias), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBiasActivationForward"
+  %conv.3 = (bf16[6,5,7,4]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), window={size=5x7}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  %rows = f32[8,4]{1,0} constant({...})
+  %weights = f32[4]{0} constant({...})
+  %sliced = f32[2,4]{1,0} fusion(%rows, %weights), kind=kLoop, calls=%fused_slice
+  %left = bf16[8,4]{1,0} bitcast(%x)
+  %right = bf16[8,6]{1,0} bitcast(%y)
+  ROOT %gemm = bf16[4,6]{1,0} fusion(%left, %right), kind=kCustom, calls=%gemm_fusion
+}
+"""  # noqa: E501
+
+
+def test_what_a_gpus_kernels_move_and_multiply_is_counted():
+    x, y, kernel = 2 * 2 * 81 * 4, 2 * 2 * 81 * 6, 2 * 6 * 9 * 4
+    forward = x + kernel + y
+    moved = {
+        "conv.1": forward,
+        "conv.2": forward + 2 * 6,
+        "conv.3": x + y + 2 * 6 * 5 * 7 * 4,
+        "sliced": 4 * 8 + 4 * 4 + 4 * 8,  # two of the eight rows, the weights, the result
+        "gemm": 2 * (8 * 4 + 8 * 6 + 4 * 6),
+    }
+    flops = {
+        "conv": 2 * 2 * (2 * 81 * 6) * (9 * 4),
+        "conv.3": 2 * (2 * 81 * 6) * (5 * 7 * 4),
+        "gemm": 2 * 8 * 4 * 6,
+    }
+    assert gpu.count(GPU_PROGRAM) == {
+        "kernels": 5,
+        "bytes": sum(moved.values()),
+        "flops": sum(flops.values()),
+        "convolutions": 3,
+        "fused_convolutions": 1,
+        "largest_window": 7,
+    }
+
+
+def compile_for_gpu(*words):
+    """What the command did, in a process of its own, as XLA's compiler for GPUs is a plugin."""
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", "gpu", *words],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+
+
+HAS_GPU_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
+
+
+@pytest.mark.skipif(HAS_GPU_COMPILER, reason="XLA's compiler for NVIDIA GPUs is installed")
+def test_without_a_compiler_for_gpus_it_says_what_to_install():
+    done = compile_for_gpu()
+    assert done.returncode == 2
+    assert "error: nothing compiles for NVIDIA H100" in done.stderr
+    assert "pip install 'jax[cuda13]" in done.stderr
+
+
+def test_options_of_a_model_need_the_model():
+    done = compile_for_gpu("--train")
+    assert done.returncode == 2
+    assert "--train and --output-stride are of a --model" in done.stderr
+
+
+@pytest.mark.skipif(
+    not HAS_GPU_COMPILER,
+    reason="without its plugin (pip install 'jax[cuda13]') nothing compiles for NVIDIA GPUs",
+)
+@pytest.mark.parametrize("target", ["h100", "a100"])
+def test_programs_for_a_gpu_are_compared_with_plain_ones(target, tmp_path):
+    small = ["--model", "deeplabv3_resnet18", "--train", "--size", "129", "--batch", "2"]
+    done = compile_for_gpu("--target", target, *small, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "nothing of this was timed" in done.stdout
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert not record["timed"]
+    (result,) = record["results"]
+    ours, plain = (result["programs"][name] for name in (OURS, PLAIN))
+    assert ours["largest_window"] == 7  # the stem's kernel
+    assert plain["largest_window"] > 7  # an atrous kernel's gradient
+    assert ours["bytes"] < plain["bytes"]
 
 
 def compile_for_tpu(**flags):

@@ -1,6 +1,7 @@
 """The numeric primitives against PyTorch, and every lowering of a convolution against XLA's own."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,69 @@ def test_the_forms_for_cpu_equal_xlas_own_convolution(form, kernel_shape, spec):
         assert_near(a, b)
 
 
+# Rates that divide the sides and that do not, rates beyond the image, and every padding.
+ATROUS_SPECS = [
+    ((3, 3, 6, 4), spec_of(((2, 2), (2, 2)), dilation=2)),
+    ((3, 5, 6, 4), spec_of(((0, 6), (9, 3)), dilation=3)),
+    ((3, 3, 2, 9), spec_of(((2, 2), (0, 2)), dilation=2, groups=3)),
+    ((2, 2, 6, 4), spec_of(((40, 40), (40, 40)), dilation=5)),
+    ((3, 3, 6, 4), spec_of(((18, 18), (18, 18)), dilation=18)),
+]
+
+
+def gradients_of_native(x, kernel, spec):
+    """A cotangent, and what XLA's own convolution makes of it."""
+    native = functools.partial(lowering.native, spec=spec)
+    cotangent = jnp.asarray(normal(*jax.eval_shape(native, x, kernel).shape, seed=2))
+    return cotangent, value_and_gradients(native, cotangent, x, kernel)[1:]
+
+
+@pytest.mark.parametrize(
+    ("form", "kernel_shape", "spec"),
+    [(lowering.grids_product, *case) for case in ATROUS_SPECS]
+    + [(lowering.taps_product, *case) for case in ATROUS_SPECS]
+    + [
+        # Neither asks for one stride, one padding and one size.
+        (lowering.taps_product, (3, 3, 6, 4), spec_of(((3, 0), (1, 7)), stride=2, dilation=3)),
+        (lowering.taps_product, (3, 3, 2, 4), spec_of(((1, 1), (5, 4)), dilation=4, groups=2)),
+    ],
+)
+def test_the_forms_of_an_atrous_kernels_gradient_equal_xlas_own(form, kernel_shape, spec):
+    channels = kernel_shape[2] * spec.groups
+    x = jnp.asarray(normal(2, 9, 11, channels))
+    kernel = jnp.asarray(normal(*kernel_shape, seed=1))
+    cotangent, (_, theirs) = gradients_of_native(x, kernel, spec)
+    assert_near(jit(functools.partial(form, spec=spec))(x, kernel, cotangent), theirs)
+
+
+@pytest.mark.parametrize(
+    ("kernel_shape", "spec"),
+    [
+        *ATROUS_SPECS,
+        ((3, 3, 1, 6), spec_of(((1, 1), (1, 1)), stride=2, groups=6)),
+        ((3, 3, 1, 6), spec_of(((2, 2), (2, 2)), dilation=2, groups=6)),
+        ((5, 5, 1, 6), spec_of(((4, 4), (4, 4)), dilation=2, groups=6)),
+        ((3, 3, 6, 4), spec_of(((1, 1), (1, 1)), stride=2)),
+        ((1, 1, 6, 4), spec_of(((0, 0), (0, 0)), dilation=2)),
+    ],
+)
+def test_the_forms_for_gpus_equal_xlas_own_convolution(kernel_shape, spec):
+    x = jnp.asarray(normal(2, 9, 11, kernel_shape[2] * spec.groups))
+    kernel = jnp.asarray(normal(*kernel_shape, seed=1))
+    forward, gradients = lowering.cuda_forms(x.shape, kernel.shape, spec)
+    cotangent, theirs = gradients_of_native(x, kernel, spec)
+    ours = jit(lambda *a: (forward(*a[:2], spec), *gradients(*a, spec)))(x, kernel, cotangent)
+    for a, b in zip(ours, (lowering.native(x, kernel, spec), *theirs), strict=True):
+        assert_near(a, b)
+
+
+def test_an_atrous_kernel_that_sees_padding_only_has_no_gradient():
+    x, kernel = jnp.ones((1, 2, 2, 3)), jnp.ones((1, 1, 3, 4))
+    spec = spec_of(((8, 0), (8, 0)), stride=16, dilation=2)
+    cotangent = jnp.ones(jax.eval_shape(lambda: lowering.native(x, kernel, spec)).shape)
+    np.testing.assert_array_equal(lowering.taps_product(x, kernel, cotangent, spec), 0)
+
+
 @pytest.mark.parametrize(("groups", "width"), [(8, 8), (6, 4), (2, 24)])
 def test_narrow_groups_are_merged_and_wide_ones_are_not(groups, width):
     channels = groups * width
@@ -251,14 +315,54 @@ def loss(x, kernel, **options):
 
 @FORMS
 @pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_accelerators_get_xlas_own_convolution(shapes_and_options, gradient, platform):
+def test_a_tpu_gets_xlas_own_convolution(shapes_and_options, gradient):
     shapes, options = shapes_and_options
     f = functools.partial(loss, **options)
-    text = lowered(jax.grad(f, argnums=(0, 1)) if gradient else f, platform, *shapes)
+    text = lowered(jax.grad(f, argnums=(0, 1)) if gradient else f, "tpu", *shapes)
     # Forward; with the gradient, one more for x and one for the kernel.
     assert text.count("stablehlo.convolution") == (3 if gradient else 1)
     assert "dot_general" not in text
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "convolutions", "products"),
+    [
+        # Forward and the gradient of x; that of the kernel is a product, or a convolution at rate 1.
+        (((1, 9, 9, 8), (3, 3, 8, 4)), {"dilation": 4, "padding": 4}, 2, 1),
+        (((1, 33, 33, 8), (3, 3, 8, 8)), {"dilation": 4, "padding": 4}, 3, 0),
+        # Forward and the gradient of x are sums of shifted images.
+        (*DEPTHWISE, 1, 0),
+        (*POINTWISE, 3, 0),
+        (((1, 9, 9, 8), (3, 3, 8, 4)), {"padding": 1}, 3, 0),
+    ],
+    ids=["far", "near", "depthwise", "pointwise", "dense"],
+)
+def test_no_window_on_a_gpu_is_larger_than_the_kernel(shapes, options, convolutions, products):
+    f = jax.grad(functools.partial(loss, **options), argnums=(0, 1))
+    text = lowered(f, "cuda", *shapes)
+    assert text.count("stablehlo.convolution") == convolutions
+    assert text.count("stablehlo.dot_general") == products
+    if "dilation" in options:
+        # XLA's own gradient is a convolution whose steps are the rate.
+        assert "stride = [4, 4]" not in text
+        assert "stride = [4, 4]" in lowered(f, "tpu", *shapes)
+
+
+@FORMS
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_compute_in_float32_where_it_is_asked_for(shapes_and_options, platform):
+    # Otherwise a TPU multiplies in bfloat16 and a GPU in TF32.
+    shapes, options = shapes_and_options
+    f = jax.grad(functools.partial(loss, **options), argnums=(0, 1))
+    with jax.default_matmul_precision("highest"):
+        text = lowered(f, platform, *shapes)
+    multiplying = [
+        line
+        for line in text.splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    assert multiplying
+    assert all("HIGHEST" in line and "DEFAULT" not in line for line in multiplying)
 
 
 @pytest.mark.parametrize(
@@ -382,8 +486,60 @@ def test_average_pool_keeps_bfloat16():
     assert (pooled == 1).all()
 
 
+@pytest.mark.parametrize("size", [(9, 14), (1, 1), (2, 3)])
+@pytest.mark.parametrize("window", [lowering.Window(3, 2, 1), lowering.Window(2, 2, 0)])
+def test_the_gradients_of_max_pooling_agree_where_values_are_equal_too(size, window):
+    x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, *size, 3)), jnp.float32)
+    pool = functools.partial(lowering.reduce_window, window=window)
+    shape = jax.eval_shape(pool, x).shape
+    cotangent = jnp.asarray(normal(*shape))
+    _, theirs = value_and_gradients(pool, cotangent, x)
+    for form in (lowering.max_of_taps_gradient, lowering.max_of_taps_gradient_in_bytes):
+        (ours,) = form(x, cotangent, window)
+        assert_near(ours, theirs)  # of up to four cotangents
+
+
 def test_max_pool_keeps_bfloat16():
     assert ops.max_pool(jnp.zeros((1, 5, 5, 2), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+# ---------------------------------------------------------------------------- bias and ReLU
+
+
+def test_a_bias_is_added_in_float32_and_the_sum_is_rounded():
+    # bfloat16 has neither 1.001 nor the sum: its neighbours of 2.001 are 2 and 2.015625.
+    x, bias = jnp.ones((2, 3, 4, 1), jnp.bfloat16), jnp.full(1, 1.001)
+    y = ops.shift(x, bias)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, (x.astype(jnp.float32) + bias).astype(jnp.bfloat16))
+
+
+def test_the_forms_of_a_bias_are_the_same_in_float32():
+    x, bias = jnp.asarray(normal(2, 3, 4, 5)), jnp.asarray(normal(5, seed=1))
+    ours, theirs = (
+        form(x, bias, ()) for form in (lowering.shift_in_dtype, lowering.shift_in_float32)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_rounded_bias_adds_no_more_than_its_own_rounding():
+    x, bias = jnp.asarray(normal(2, 9, 9, 64), jnp.bfloat16), jnp.asarray(normal(64, seed=1))
+    exact = x.astype(jnp.float32) + bias
+    error = jnp.abs(lowering.shift_in_dtype(x, bias, ()).astype(jnp.float32) - exact)
+    # A rounding to 8 bits is 2^-8 at most: of the bias, and of the sum with it.
+    bias_error = 2**-8 * jnp.abs(bias)
+    assert (error <= bias_error + 2**-8 * (jnp.abs(exact) + bias_error)).all()
+    assert error.max() > 0
+
+
+def test_the_relu_of_a_sum_and_its_gradient_are_jaxs():
+    x = jnp.asarray([-1.0, -0.0, 0.0, 1e-30, 2.0, jnp.inf, -jnp.inf])
+    cotangent = jnp.asarray(normal(7))
+    theirs = value_and_gradients(jax.nn.relu, cotangent, x)
+    for a, b in zip(value_and_gradients(ops.relu_of_sum, cotangent, x), theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for form in (lowering.gate_by_input, lowering.gate_by_output):
+        np.testing.assert_array_equal(form(cotangent, x, jax.nn.relu(x), ()), theirs[1])
 
 
 # ---------------------------------------------------------------------------- batch norm
@@ -463,12 +619,32 @@ def test_resize_to_the_same_size_changes_nothing():
     assert ops.resize_bilinear(x, (5, 7)) is x
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("axis", [1, 2])
-def test_the_forms_of_a_resize_for_cpu_and_tpu_agree(axis):
+@pytest.mark.parametrize("out", [1, 5, 14, 17, 129, 900])
+def test_the_forms_of_a_resize_agree(axis, out, align_corners):
     x = jnp.asarray(normal(2, 9, 14, 3))
-    matrix = normal(17, x.shape[axis])
-    ours = lowering.product(x, matrix, axis)
-    assert_near(ours, lowering.product_of_rows(x, matrix, axis), tolerance=1e-6)  # of 14 products
+    resampling = lowering.Resampling(axis, x.shape[axis], out, align_corners)
+    matrix = lowering.resize_matrix(resampling)
+    cotangent = jnp.asarray(
+        normal(*(out if i == axis else n for i, n in enumerate(x.shape)), seed=1)
+    )
+    forms = (lowering.product, lowering.product_of_rows, lowering.weighted_rows)
+    ours, *others = (
+        value_and_gradients(lambda x, form=form: form(x, matrix, resampling), cotangent, x)
+        for form in forms
+    )
+    # A sum of two products, and for the gradient of up to 129.
+    for theirs, (a, b) in itertools.product(others, [(0, 0), (1, 1)]):
+        assert_near(ours[a], theirs[b], tolerance=1e-6)
+
+
+def test_a_gpu_resizes_a_few_rows_without_a_product():
+    resize = functools.partial(ops.resize_bilinear, size=(33, 33))
+    shape = (1, 9, 9, 3)
+    for f in (resize, jax.grad(lambda x: jnp.square(resize(x)).sum())):
+        assert "dot_general" not in lowered(f, "cuda", shape)
+        assert "dot_general" in lowered(f, "tpu", shape)
 
 
 def test_resize_computes_in_float32_and_returns_the_dtype_it_got():

@@ -11,7 +11,6 @@ from typing import ClassVar, NamedTuple
 import jax
 from flax import nnx
 
-from deeplab_jax import ops
 from deeplab_jax.backbones.base import Backbone
 from deeplab_jax.backbones.dilation import (
     FirstBlockDilation,
@@ -20,7 +19,7 @@ from deeplab_jax.backbones.dilation import (
     dilate,
 )
 from deeplab_jax.backbones.registry import register_backbone
-from deeplab_jax.backbones.residual import Downsample, stage_features
+from deeplab_jax.backbones.residual import Downsample, add_shortcut, stage_features
 from deeplab_jax.layers import ConvNormAct, Norm, SpatialLayer, SqueezeExcite, spatial_layer
 
 STEM = 32
@@ -197,10 +196,9 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.conv2(self.conv1(x))
-        x = x if self.attention is None else self.attention(x)
-        return ops.relu_of_sum(self.conv3(x) + shortcut)
+        y = self.conv2(self.conv1(x))
+        y = y if self.attention is None else self.attention(y)
+        return add_shortcut(self.conv3(y), x, self.downsample)
 
 
 register_backbone(

@@ -160,6 +160,13 @@ def downsample(
     return Downsample(in_channels, out_channels, stride, norm, **options, rngs=rngs)
 
 
+def add_shortcut(y: jax.Array, x: jax.Array, downsample: Downsample | None) -> jax.Array:
+    """The end of a residual block: ReLU of `y` plus the block's input, which `downsample` gives y's shape."""
+    if downsample is None:
+        return ops.relu_of_sum(y + x)
+    return jax.nn.relu(y + downsample(x))  # its norm reads for its gradient what the ReLU would
+
+
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut; ResNet-18 and -34."""
 
@@ -205,9 +212,7 @@ class BasicBlock(nnx.Module):
 
     def end(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         """The block's output, given its input and what `begin` made of that."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        relu = ops.relu_of_sum if self.downsample is None else jax.nn.relu
-        return relu(residual + shortcut)
+        return add_shortcut(residual, x, self.downsample)
 
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
@@ -285,9 +290,7 @@ class Bottleneck(nnx.Module):
 
     def end(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         """The block's output, given its input and what `begin` made of that."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        relu = ops.relu_of_sum if self.downsample is None else jax.nn.relu
-        return relu(residual + shortcut)
+        return add_shortcut(residual, x, self.downsample)
 
     def spatial_layers(self, path: str) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""
