@@ -161,7 +161,7 @@ def downsample(
 
 
 def add_shortcut(y: jax.Array, x: jax.Array, downsample: Downsample | None) -> jax.Array:
-    """The end of a residual block: ReLU of `y` plus the block's input, which `downsample` gives y's shape."""
+    """The end of a residual block: ReLU of `y` plus its input, which `downsample` gives the shape of y."""
     if downsample is None:
         return ops.relu_of_sum(y + x)
     return jax.nn.relu(y + downsample(x))  # its norm reads for its gradient what the ReLU would
