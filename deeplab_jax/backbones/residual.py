@@ -160,7 +160,9 @@ def downsample(
     return Downsample(in_channels, out_channels, stride, norm, **options, rngs=rngs)
 
 
-def add_shortcut(y: jax.Array, x: jax.Array, downsample: Downsample | None) -> jax.Array:
+def add_shortcut(
+    y: jax.Array, x: jax.Array, downsample: Downsample | Subsample | None
+) -> jax.Array:
     """The end of a residual block: ReLU of `y` plus its input, which `downsample` gives the shape of y."""
     if downsample is None:
         return ops.relu_of_sum(y + x)
