@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _weights_in_bucket(url: str) -> str | None:
     try:
         header = json.loads(buckets.read_text(f"{url}/{CONFIG}") or "")
         return str(header.get(WEIGHTS, WEIGHTS)) if "format" in header else None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -273,7 +274,12 @@ def _read_header(text: str | bytes, path: Path) -> tuple[Config, str | None]:
                 f"up to {FORMAT}): upgrade deeplab-jax"
             )
         return from_dict(header["config"]), header.get(DIGEST)
-    except (KeyError, TypeError, ValueError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # lists in lists, without end
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"the config of {path} cannot be read: {error}") from error
@@ -345,10 +351,18 @@ def _read_folder(path: Path, name: str, digest: str | None):
 def why_unreadable(error: Exception) -> Exception | None:
     """What is wrong with the files, where that is why Orbax could not read them; None elsewhere.
 
-    What tensorstore says of a damaged file, Orbax wraps in an `Exception` of no kind of its own.
+    What tensorstore says of a damaged file, Orbax wraps in an `Exception` of no kind of its own. On names
+    in its metadata that it does not know, its own code stumbles.
     """
     reason = error.__cause__ if type(error) is Exception else error
+    if isinstance(reason, AttributeError | TypeError | NotImplementedError):
+        return reason if _raised_by_orbax(reason) else None
     return reason if isinstance(reason, ValueError | KeyError | OSError) else None
+
+
+def _raised_by_orbax(error: Exception) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("orbax.")
 
 
 # ---------------------------------------------------------------------------- safetensors

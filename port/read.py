@@ -222,7 +222,7 @@ def _settings(file: Path) -> dict[str, Any]:
 def _json_object(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # of lists in lists, without end
         found = str(error)
     if not isinstance(found, dict):
         rule = f"{path} must be a JSON object {what}, got {str(found)[:100]!r}"

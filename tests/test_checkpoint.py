@@ -277,6 +277,7 @@ def test_what_is_no_model_cannot_be_loaded(kind, message, tmp_path):
         b'{"format": 1, "config": {}}',
         b'{"format": 1, "config": {"backbone": {"kind": "vgg"}, "head": {"kind": "fcn"}}}',
         b'{"format": 1, "config": {"num_classes": {}}}',
+        b"[" * 200_000,
     ],
 )
 def test_a_broken_config_is_an_error_that_names_the_path(text, tmp_path):
@@ -322,6 +323,9 @@ def test_only_what_is_wrong_with_files_makes_weights_unreadable():
     assert checkpoint.why_unreadable(missing) is missing
     assert checkpoint.why_unreadable(RuntimeError("out of memory")) is None
     assert checkpoint.why_unreadable(Exception("no cause")) is None
+    with pytest.raises(AttributeError) as ours:  # a mistake of ours is no damage
+        _ = CONFIG.no_such_field
+    assert checkpoint.why_unreadable(ours.value) is None
 
 
 OTHERS = {

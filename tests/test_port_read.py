@@ -414,6 +414,13 @@ def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path, data, fa
         assert fact in message
 
 
+def test_a_config_of_lists_without_end_beside_a_checkpoint_is_refused(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"config\.json must be a JSON object .*Fix it"):
+        read(tmp_path)
+
+
 def test_a_checkpoint_of_paddlepaddles_is_refused_by_its_name(tmp_path):
     tree = {"conv.weight": np.zeros(3, np.float32), "StructuredToParameterName@@": {"conv": "w_0"}}
     (tmp_path / "model.pdparams").write_bytes(pickle.dumps(tree, protocol=2))
