@@ -640,6 +640,29 @@ def test_entries_that_are_no_tensors_are_dropped_and_said():
     assert found.dropped == ("_metadata: not a tensor (dict)", "step: not a tensor (int)")
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\x1b[31mred\x1b]0;title\x07", r"\\x1b\[31mred\\x1b\]0;title\\x07\. The"),
+        ("x" * 10_000_000, r"x{500}\.\.\. \(10,000,000 characters\)\. The"),
+    ],
+)
+def test_names_that_no_code_gives_are_refused_and_shown_short_and_escaped(tmp_path, name, shown):
+    save_file({name: torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        CheckpointError, match=f"tensor names must be printable .* {shown}"
+    ) as error:
+        read(tmp_path / "a.safetensors")
+    assert str(error.value).isprintable()
+
+
+def test_what_is_left_out_is_told_short_and_escaped():
+    dropped = read({"a": torch.zeros(2), "\x1b[31mred": 1, "x" * 10_000: 2}).dropped
+    assert dropped[0].startswith(r"\x1b[31mred: not a tensor")
+    assert dropped[1].endswith(" characters)")
+    assert max(map(len, dropped)) < 600
+
+
 def test_tensors_under_names_that_are_no_strings_are_refused():
     message = refusal({0: BIAS, "a": BIAS})
     assert "must be strings, got [0]" in message
