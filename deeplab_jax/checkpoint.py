@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax import buckets
+from deeplab_jax.beside import folder_beside, remove_leftovers
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
 from deeplab_jax.paths import check_local
@@ -46,7 +47,8 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
 
     Args:
       path: its parent is made where it does not exist. A URL of a bucket (gs://, s3://) will do.
-      overwrite: replace a model that is there; anything else that is there is never replaced.
+      overwrite: replace a model that is there; anything else that is there is never replaced. What earlier
+        saves to the same place left there when they were killed is removed, see `beside`.
 
     Raises:
       ModelError: when something is there that may not be replaced, or `load` could not read the model.
@@ -58,14 +60,14 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
         _save_to_bucket(model, url)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
-        new = Path(beside) / "new"
+    with folder_beside(path) as beside:
+        new = beside / "new"
         if path.suffix == ".safetensors":
             _write_file(model, new)
             os.replace(new, path)
         else:
             _write_folder(model, new)
-            old = Path(beside) / "old"
+            old = beside / "old"
             try:
                 if path.exists():
                     path.rename(old)
@@ -74,6 +76,8 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
                 if old.exists():
                     old.rename(path)
                 raise
+    # Not before: of a save that was killed at the worst moment, the old model is in what it left.
+    remove_leftovers(path)
     return path
 
 

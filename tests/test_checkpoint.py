@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +16,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from deeplab_jax import checkpoint
+from deeplab_jax.beside import folder_beside
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.fold import fold_batch_norm
@@ -242,6 +245,30 @@ def test_a_crash_keeps_the_old_model_whole(name, crash, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------- errors
+
+
+KILLED = """
+import os, pathlib, sys
+from deeplab_jax.beside import folder_beside
+with folder_beside(pathlib.Path(sys.argv[1])) as folder:
+    (folder / "new").mkdir()
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_killed_save_left_is_removed_by_the_next_and_nothing_else(name, tmp_path):
+    path = tmp_path / name
+    for place in (path, tmp_path / "other"):
+        assert subprocess.run([sys.executable, "-c", KILLED, place], check=False).returncode == 9
+    left, other = sorted(tmp_path.iterdir(), key=lambda p: p.name.startswith(".other"))
+    elsewhere = shutil.copytree(left, tmp_path / f".{name}.elsewhere")
+    (elsewhere / "lock").write_text("another machine's kernel")
+    (unknown := tmp_path / f".{name}.unknown").mkdir()
+    with folder_beside(path) as in_use:
+        save(make(), path)
+        assert {*tmp_path.iterdir()} == {path, in_use, elsewhere, unknown, other}
+    assert {*tmp_path.iterdir()} == {path, elsewhere, unknown, other}
 
 
 def test_what_is_not_there_cannot_be_loaded(tmp_path):
