@@ -389,6 +389,17 @@ def test_what_is_no_picture_says_why(tmp_path, monkeypatch):
         read_image(tmp_path / "large.png")
 
 
+def test_a_cut_off_picture_is_damaged_where_pixels_are_missing_and_else_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encoded(Image.fromarray(pixels)).getvalue()
+    end = whole.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(whole[:end])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+    (tmp_path / "a.png").write_bytes(whole[: end - 100])
+    with pytest.raises(ImageError, match=r"a\.png: damaged"):
+        read_image(tmp_path / "a.png")
+
+
 def test_15_million_pixels_are_fine(tmp_path):
     Image.new("RGB", (5000, 3000)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").shape == (3000, 5000, 3)
