@@ -278,12 +278,12 @@ def _read_header(text: str | bytes, path: Path) -> tuple[Config, str | None]:
                 f"up to {FORMAT}): upgrade deeplab-jax"
             )
         return from_dict(header["config"]), header.get(DIGEST)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:  # lists in lists, without end
+    except RecursionError as error:
+        raise ModelError(
+            f"the config of {path} cannot be read: it is nested too deeply, and damaged. Copy or port the "
+            "model again"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"the config of {path} cannot be read: {error}") from error
