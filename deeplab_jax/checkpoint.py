@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from deeplab_jax import buckets
+from deeplab_jax.beside import folder_beside, remove_leftovers
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
 from deeplab_jax.paths import check_local
@@ -45,7 +47,8 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
 
     Args:
       path: its parent is made where it does not exist. A URL of a bucket (gs://, s3://) will do.
-      overwrite: replace a model that is there; anything else that is there is never replaced.
+      overwrite: replace a model that is there; anything else that is there is never replaced. What earlier
+        saves to the same place left there when they were killed is removed, see `beside`.
 
     Raises:
       ModelError: when something is there that may not be replaced, or `load` could not read the model.
@@ -57,14 +60,14 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
         _save_to_bucket(model, url)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
-        new = Path(beside) / "new"
+    with folder_beside(path) as beside:
+        new = beside / "new"
         if path.suffix == ".safetensors":
             _write_file(model, new)
             os.replace(new, path)
         else:
             _write_folder(model, new)
-            old = Path(beside) / "old"
+            old = beside / "old"
             try:
                 if path.exists():
                     path.rename(old)
@@ -73,6 +76,8 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
                 if old.exists():
                     old.rename(path)
                 raise
+    # Not before: of a save that was killed at the worst moment, the old model is in what it left.
+    remove_leftovers(path)
     return path
 
 
@@ -97,7 +102,7 @@ def _weights_in_bucket(url: str) -> str | None:
     try:
         header = json.loads(buckets.read_text(f"{url}/{CONFIG}") or "")
         return str(header.get(WEIGHTS, WEIGHTS)) if "format" in header else None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -273,6 +278,11 @@ def _read_header(text: str | bytes, path: Path) -> tuple[Config, str | None]:
                 f"up to {FORMAT}): upgrade deeplab-jax"
             )
         return from_dict(header["config"]), header.get(DIGEST)
+    except RecursionError as error:
+        raise ModelError(
+            f"the config of {path} cannot be read: it is nested too deeply, and damaged. Copy or port the "
+            "model again"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
@@ -345,10 +355,18 @@ def _read_folder(path: Path, name: str, digest: str | None):
 def why_unreadable(error: Exception) -> Exception | None:
     """What is wrong with the files, where that is why Orbax could not read them; None elsewhere.
 
-    What tensorstore says of a damaged file, Orbax wraps in an `Exception` of no kind of its own.
+    What tensorstore says of a damaged file, Orbax wraps in an `Exception` of no kind of its own. On names
+    in its metadata that it does not know, its own code stumbles.
     """
     reason = error.__cause__ if type(error) is Exception else error
+    if isinstance(reason, AttributeError | TypeError | NotImplementedError):
+        return reason if _raised_by_orbax(reason) else None
     return reason if isinstance(reason, ValueError | KeyError | OSError) else None
+
+
+def _raised_by_orbax(error: Exception) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("orbax.")
 
 
 # ---------------------------------------------------------------------------- safetensors

@@ -25,7 +25,7 @@ def damage(folder: Path) -> list[str]:
     try:
         kept = json.loads((folder / FILE).read_text())
         wanted = {str(name): str(digest) for name, digest in kept.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return [f"{FILE} cannot be read: {error}"]
     found = _digests(folder)
     return [

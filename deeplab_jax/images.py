@@ -9,9 +9,9 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from deeplab_jax.orientation import orientation, stored_size, turned_size
+from deeplab_jax.orientation import STORED, orientation, stored_size, turned_size
 from deeplab_jax.paths import check_local
 from deeplab_jax.whole_file import write_file
 
@@ -25,8 +25,13 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA",
 """What Pillow calls the formats that are read, whatever a file's name says. Of its others, EPS for one
 starts another program."""
 
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""The last bytes of a whole file of a format."""
+
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels. Their own colour is arbitrary, often black."""
+
+_STRIP = 256  # rows that are converted at once: whole pictures would be in memory four times
 
 MOST_TRANSLUCENT = 0.1
 """Share of a TIFF's pixels that may be neither opaque nor wholly transparent. Cut-outs have some at
@@ -44,7 +49,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """The picture in a file as uint8 `[H, W, 3]`, RGB; see `to_rgb`. Of an animation, the first.
 
     A picture of more than twice `PIL.Image.MAX_IMAGE_PIXELS` (2 x 89 million) pixels is taken for a
-    decompression bomb and refused.
+    decompression bomb and refused. A file that was cut off is damaged where pixels are missing; a PNG that
+    lacks only its last checksums or its end mark is read.
 
     Raises:
       ImageError: the file is missing, is not a picture, is damaged or is too large.
@@ -76,6 +82,24 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def check_end(file: BinaryIO, image: Image.Image) -> None:
+    """Decodes a picture that may have been cut off, from an open file; the others are taken on trust.
+
+    Of a format whose files end in a mark, one with the mark is whole. One without it lacks pixels, and is
+    damaged; or only what is behind them (a PNG's checksums and IEND), or has more behind the mark, and is
+    as good as whole. A JPEG without the mark counts as damaged: its decoder cannot tell.
+
+    Raises whatever Pillow does where pixels are missing.
+    """
+    if (mark := ENDS.get(image.format)) is None:
+        return
+    place = file.tell()
+    file.seek(-len(mark), os.SEEK_END)
+    if file.read() != mark:
+        file.seek(place)
+        image.load()
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
     """A Pillow image as uint8 `[H, W, 3]`, RGB.
 
@@ -88,7 +112,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """
     if image.format == "TIFF" and image.mode in ("LA", "RGBA"):
         _check_transparency(image)
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, STORED) != STORED:  # else it would be a copy
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
@@ -102,10 +127,15 @@ def to_rgb(image: Image.Image) -> np.ndarray:
             "pixels must be whole numbers, got floating-point ones, which have no fixed range; "
             "scale them to 8 or 16 bits"
         )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP):
+        bottom = min(top + _STRIP, image.height)
+        strip = image.crop((0, top, image.width, bottom))
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, (*BACKGROUND, 255)), strip)
+        pixels[top:bottom] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def _check_transparency(image: Image.Image) -> None:

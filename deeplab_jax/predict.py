@@ -30,6 +30,9 @@ _ACTIVATIONS = 1024  # bytes per pixel; DeepLabv3+ on ResNet-50 took 10.7 GB for
 _BATCH = 8  # pictures; more gain little, and make progress jerky
 _SMALLEST_TILE = 16
 
+LARGEST_SCALE = 16
+"""Of a picture to predict at. Papers go up to 2; the memory of a picture grows with its square."""
+
 log = logging.getLogger(__name__)
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -77,7 +80,7 @@ def predict(
     Args:
       model: from `create`, `load` or the porter; `model.config` says how pictures are normalised.
       image: a file, a Pillow image, or uint8 RGB `[H, W, 3]` or `[B, H, W, 3]`.
-      scales: scales to predict at, relative to the picture's own size.
+      scales: scales to predict at, relative to the picture's own size, at most `LARGEST_SCALE`.
       flip: predict on the mirrored picture too. The probabilities of several views are averaged.
       tile: cut larger pictures into windows of `tile` x `tile` pixels that overlap by a quarter or
         more. Each pixel's class is that from the window which sees most around it; nothing is
@@ -125,8 +128,11 @@ def check_options(
 ) -> None:
     """Raises ValueError, listing all that is wrong."""
     problems = []
-    if not len(scales) or not all(0 < scale < math.inf for scale in scales):
-        problems.append(f"scales must be one or more positive numbers, got {scales}")
+    if not len(scales) or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+        problems.append(
+            f"scales must be one or more numbers above 0 and at most {LARGEST_SCALE}, relative to the "
+            f"picture's own size, such as 0.5 1 2, got {scales}"
+        )
     if tile is not None and tile < _SMALLEST_TILE:
         problems.append(f"tile must be at least {_SMALLEST_TILE} pixels, or None, got {tile}")
     if batch_size is not None and batch_size < 1:

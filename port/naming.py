@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
+LONGEST_NAME = 500
+"""Characters of a tensor's name, and of what a message has of any name. Real ones have under 150."""
+
 T = TypeVar("T")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -13,6 +16,13 @@ Names = dict[str, str]
 
 Where one of our variables is a plain parameter of a larger module in the original, its own path stands for
 it, and the name is the tensor's."""
+
+
+def shown(name: object) -> str:
+    """A name out of a file for a message: short, and without what would steer a terminal."""
+    text = str(name)
+    start = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:LONGEST_NAME])
+    return start if len(text) <= LONGEST_NAME else f"{start}... ({len(text):,} characters)"
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> Names:

@@ -14,7 +14,7 @@ import sys
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from deeplab_jax.buckets import local_copy
 from port import unpickle
+from port.naming import LONGEST_NAME, shown
 from port.sources import Fetched, fetch
 from port.tensorflow_files import INSTALL, Saved, open_saved
 from port.tensorflow_graph import FrozenGraph
@@ -146,8 +147,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
     dropped = [*beside, *dropped]
     state = {name: leaf for name, leaf in found.items() if _is_tensor(leaf)}
     dropped += [f"{k}: not a tensor ({_class_of(found[k])})" for k in found if k not in state]
-    if wrong := [name for name in state if not isinstance(name, str)]:
-        raise CheckpointError(f"tensor names must be strings, got {wrong[:10]}. Pass a state_dict.")
+    _check_names(state)
     if not decided:
         state, lines = _split_ema(state, ema)
         dropped += lines
@@ -156,9 +156,23 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = Fals
         dropped += [f"{counter}: {len(names)} counters"] if names else []
         state = {name: leaf for name, leaf in state.items() if name not in names}
     if not state:
-        raise CheckpointError(f"a checkpoint must hold weights, got only {dropped}. Pass another.")
+        got = [shown(line) for line in dropped]
+        raise CheckpointError(f"a checkpoint must hold weights, got only {got}. Pass another.")
     state, lines = _strip_prefixes(state)
-    return StateDict(_to_arrays(state), (*dropped, *lines), settings, known, graph)
+    left_out = tuple(shown(line) for line in (*dropped, *lines))
+    return StateDict(_to_arrays(state), left_out, settings, known, graph)
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    """Raises CheckpointError for names that no code gives to tensors."""
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise CheckpointError(
+            f"tensor names must be strings, got {shown(wrong[:10])}. Pass a state_dict."
+        )
+    if wrong := [name for name in names if len(name) > LONGEST_NAME or not name.isprintable()]:
+        rule = f"tensor names must be printable and of at most {LONGEST_NAME} characters"
+        got = ", ".join(map(shown, wrong[:3]))
+        raise CheckpointError(f"{rule}, got {got}. The file is damaged: download or save it anew.")
 
 
 def _fetched(source: str) -> Fetched | None:
@@ -222,7 +236,7 @@ def _settings(file: Path) -> dict[str, Any]:
 def _json_object(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # of lists in lists, without end
         found = str(error)
     if not isinstance(found, dict):
         rule = f"{path} must be a JSON object {what}, got {str(found)[:100]!r}"
@@ -238,13 +252,15 @@ def _open_shards(index: Path) -> dict[str, Any]:
     files = {name: index.parent / name for name in places.values()}
     # Names, not paths: an index must not reach out of its folder.
     if missing := [n for n, f in files.items() if f.name != n or not f.is_file()]:
-        some = ", ".join(sorted(missing)[:10])
+        some = ", ".join(map(shown, sorted(missing)[:10]))
         raise CheckpointError(
             f"{index} names files that are not beside it: {some}. Copy all of them."
         )
     shards = {name: _open(file) for name, file in files.items()}
     if lost := [name for name, file in places.items() if name not in shards[file]][:10]:
-        raise CheckpointError(f"{index} names tensors that its files lack: {', '.join(lost)}.")
+        raise CheckpointError(
+            f"{index} names tensors that its files lack: {', '.join(map(shown, lost))}."
+        )
     return {name: shards[file][name] for name, file in places.items()}
 
 
@@ -307,7 +323,8 @@ def _open_zip(path: Path) -> Any:
         fix = "Pass the file of torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
         raise CheckpointError(f"{path} must hold weights, but is a TorchScript archive. {fix}.")
     if "data.pkl" not in files:
-        rule = f"{path} must have torch's data.pkl, but is a zip archive of {sorted(files)[:5]}"
+        some = ", ".join(map(shown, sorted(files)[:5]))
+        rule = f"{path} must have torch's data.pkl, but is a zip archive of {some}"
         raise CheckpointError(f"{rule}. Unpack it and pass the file inside.")
     # torch maps records as they lie in the file: one that a zip program compressed would be noise.
     # And it hands a path that ends in .safetensors to that library, whatever is inside.
@@ -405,7 +422,7 @@ def _unwrap(tree: Any, ema: bool) -> tuple[Mapping, bool, list[str]]:
     chosen, other = (averaged, plain) if averaged and (ema or not plain) else (plain, averaged)
     if not chosen:
         items = tree.items() if isinstance(tree, Mapping) else [("it", tree)]
-        got = ", ".join([f"{key!r} ({type(leaf).__name__})" for key, leaf in items][:10])
+        got = ", ".join([f"{shown(repr(key))} ({type(leaf).__name__})" for key, leaf in items][:10])
         rule = f"a checkpoint must have tensors at its top or under one of {', '.join(WRAPPERS)}"
         raise CheckpointError(f"{rule}; no tensors in {got or 'it'}. Pass the dict that has them.")
     if len(chosen) > 1:
@@ -469,7 +486,9 @@ def _strip_prefixes(state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _check_kinds(kinds: dict[str, str], known: Container[str]) -> None:
-    if unfit := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in known][:10]:
+    if unfit := [f"{shown(name)} ({kind})" for name, kind in kinds.items() if kind not in known][
+        :10
+    ]:
         rule = "tensors must be dense floats of 16 to 64 bits, integers or bools"
         fix = "Save the model's plain, unquantised weights"
         raise CheckpointError(f"{rule}, got {', '.join(unfit)}. {fix}.")

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +16,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from deeplab_jax import checkpoint
+from deeplab_jax.beside import folder_beside
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.fold import fold_batch_norm
@@ -244,6 +247,29 @@ def test_a_crash_keeps_the_old_model_whole(name, crash, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------- errors
 
 
+KILLED = """
+import os, pathlib, sys
+from deeplab_jax.beside import folder_beside
+places = map(pathlib.Path, sys.argv[1:])
+with folder_beside(next(places)), folder_beside(next(places)):
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    path = tmp_path / "model"
+    command = [sys.executable, "-c", KILLED, path, tmp_path / "other"]
+    assert subprocess.run(command, check=False).returncode == 9
+    left, other = sorted(tmp_path.iterdir(), key=lambda p: p.name.startswith(".other"))
+    elsewhere = shutil.copytree(left, tmp_path / ".model.elsewhere")
+    (elsewhere / "lock").write_text("another machine's kernel")
+    (unknown := tmp_path / ".model.unknown").mkdir()
+    with folder_beside(path) as in_use:
+        save(make(), path)
+        assert {*tmp_path.iterdir()} == {path, in_use, elsewhere, unknown, other}
+    assert {*tmp_path.iterdir()} == {path, elsewhere, unknown, other}
+
+
 def test_what_is_not_there_cannot_be_loaded(tmp_path):
     with pytest.raises(ModelError, match="missing does not exist"):
         load(tmp_path / "missing")
@@ -277,6 +303,7 @@ def test_what_is_no_model_cannot_be_loaded(kind, message, tmp_path):
         b'{"format": 1, "config": {}}',
         b'{"format": 1, "config": {"backbone": {"kind": "vgg"}, "head": {"kind": "fcn"}}}',
         b'{"format": 1, "config": {"num_classes": {}}}',
+        b"[" * 200_000,
     ],
 )
 def test_a_broken_config_is_an_error_that_names_the_path(text, tmp_path):
@@ -322,6 +349,9 @@ def test_only_what_is_wrong_with_files_makes_weights_unreadable():
     assert checkpoint.why_unreadable(missing) is missing
     assert checkpoint.why_unreadable(RuntimeError("out of memory")) is None
     assert checkpoint.why_unreadable(Exception("no cause")) is None
+    with pytest.raises(AttributeError) as ours:  # a mistake of ours is no damage
+        _ = CONFIG.no_such_field
+    assert checkpoint.why_unreadable(ours.value) is None
 
 
 OTHERS = {

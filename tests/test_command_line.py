@@ -175,6 +175,7 @@ def test_predict_writes_masks_and_names_the_picture_that_is_none(
         (("predict", "{ported}", "nosuch.png"), "no such file"),
         (("predict", "{ported}"), "at least one picture"),
         (("predict", "{ported}", "demo", "--tile", "3"), "tile must be at least"),
+        (("predict", "{ported}", "demo", "--scales", "1e9"), "at most 16"),
         (("predict", "{ported}", "demo", "--shard", "8/8"), "from 0/8 to 7/8, got 8/8"),
         (("predict", "{ported}", "demo", "--shard", "half"), "--shard must be I/N"),
         (("predict", "{ported}", "demo", "--probabilities", "0"), "of at least 1 class"),

@@ -291,3 +291,43 @@ def test_ids_above_255_are_refused():
     Image.fromarray(np.array([[0, 300]], np.uint16)).save(file, "PNG")
     with pytest.raises(DataError, match=r"0\.\.255, got 0\.\.300"):
         decode_label(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost", "damaged"),
+    [
+        ("png", 1000, True),
+        ("png", 12, False),  # IEND alone
+        ("jpg", 1000, True),
+        ("jpg", 2, True),  # the end mark, without which a decoder cannot tell that it has all
+        ("jpg", -3, False),  # more than the picture, as some cameras write
+    ],
+)
+def test_pictures_that_lack_pixels_are_found_before_training(tmp_path, kind, lost, damaged):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for name in ("a", "b"):
+        label_map(tmp_path / f"labels/{name}.png", (0, 1), (64, 64))
+        path = tmp_path / f"images/{name}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(noise).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-lost] if lost > 0 else data + bytes(-lost))
+    if not damaged:
+        assert open_dataset(f"folder:{tmp_path}").class_names == ("class 0", "class 1")
+        return
+    with pytest.raises(DataError, match=rf"images/b\.{kind} cannot be read.*truncated"):
+        open_dataset(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("content", "words"), [(b"\n", "it is empty"), (b"\xff", "in UTF-8")])
+def test_a_list_of_a_split_without_names_is_an_error(tmp_path, split, content, words):
+    for name in ("a", "b"):
+        picture(tmp_path / f"JPEGImages/{name}.jpg")
+        label_map(tmp_path / f"SegmentationClass/{name}.png")
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for other in ("train", "val"):
+        (lists / f"{other}.txt").write_bytes(content if other == split else b"a\nb\n")
+    with pytest.raises(DataError, match=rf"{split}\.txt must .*{words}"):
+        open_dataset(f"folder:{tmp_path}")

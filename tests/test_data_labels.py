@@ -298,11 +298,28 @@ def test_smooth_colours_are_no_classes(tmp_path):
         ("a 0 0 0\nb 0 0 0\n", "the colour 0 0 0 occurs twice"),
         ("0=a\nb\n", "'b' is not like the others"),
         ("0=a\n0=b\n", "the id 0 occurs twice"),
+        ("a\nroad\nroad\n", "'road' names the ids 1 and 2: .* with lines 1=road, 2=road"),
     ],
 )
-def test_a_file_of_classes_is_of_one_form(tmp_path, lines, words):
+def test_a_file_of_classes_that_is_wrong_says_what_is_right(tmp_path, lines, words):
     (tmp_path / "classes.txt").write_text(lines)
     with pytest.raises(DataError, match=words):
+        read_classes(tmp_path / "classes.txt")
+
+
+def test_a_list_of_names_may_ignore_several_ids(tmp_path):
+    (tmp_path / "classes.txt").write_text("ignored\na\nb\nignored\n")
+    assert read_classes(tmp_path / "classes.txt").ids == {0: 255, 1: 0, 2: 1, 3: 255}
+
+
+def test_names_of_the_option_must_differ(tmp_path):
+    with pytest.raises(DataError, match=r"class names must differ(?s:.*)'b' names the ids 1 and 2"):
+        open_dataset(f"folder:{tmp_path}", class_names=("a", "b", "b"))
+
+
+def test_a_file_of_classes_that_is_not_utf_8_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "classes.txt").write_bytes("Straße\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt must be text in UTF-8.* Save it as UTF-8"):
         read_classes(tmp_path / "classes.txt")
 
 

@@ -1,5 +1,7 @@
 """Prepared data sets: our builders on small copies of the real folders, and both of TFDS's formats."""
 
+import errno
+import gzip
 import importlib
 import json
 import pickle
@@ -16,6 +18,7 @@ from scipy.io import savemat
 
 from train.data import DataError, augment, open_dataset
 from train.data import prepare as preparing
+from train.data import unpack as unpacking
 from train.data.augment import AugmentConfig
 from train.data.builders.shapes import SIZE, draw
 from train.data.dataset import class_frequencies
@@ -332,6 +335,111 @@ def test_a_file_that_is_no_whole_archive_is_an_error(tmp_path, name):
     with pytest.raises(DataError, match="zip or tar archive, and whole"):
         prepare_command("voc2012", source=(tmp_path / name,), data_dir=tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def flip_bit(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def encrypted(path):
+    """Marked as encrypted, which is all that is looked at."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "a")
+    flip_bit(path, path.read_bytes().index(b"PK\x01\x02") + 8)
+
+
+def of_unknown_compression(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "a")
+    flip_bit(path, path.read_bytes().index(b"PK\x01\x02") + 10)
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("a.txt", bytes(unpacking.ALWAYS_ALLOWED + 1))
+
+
+def bomb_behind_the_end(path):
+    """A tar of nothing, and zeros after it."""
+    path.write_bytes(gzip.compress(bytes(2 * unpacking.ALWAYS_ALLOWED), 1))
+
+
+def with_a_wrong_checksum(path):
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    flip_bit(path, -8)
+
+
+def with_a_damaged_header(path):
+    with tarfile.open(path, "w") as archive:
+        for name in ("a.txt", "b.txt"):
+            archive.addfile(tarfile.TarInfo(name))
+    flip_bit(path, tarfile.BLOCKSIZE)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "words"),
+    [
+        (encrypted, "a.zip", "is encrypted .*unpack it yourself and pass the folder"),
+        (of_unknown_compression, "a.zip", "compressed in a way .* pass the folder"),
+        (bomb, "a.zip", "100 times its size or 64 MiB.*unpack it yourself and pass the folder"),
+        (bomb_behind_the_end, "a.tgz", "100 times its size or 64 MiB"),
+        (with_a_wrong_checksum, "a.tgz", "and whole: CRC check failed"),
+        (with_a_damaged_header, "a.tar", "and whole: a header is damaged: bad checksum"),
+    ],
+)
+def test_an_archive_that_cannot_be_unpacked_says_why(tmp_path, make, name, words):
+    make(tmp_path / name)
+    with pytest.raises(DataError, match=words) as error:
+        prepare_command("voc2012", source=(tmp_path / name,), data_dir=tmp_path / "data")
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_not_blamed_on_the_archive(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] No space left on device$"):
+        prepare_command("voc2012", source=(tmp_path / "a.zip",), data_dir=tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\n", "train.txt must list the examples .* it is empty"),
+        (b"\xff", "train.txt must be a text"),
+    ],
+)
+def test_a_list_of_no_examples_is_an_error(tmp_path, content, words):
+    voc(tmp_path / "raw")
+    (tmp_path / "raw/VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        prepare_command("voc2012", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+
+
+def test_a_split_without_examples_is_an_error(tmp_path):
+    ade20k(tmp_path / "raw")
+    (tmp_path / "raw/ADEChallengeData2016/images/validation/ADE_1.jpg").unlink()
+    with pytest.raises(DataError, match=r"every split must have an example(?s:.*)validation"):
+        prepare_command("ade20k", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
+
+
+@pytest.mark.parametrize("mat", ["empty", "cut", "of other things"])
+def test_a_label_map_of_sbd_that_is_damaged_is_named(tmp_path, mat):
+    voc(tmp_path / "raw")
+    path = tmp_path / "raw/cls/2008_000001.mat"
+    path.parent.mkdir()
+    name = "other" if mat == "of other things" else "GTcls"
+    savemat(path, {name: {"Segmentation": np.zeros(SHAPE, np.uint8)}})
+    path.write_bytes(path.read_bytes()[: {"empty": 0, "cut": 150}.get(mat)])
+    with pytest.raises(DataError, match=r"2008_000001\.mat must be a label map .*fetch it anew"):
+        prepare_command("voc2012_aug", source=(tmp_path / "raw",), data_dir=tmp_path / "data")
 
 
 # ---------------------------------------------------------------------------- descriptions

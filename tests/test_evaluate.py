@@ -215,6 +215,10 @@ def test_an_unreadable_image_stops_or_is_left_out(mesh):
 def test_wrong_options_are_refused(mesh):
     with pytest.raises(ValueError, match=r"(?s)scales.*tile must be at least"):
         Evaluator(Tiny(), Pictures(), mesh, scales=(), tile=3)
+    with pytest.raises(
+        ValueError, match=r"scales must be .* at most 16, .* got \(1000000000\.0,\)"
+    ):
+        Evaluator(Tiny(), Pictures(), mesh, scales=(1e9,))
 
 
 # ---------------------------------------------------------------------------- the model and the data

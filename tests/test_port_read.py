@@ -414,6 +414,13 @@ def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(tmp_path, data, fa
         assert fact in message
 
 
+def test_a_config_of_lists_without_end_beside_a_checkpoint_is_refused(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"config\.json must be a JSON object .*Fix it"):
+        read(tmp_path)
+
+
 def test_a_checkpoint_of_paddlepaddles_is_refused_by_its_name(tmp_path):
     tree = {"conv.weight": np.zeros(3, np.float32), "StructuredToParameterName@@": {"conv": "w_0"}}
     (tmp_path / "model.pdparams").write_bytes(pickle.dumps(tree, protocol=2))
@@ -631,6 +638,29 @@ def test_entries_that_are_no_tensors_are_dropped_and_said():
     found = read({**weights(), "_metadata": {"version": 1}, "step": 3})
     check(found)
     assert found.dropped == ("_metadata: not a tensor (dict)", "step: not a tensor (int)")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\x1b[31mred\x1b]0;title\x07", r"\\x1b\[31mred\\x1b\]0;title\\x07\. The"),
+        ("x" * 10_000_000, r"x{500}\.\.\. \(10,000,000 characters\)\. The"),
+    ],
+)
+def test_names_that_no_code_gives_are_refused_and_shown_short_and_escaped(tmp_path, name, shown):
+    save_file({name: torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        CheckpointError, match=f"tensor names must be printable .* {shown}"
+    ) as error:
+        read(tmp_path / "a.safetensors")
+    assert str(error.value).isprintable()
+
+
+def test_what_is_left_out_is_told_short_and_escaped():
+    dropped = read({"a": torch.zeros(2), "\x1b[31mred": 1, "x" * 10_000: 2}).dropped
+    assert dropped[0].startswith(r"\x1b[31mred: not a tensor")
+    assert dropped[1].endswith(" characters)")
+    assert max(map(len, dropped)) < 600
 
 
 def test_tensors_under_names_that_are_no_strings_are_refused():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from deeplab_jax import DeepLabV3, ResNet, ResNetConfig, folder, images
 from deeplab_jax.folder import Predicted, predict_folder
-from deeplab_jax.images import ImageError, find_images, image_size, read_image
+from deeplab_jax.images import ImageError, find_images, image_size, read_image, to_rgb
 from deeplab_jax.layers import BatchNorm
 from deeplab_jax.predict import _windows, evaluator, predict
 from deeplab_jax.preprocessing import Preprocessing
@@ -387,6 +387,33 @@ def test_what_is_no_picture_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match=r"large\.png: too large"):
         read_image(tmp_path / "large.png")
+
+
+def test_a_cut_off_picture_is_damaged_where_pixels_are_missing_and_else_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encoded(Image.fromarray(pixels)).getvalue()
+    end = whole.index(b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(whole[:end])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+    (tmp_path / "a.png").write_bytes(whole[: end - 100])
+    with pytest.raises(ImageError, match=r"a\.png: damaged"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P"])
+def test_a_large_picture_is_never_whole_in_memory_in_two_forms(mode, monkeypatch):
+    image = Image.new("RGBA", (3, 700), (9, 9, 9, 0)).convert(mode)
+    converted, convert = [], Image.Image.convert
+
+    def noting(self, *arguments):
+        converted.append(self.height)
+        return convert(self, *arguments)
+
+    monkeypatch.setattr(Image.Image, "convert", noting)
+    pixels = to_rgb(image)
+    assert max(converted) <= 256
+    assert pixels.shape == (700, 3, 3)
+    assert (pixels == pixels[0, 0]).all()
 
 
 def test_15_million_pixels_are_fine(tmp_path):

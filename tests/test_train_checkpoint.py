@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.digests import damage, has_digests
+from deeplab_jax.digests import FILE, damage, has_digests
 from train.checkpoint import CheckpointError, Checkpoints, misfits, set_aside_damaged
 from train.config import CheckpointConfig
 from train.optim import OptimConfig, make_optimizer
@@ -142,6 +142,20 @@ def test_scores_that_are_cut_short_are_named_with_the_way_out(tmp_path):
 def test_metadata_that_is_cut_short_is_damage_too(folder):
     for file in (folder / "2").rglob("_METADATA"):
         os.truncate(file, 10)
+    with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* resume from step 1"):
+        restore(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("array_metadatas/process_0", b'array_metadata":'), ("_sharding", b"SingleDeviceSharding")],
+)
+def test_metadata_with_a_flipped_bit_is_damage_where_no_digests_tell(folder, file, name):
+    (folder / "2" / FILE).unlink()
+    path = folder / "2/default" / file
+    data = path.read_bytes()
+    assert name in data
+    path.write_bytes(data.replace(name, bytes([name[0] ^ 1]) + name[1:], 1))
     with pytest.raises(CheckpointError, match=r"/2 cannot be read: .* resume from step 1"):
         restore(folder)
 

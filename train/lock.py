@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from deeplab_jax import buckets
+from deeplab_jax.beside import running_kernel
 
 NAME = ".lock"
 
@@ -116,7 +117,7 @@ def _only_run_in_bucket(url: str, beat: float, sleep: Callable[[float], None]) -
 
 def _is_gone(owner: dict[str, str | int]) -> bool:
     """Whether the owner is known to have ended: a process of this machine that is no more."""
-    if not owner or owner["kernel"] != _kernel():
+    if not owner or owner["kernel"] != running_kernel():
         return False
     try:
         os.kill(int(owner["pid"]), 0)
@@ -171,16 +172,10 @@ def _signature() -> dict[str, str | int]:
     """Who this process is."""
     return {
         "host": platform.node(),
-        "kernel": _kernel(),
+        "kernel": running_kernel(),
         "pid": os.getpid(),
         "since": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
     }
-
-
-def _kernel() -> str:
-    """An id of the running kernel, within which flock works; hosts, above all pods, may share a name."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.exists() else platform.node()
 
 
 def _owner(file: TextIO) -> dict[str, str | int]:
@@ -217,7 +212,7 @@ def _outwait_another_host(
 ) -> None:
     """Raises LockError if the file is of a run on another host that is alive; returns when it is not."""
     owner = _owner(file)
-    if not owner or owner["kernel"] == _kernel():
+    if not owner or owner["kernel"] == running_kernel():
         return
     log.warning(f"{path.parent} {_LOCKED.format(BEATS * beat, **owner)}")
     before = _changed(path)

@@ -63,12 +63,14 @@ def named_classes(class_names: Sequence[str] | None, labels: str | None) -> Clas
     """The table of the options `class_names` or `labels`; None where neither is given.
 
     Raises:
-      DataError: both are given; or see `parse_labels`.
+      DataError: both are given; a name in `class_names` occurs twice; or see `parse_labels`.
     """
     if labels is not None and class_names:
         raise DataError("give either class_names or labels, which names the classes too, not both")
     if labels is not None:
         return parse_labels(labels)
+    if class_names and (problems := _repeated(class_names)):
+        raise DataError.listing(f"class names must differ, got {', '.join(class_names)}:", problems)
     return from_names(class_names) if class_names else None
 
 
@@ -126,12 +128,12 @@ _OTHERS = {"labelmap.txt": _cvat, "_classes.csv": _roboflow}
 def read_classes(path: Path) -> ClassTable | None:
     """The table in a classes.txt; None where there is no such file, or nothing in it.
 
-    Its lines are all of one form: `name` of the ids 0, 1, ...; `id=name`; or `name r g b`. Names that are
-    there again are merged, and `IGNORED` takes ids or colours out, as for `parse_labels`.
+    Its lines are all of one form: `name` of the ids 0, 1, ...; `id=name`; or `name r g b`. In the last two,
+    names that are there again are merged, and `IGNORED` takes ids or colours out, as for `parse_labels`.
 
     Raises:
-      DataError: listing lines of other forms, numbers that are too large, ids and colours that
-        occur twice.
+      DataError: the file is not UTF-8; or listing lines of other forms, numbers that are too large, ids and
+        colours that occur twice, and names that do so in the first form, where merging is not meant.
     """
     return _parsed(path, _lines(path)) if path.is_file() else None
 
@@ -141,7 +143,10 @@ def _lines(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8: {error}") from error
+        raise DataError(
+            f'{path} must be text in UTF-8: {error}. Save it as UTF-8: an editor\'s "Save as" has a choice '
+            "of encodings"
+        ) from error
     return [line for line in lines if line]
 
 
@@ -163,6 +168,7 @@ def _parsed(path: Path, lines: Sequence[str]) -> ClassTable | None:
         colours = [(name, tuple(map(int, rgb))) for name, *rgb in groups]
         table = _by_colours(path.name, colours, problems)
     else:
+        problems += _repeated(lines)
         names, ids = _classes(list(enumerate(lines)))
         table = ClassTable(names, ids, origin=path.name)
     if problems:
@@ -192,6 +198,19 @@ def _classes(pairs: list[tuple[int, str]]) -> tuple[tuple[str, ...], dict[int, i
     """The names of the classes, and the class of each key."""
     names = tuple(dict.fromkeys(name for _, name in pairs if not _is_ignored(name)))
     return names, {k: IGNORE_LABEL if _is_ignored(n) else names.index(n) for k, n in pairs}
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    """What is wrong with a list of names, each of which is a class of its own."""
+    places: dict[str, list[str]] = {}
+    for number, name in enumerate(names):
+        places.setdefault(name, []).append(str(number))
+    return [
+        f"{name!r} names the ids {' and '.join(ids)}: give each a name of its own, or, if they are one "
+        f"class, say so with lines {ids[0]}={name}, {ids[1]}={name}"
+        for name, ids in places.items()
+        if len(ids) > 1 and not _is_ignored(name)
+    ]
 
 
 def _is_ignored(name: str) -> bool:

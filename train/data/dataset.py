@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from deeplab_jax.images import ImageError, open_picture, to_rgb, upright_size
+from deeplab_jax.images import ENDS, ImageError, open_picture, to_rgb, upright_size
 from deeplab_jax.orientation import orientation, turned
 from deeplab_jax.progress import progress
 from train.metrics import IGNORE_LABEL
@@ -21,7 +21,6 @@ T = TypeVar("T")
 _LISTED = 20
 _FEW = 5
 _MANY = 2000  # examples; looking at fewer takes a second or two and needs no progress bar
-_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of whole JPEG and PNG files
 
 
 class DataError(ValueError):
@@ -208,7 +207,7 @@ def decode_image(file: BinaryIO) -> np.ndarray:
             data = file.read()
             # OpenCV takes half of Pillow's time for the same pixels, but fills up cut-off files. Of
             # orientations it knows those in EXIF alone.
-            if data.endswith(_ENDS):
+            if data.endswith(tuple(ENDS.values())):
                 flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
                 if pixels is not None:

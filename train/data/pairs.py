@@ -156,11 +156,28 @@ def _joined(split: str, words: tuple[str, ...]) -> Iterator[str]:
 
 
 def _lists(root: Path) -> dict[str, set[str]]:
-    """The names that VOC lists for each split; none where there are no lists."""
+    """The names that VOC lists for each split; none where there are no lists.
+
+    Raises:
+      DataError: a list is not text, or empty.
+    """
     files = {split: root / LISTS / f"{split}.txt" for split in ("train", "val")}
     if not all(file.is_file() for file in files.values()):
         return {}
-    return {split: {*file.read_text().split()} for split, file in files.items()}
+    return {split: _listed(file) for split, file in files.items()}
+
+
+def _listed(file: Path) -> set[str]:
+    try:
+        names = {*file.read_text("utf-8").split()}
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} must be text in UTF-8: {error}. Save it as UTF-8") from error
+    if not names:
+        raise DataError(
+            f"{file} must list the names of its split, it is empty: fill it, or remove both lists, "
+            "and examples are held out for validation"
+        )
+    return names
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

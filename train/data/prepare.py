@@ -3,11 +3,7 @@
 import contextlib
 import importlib
 import os
-import shutil
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +11,7 @@ import tensorflow_datasets as tfds
 
 from train.data.builders.pairs import PairsBuilder
 from train.data.dataset import DataError
-
-_DAMAGED = (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+from train.data.unpack import ArchiveError, unpack
 
 
 def prepare(builder: str, data_dir: Path, sources: Sequence[Path] = ()) -> Path:
@@ -68,11 +63,9 @@ def _unpacked(source: Path, folder: Path) -> Path:
     """A source that is a folder; of an archive, what is in it, in `folder`."""
     if source.is_dir():
         return source
-    is_zip = source.suffix.lower() == ".zip"
     try:
-        # Of tar files only what stays inside the folder; zipfile knows nothing else.
-        shutil.unpack_archive(source, folder, **({} if is_zip else {"filter": "data"}))
-    except _DAMAGED as error:
+        unpack(source, folder)
+    except ArchiveError as error:
         raise DataError(
             f"{source} must be a folder, or a zip or tar archive, and whole: {error}"
         ) from error

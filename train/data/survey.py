@@ -5,7 +5,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Mapping
 
-from deeplab_jax.images import open_picture
+from deeplab_jax.images import check_end, open_picture
 from deeplab_jax.orientation import STORED, orientation, stored_size, turned_size
 from train.data.dataset import Encoded, a_few, in_threads, sizes_differ, unreadable
 from train.data.masks import LossyLabel, Mask, read_mask
@@ -26,7 +26,7 @@ _TURN = (
 
 
 def survey(splits: Mapping[str, Encoded]) -> tuple[dict[str, Mask], list[str], list[str]]:
-    """Reads every label map, and the header of every picture.
+    """Reads every label map, and of every picture the header and, where the end is missing, the pixels.
 
     Returns:
       All label maps by name; what is wrong with many examples alike; what is wrong with single ones.
@@ -72,6 +72,7 @@ def _check(encoded: Encoded, index: int) -> tuple[Mask | None, _Broken | str | N
         with file, open_picture(file) as image:
             tag = orientation(image)
             stored = stored_size(image, tag)
+            check_end(file, image)
     except Exception as error:
         return mask, unreadable(picture, error)
     return mask, _misfit(picture, stored, tag, label, mask)

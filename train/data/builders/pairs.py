@@ -65,7 +65,16 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, _) -> dict[str, Iterable]:
-        return {split: self._generate_examples(pairs) for split, pairs in self.examples().items()}
+        splits = self.examples()
+        if empty := [
+            split for split, pairs in splits.items() if isinstance(pairs, list) and not pairs
+        ]:
+            places = ", ".join(map(str, self.sources))
+            raise DataError.listing(
+                f"every split must have an example, in the data set's source ({places}) none belongs to",
+                empty,
+            )
+        return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
 
     def _generate_examples(self, pairs: Iterable[Example]) -> Iterable:
         for index, (name, *pair) in enumerate(pairs):
@@ -89,8 +98,19 @@ def pair_files(
 
 
 def read_names(path: Path) -> list[str]:
-    """The first word of each line of a list of examples."""
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    """The first word of each line of a list of examples.
+
+    Raises:
+      DataError: it is not a text file, or lists nothing.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} must be a text file of names, a line each: {error}") from error
+    names = [line.split()[0] for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{path} must list the examples of a split, it is empty; fetch it anew")
+    return names
 
 
 def stems(folder: Path, end: str) -> list[str]:

@@ -20,6 +20,7 @@ from train.data.builders.pairs import (
     read_names,
     stems,
 )
+from train.data.dataset import DataError
 
 
 class Voc2012(PairsBuilder, skip_registration=True):
@@ -54,10 +55,16 @@ class Voc2012(PairsBuilder, skip_registration=True):
 
 
 def _with_png(example: Example) -> Example:
-    """The example with the class ids of SBD's .mat file as a PNG."""
+    """The example with the class ids of SBD's .mat file as a PNG. Raises DataError where it has none."""
     name, picture, mat = example
-    ids = loadmat(mat, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
-    png = io.BytesIO()
-    Image.fromarray(ids).save(png, "PNG")
+    try:
+        ids = loadmat(mat, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
+        png = io.BytesIO()
+        Image.fromarray(ids).save(png, "PNG")
+    except Exception as error:  # damaged files make loadmat raise nearly anything
+        raise DataError(
+            f"{mat} must be a label map of SBD's, a .mat file with GTcls.Segmentation, and whole "
+            f"({type(error).__name__}: {error}); fetch it anew"
+        ) from error
     png.seek(0)
     return name, picture, png
