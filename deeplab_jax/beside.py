@@ -1,13 +1,17 @@
 """A folder beside a place, in which is made what then takes the place; killed processes' are removed."""
 
 import contextlib
-import fcntl
 import glob
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks: what is left there stays
+    fcntl = None  # type: ignore[assignment]
 
 _LOCK = "lock"
 
@@ -24,6 +28,9 @@ def folder_beside(path: Path) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name,
     ):
         folder = Path(name)
+        if fcntl is None:
+            yield folder
+            return
         file = held.enter_context((folder / "new-lock").open("w"))
         with contextlib.suppress(OSError):  # a file system without locks: nobody will take it away
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,6 +45,8 @@ def remove_leftovers(path: Path) -> None:
 
     Those of other machines, and those without a lock, are left: nothing tells whether they are in use.
     """
+    if fcntl is None:
+        return
     for lock in path.parent.glob(f".{glob.escape(path.name)}.*/{_LOCK}"):
         with contextlib.suppress(OSError), lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where the process lives
