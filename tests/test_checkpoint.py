@@ -426,7 +426,7 @@ def test_a_flipped_bit_anywhere_in_the_weights_of_a_folder_is_no_other_model(tmp
 @pytest.mark.parametrize("name", NAMES)
 def test_swapped_weights_of_equal_shape_are_an_error(name, tmp_path, monkeypatch):
     path = save(make(seed=1), tmp_path / name)
-    monkeypatch.setattr(checkpoint, "_digest", lambda *_: "0" * 64)
+    monkeypatch.setattr(checkpoint, "digest_of", lambda *_: "0" * 64)
     with pytest.raises(ModelError, match="damaged"):
         load(path)
 
