@@ -274,12 +274,16 @@ def _verify(
     model = _original(conversion)
     if conversion.initialised:
         console.print(f"Verified with the checkpoint's own {model.config.num_classes} classes.")
+    graph = None if against else conversion.graph
+    if graph is not None and (why := graph.why_not_run):
+        console.print(f"[yellow]The frozen graph is not run[/]: {escape(why)}.")
+        graph = None
     comparison: Callable[..., Report]
     if against is not None:
         module = _users_module(against)
         _load_weights(module, conversion.source, against)
         comparison = functools.partial(verify, model, module)
-    elif (graph := conversion.graph) is not None and graph.runs_pictures:
+    elif graph is not None:
         model = _as_the_graph(console, conversion, model, graph)
         comparison = functools.partial(verify_graph, model, graph)
     else:
@@ -289,7 +293,7 @@ def _verify(
                 console.print(f"{escape(str(report_file))} was not written.")
             return Outcome.NOT_COMPARED
         comparison = functools.partial(verify, model, module)
-    batches = _batches(model.config, images, None if against else conversion.graph)
+    batches = _batches(model.config, images, graph)
     with progress("verifying", len(batches), unit="batches") as done:
         result = comparison(*batches, layout=conversion.layout.name, progress=done)
     result = dataclasses.replace(result, assumed=_unproven(conversion, against))

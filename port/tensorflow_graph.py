@@ -29,6 +29,20 @@ CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
 NORMS = ("FusedBatchNormV3", "FusedBatchNormV2", "FusedBatchNorm")
 RESIZE = "ResizeBilinear"
 
+RUN = frozenset(
+    """
+    Abs Add AddV2 ArgMax Assert AvgPool BatchToSpaceND BiasAdd Cast Ceil ConcatV2 Const Conv2D
+    DepthwiseConv2dNative Equal Exp ExpandDims Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2
+    FusedBatchNormV3 Greater GreaterEqual Identity Less LessEqual LogicalAnd LogicalNot LogicalOr MatMul Max
+    MaxPool Maximum Mean Merge Min Minimum Mul Neg NoOp NotEqual Pack Pad PadV2 Placeholder Prod Range Rank
+    RealDiv Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor ReverseV2 Round Rsqrt Select SelectV2
+    Shape Sigmoid Size Slice Softmax SpaceToBatchND Split SplitV Sqrt Square Squeeze StopGradient
+    StridedSlice Sub Sum Switch Tile Transpose Unpack ZerosLike
+    """.split()  # noqa: SIM905 - a line for each would be ninety
+)
+"""The operations that are run: all compute, and none reads or writes a file, as others of TensorFlow's do
+for whoever made the graph."""
+
 
 @dataclass(frozen=True)
 class FrozenGraph:
@@ -107,11 +121,21 @@ class FrozenGraph:
     # ---- what it computes ----
 
     @property
-    def runs_pictures(self) -> bool:
-        """Whether it takes pictures as they are, once, and gives logits: as export_model.py makes it."""
+    def why_not_run(self) -> str | None:
+        """Why it is not run to compare with; None for a graph as export_model.py makes it.
+
+        That takes pictures as they are, once, gives logits, and does nothing but compute.
+        """
+        if others := sorted({node.op for node in self.definition.node} - RUN):
+            return (
+                "it has operations that are not run here, as they may do more than compute: "
+                + ", ".join(others[:10])
+            )
         norms = sum(node.op in NORMS for node in self.definition.node)
         gains = sum(name.endswith(".BatchNorm") for name in self._outputs)
-        return {PICTURE, LABELS} <= self._nodes.keys() and norms == gains
+        if {PICTURE, LABELS} <= self._nodes.keys() and norms == gains:
+            return None
+        return f"it does not go from one {PICTURE} to {LABELS}, as export_model.py's do"
 
     def size(self) -> tuple[int, int]:
         """Rows and columns that pictures are filled up to, which must not be larger; (1, 1) for any."""
@@ -196,7 +220,10 @@ class FrozenGraph:
 
 
 def _run(definition: Any, picture: np.ndarray, fetched: list[str]) -> list[np.ndarray]:
-    """The first outputs of operations. Raises ValueError where TensorFlow cannot run them."""
+    """The first outputs of operations of a graph that may be run, see `FrozenGraph.why_not_run`.
+
+    Raises ValueError where TensorFlow cannot run them.
+    """
     tensorflow = import_tensorflow()
     v1 = tensorflow.compat.v1
     options = v1.ConfigProto(device_count={"GPU": 0})  # which would multiply in TF32

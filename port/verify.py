@@ -213,7 +213,7 @@ def verify_graph(
 
     Args:
       model: what `load_torch` gave.
-      graph: see `FrozenGraph.runs_pictures`.
+      graph: one that may be run, see `FrozenGraph.why_not_run`.
       *pictures: uint8 `[1, H, W, 3]`, no larger than `graph.size()` where that is not (1, 1).
       layout: whose names the graph has.
       progress: called with the number of pictures done.

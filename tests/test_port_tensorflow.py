@@ -293,6 +293,26 @@ def test_a_graph_that_computes_something_else_is_found(tf, saved, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+def test_a_graph_that_does_more_than_compute_is_read_and_not_run(tf, saved, tmp_path, capsys):
+    graph = tf.compat.v1.GraphDef.FromString((saved / "frozen_inference_graph.pb").read_bytes())
+    written = tmp_path / "written"
+    for name, text in (("name", str(written)), ("text", "hello")):
+        node = graph.node.add(op="Const", name=name)
+        node.attr["dtype"].type = tf.string.as_datatype_enum
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text))
+    graph.node.add(op="WriteFile", name="write", input=["name", "text"])
+    (labels,) = [node for node in graph.node if node.name == "ArgMax"]
+    (logits,) = [node for node in graph.node if node.name == labels.input[0].partition(":")[0]]
+    logits.input.append("^write")
+    (tmp_path / "graph.pb").write_bytes(graph.SerializeToString())
+    port(str(tmp_path / "graph.pb"), tmp_path / "out")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The frozen graph is not run: it has operations that are not run here" in printed
+    assert "WriteFile" in printed
+    assert "Not verified" in printed
+    assert not written.exists()
+
+
 def test_another_output_stride_is_verified_at_that_of_the_graph(saved, tmp_path, capsys):
     assert port(str(saved), tmp_path / "out", output_stride=8) == 0
     assert "Verified with output_stride 16, as the frozen graph has" in capsys.readouterr().out
