@@ -7,11 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from train.config import TrainConfig
 from train.writers import SERVICES, check_services, jsonl, open_writers
+
+ROOT = Path(__file__).parent.parent
 
 RUN = """
     import json, sys
@@ -34,9 +37,15 @@ SESSIONS = [[0, 5], [3, 6]]  # the second resumes at a checkpoint before the end
 
 def record(service, folder, **variables):
     arguments = [sys.executable, "-c", textwrap.dedent(RUN), service, folder, json.dumps(SESSIONS)]
-    # A process of its own: services start threads and servers that live as long as one.
+    # A process of its own: services start threads and servers that live as long as one. In a folder of its
+    # own too: MLflow keeps pictures in the current one.
     done = subprocess.run(
-        arguments, env=os.environ | variables, capture_output=True, text=True, timeout=240
+        arguments,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
 
