@@ -12,11 +12,12 @@ names them, is written last.
 import hashlib
 import json
 import os
+import re
 import tempfile
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
 RUN_CHECKPOINTS, RUN_MODEL = "checkpoints", "model"  # in the folder of a training run
 HEADER = "deeplab_jax"  # key of the config in the header of a safetensors file
+_WEIGHTS_NAME = re.compile(rf"{WEIGHTS}(-[0-9a-f]+)?")  # each save to a bucket has another
 DIGEST = "sha256"  # key of the weights' digest, in config.json and in that header
 
 
@@ -100,9 +102,8 @@ def _save_to_bucket(model: SegmentationModel, url: str) -> None:
 def _weights_in_bucket(url: str) -> str | None:
     """The name of the weights of a model in a bucket; None where there is no model."""
     try:
-        header = json.loads(buckets.read_text(f"{url}/{CONFIG}") or "")
-        return str(header.get(WEIGHTS, WEIGHTS)) if "format" in header else None
-    except (ValueError, AttributeError, RecursionError):
+        return _read_header(buckets.read_text(f"{url}/{CONFIG}") or "", url).weights
+    except ModelError:
         return None
 
 
@@ -174,9 +175,8 @@ def load(
     if path.is_file():
         config, read_weights = _read_file(path)
     elif _is_model(path):
-        text = (path / CONFIG).read_bytes()
-        config, digest = _read_header(text, path)
-        read_weights = _read_folder(path, json.loads(text).get(WEIGHTS, WEIGHTS), digest)
+        header = _read_header((path / CONFIG).read_bytes(), path)
+        config, read_weights = header.config, _read_folder(path, header)
     else:
         raise ModelError(
             f"{path} is not a model folder: it must hold {CONFIG} and {WEIGHTS}/. A PyTorch checkpoint "
@@ -268,8 +268,21 @@ def _header(config: Config) -> dict[str, Any]:
     return {"format": FORMAT, "config": to_dict(config)}
 
 
-def _read_header(text: str | bytes, path: Path) -> tuple[Config, str | None]:
-    """The config, and the weights' digest where it stands beside it."""
+class _Header(NamedTuple):
+    """What config.json, or the header of a safetensors file, says of a model.
+
+    Attributes:
+      digest: of the weights; None where none is kept.
+      weights: the name of their folder.
+    """
+
+    config: Config
+    digest: str | None
+    weights: str
+
+
+def _read_header(text: str | bytes, path: str | os.PathLike) -> _Header:
+    """Raises ModelError where it is not ours, or damaged."""
     try:
         header = json.loads(text)
         if header["format"] > FORMAT:
@@ -277,7 +290,10 @@ def _read_header(text: str | bytes, path: Path) -> tuple[Config, str | None]:
                 f"{path} was written by a newer version (format {header['format']}, this one reads "
                 f"up to {FORMAT}): upgrade deeplab-jax"
             )
-        return from_dict(header["config"]), header.get(DIGEST)
+        weights = header.get(WEIGHTS, WEIGHTS)
+        if not _WEIGHTS_NAME.fullmatch(weights):  # no path that leads elsewhere
+            raise ValueError(f"{WEIGHTS} must be the name of a folder in it, got {weights!r}")
+        return _Header(from_dict(header["config"]), header.get(DIGEST), weights)
     except RecursionError as error:
         raise ModelError(
             f"the config of {path} cannot be read: it is nested too deeply, and damaged. Copy or port the "
@@ -326,14 +342,14 @@ def _orbax():
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def _read_folder(path: Path, name: str, digest: str | None):
+def _read_folder(path: Path, header: _Header):
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
             name: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=here)
             for name, variable in wanted.items()
         }
-        weights = (path / name).absolute()
+        weights = (path / header.weights).absolute()
         with _orbax() as checkpointer:
             try:
                 metadata = checkpointer.metadata(weights).item_metadata
@@ -346,7 +362,7 @@ def _read_folder(path: Path, name: str, digest: str | None):
                 if reason is None or isinstance(error, ModelError):
                     raise
                 raise ModelError(f"the weights of {path} cannot be read: {reason}") from error
-        _check_digest(path, digest, digest_of(found))
+        _check_digest(path, header.digest, digest_of(found))
         return found
 
     return read
@@ -407,5 +423,4 @@ def _read_file(path: Path):
         _check_digest(path, metadata.get(DIGEST), digest_of(arrays, metadata[HEADER]))
         return jax.device_put({name: np.array(array) for name, array in arrays.items()})
 
-    config, _ = _read_header(metadata[HEADER], path)
-    return config, read
+    return _read_header(metadata[HEADER], path).config, read

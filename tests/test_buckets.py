@@ -136,6 +136,22 @@ def test_what_is_no_model_is_not_replaced():
         save(model(), "memory://bucket/thing", overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["..", "../other", "/etc", "weights/..", 7])
+def test_a_config_that_names_weights_elsewhere_is_refused_and_nothing_is_removed(name, tmp_path):
+    url = "memory://bucket/models/mine"
+    save(model(0), url)
+    save(model(1), "memory://bucket/models/other")
+    files = fsspec.filesystem("memory")
+    config = "/bucket/models/mine/config.json"
+    files.pipe_file(config, json.dumps(json.loads(files.cat(config)) | {"weights": name}).encode())
+    before = files.find("/bucket")
+    with pytest.raises(ModelError, match=r"the config of .* cannot be read"):
+        load(url)
+    with pytest.raises(ModelError, match="exists: choose another name"):
+        save(model(2), url, overwrite=True)
+    assert files.find("/bucket") == before
+
+
 def test_of_a_run_the_model_is_taken_and_nothing_else(cache):
     save(made := model(), "memory://bucket/run/model")
     fsspec.filesystem("memory").pipe_file("/bucket/run/checkpoints/5/big", b"0" * 1000)
