@@ -14,7 +14,14 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from deeplab_jax.checkpoint import RUN_CHECKPOINTS, RUN_MODEL, ModelError, is_sealed, load
+from deeplab_jax.checkpoint import (
+    RUN_CHECKPOINTS,
+    RUN_MODEL,
+    ModelError,
+    is_sealed,
+    load,
+    steps_in,
+)
 from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, run
 from deeplab_jax.digests import damage, has_digests
 from deeplab_jax.folder import predict_folder
@@ -217,8 +224,7 @@ def check(
 
 def _checked(path: Path) -> Iterator[tuple[str, list[str] | None]]:
     """The parts of a model or run, and what is wrong with each; None where nothing tells."""
-    steps = sorted((path / RUN_CHECKPOINTS).glob("[0-9]*"), key=lambda step: int(step.name))
-    for step in steps:
+    for step in steps_in(path / RUN_CHECKPOINTS):
         yield f"step {step.name}", damage(step) if has_digests(step) else None
     if not (path / RUN_CHECKPOINTS).is_dir() or (path / RUN_MODEL).is_dir():
         try:

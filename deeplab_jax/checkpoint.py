@@ -199,6 +199,13 @@ def is_sealed(path: str | os.PathLike) -> bool:
     return DIGEST in json.loads((path / CONFIG).read_bytes())
 
 
+def steps_in(checkpoints: Path) -> list[Path]:
+    """The folders of a run's checkpoints, in the order of their steps; none that is half written."""
+    return sorted(
+        (p for p in checkpoints.glob("*") if p.name.isdecimal()), key=lambda p: int(p.name)
+    )
+
+
 def model_path(path: str | os.PathLike) -> Path:
     """The path on this machine of the model that is meant: of a training run's folder, the model inside.
 

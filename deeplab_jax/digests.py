@@ -42,9 +42,10 @@ def _digests(folder: Path) -> dict[str, str]:
         if path.is_file() and path != folder / FILE and not path.name.endswith(".partial")
     }
     with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter's lock
-        return dict(zip(files, threads.map(_digest, files.values()), strict=True))
+        return dict(zip(files, threads.map(digest_of_file, files.values()), strict=True))
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's content. Raises OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

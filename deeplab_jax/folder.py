@@ -27,7 +27,7 @@ from deeplab_jax.predict import (
     make_plan,
 )
 from deeplab_jax.progress import progress as shown_progress
-from deeplab_jax.results import digest_of_file, output_names, result_files, targets_of
+from deeplab_jax.results import digest_of_picture, output_names, result_files, targets_of
 
 _BATCHES_AHEAD = 2  # read while one runs
 _SAVES_WAITING = 16
@@ -189,7 +189,7 @@ class _Picture:
 
 def _read(path: Path) -> _Picture:
     # The digest first: of a file that is replaced meanwhile, the results are done anew the next time.
-    digest = digest_of_file(path)
+    digest = digest_of_picture(path)
     return _Picture(read_image(path), digest)
 
 

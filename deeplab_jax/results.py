@@ -19,6 +19,7 @@ from PIL import Image
 from deeplab_jax import visualize
 from deeplab_jax.checkpoint import digest_of
 from deeplab_jax.config import mask_classes
+from deeplab_jax.digests import digest_of_file
 from deeplab_jax.images import write_image
 from deeplab_jax.model import SegmentationModel, named_variables
 from deeplab_jax.paths import check_local
@@ -66,7 +67,7 @@ class ResultFiles:
         try:
             with Image.open(wanted[0], formats=["PNG"]) as labels:
                 found = labels.info.get(KEY)
-            return found is not None and found == self.key(digest_of_file(picture))
+            return found is not None and found == self.key(digest_of_picture(picture))
         except (OSError, SyntaxError):  # what is damaged is read, or written, once more
             return False
 
@@ -109,13 +110,10 @@ class ResultFiles:
         return Path(f"{target}_probabilities.npz")
 
 
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's content; of what cannot be read, as a pipe, nothing."""
-    if not path.is_file():
-        return ""
+def digest_of_picture(path: Path) -> str:
+    """SHA-256 of a picture's file; of what cannot be read, as a pipe, nothing."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of_file(path) if path.is_file() else ""
     except OSError:
         return ""
 

@@ -370,6 +370,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_as_if_nothing_were(
     shutil.copytree(undisturbed, run)
     shutil.rmtree(run / "model")
     latest, before = sorted(steps_on_disk(run), reverse=True)[:2]
+    (run / "checkpoints" / f"{latest + 1}.orbax-checkpoint-tmp").mkdir()  # a save that was killed
     files = sorted((run / "checkpoints" / str(latest)).rglob("d/*"), key=lambda f: f.stat().st_size)
     content = bytearray(files[-1].read_bytes())
     content[len(content) // 2] ^= 1

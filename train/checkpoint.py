@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from deeplab_jax.buckets import url_of
-from deeplab_jax.checkpoint import why_unreadable
+from deeplab_jax.checkpoint import steps_in, why_unreadable
 from deeplab_jax.digests import damage, has_digests, write_digests
 from train.config import CheckpointConfig
 
@@ -264,9 +264,8 @@ def set_aside_damaged(folder: Path) -> list[str]:
       What was done, a line for each.
     """
     notes = []
-    steps = sorted((p for p in folder.glob("*") if p.name.isdecimal()), key=lambda p: -int(p.name))
     latest_is_good = False
-    for step in steps:
+    for step in reversed(steps_in(folder)):
         lines = _unreadable_scores(step)
         if not lines and not latest_is_good:
             lines = damage(step) if has_digests(step) else []
