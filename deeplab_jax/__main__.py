@@ -1,4 +1,4 @@
-"""The command `deeplab`: predict, list, summary, check."""
+"""The command `deeplab`: predict, list, summary, check, export."""
 
 import fnmatch
 import logging
@@ -222,6 +222,58 @@ def check(
     return int(damaged)
 
 
+def export(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    /,
+    to: Literal["onnx", "stablehlo"] | None = None,
+    images: Literal["normalized", "pixels"] = "normalized",
+    output: Literal["logits", "probabilities", "classes"] = "logits",
+    layout: Literal["nhwc", "nchw"] | None = None,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    overwrite: bool = False,
+) -> int:
+    """Write a model as ONNX or StableHLO, for runtimes without this package.
+
+    ONNX is for onnxruntime, OpenVINO, TensorRT and others; StableHLO, which jax.export reads, for CPU, CUDA
+    and TPU at once. The file is run and compared with the model before it takes its place. Where sizes are
+    not fixed, images of 64 x 64 and more are taken; TensorRT and mobile runtimes want fixed ones.
+
+    Args:
+        model: A model folder or .safetensors file, as deeplab-port makes them, or a training run's folder.
+        out: The file to write.
+        to: The format; by default what the file's name ends in.
+        images: What the program takes: float images as deeplab_jax.normalize makes them, or uint8 RGB.
+        output: What it gives: scores of each class, or the class of every pixel.
+        layout: Of images and scores. By default nchw for normalized images of ONNX, as exports from PyTorch
+            have them, and nhwc otherwise.
+        size: Rows and columns of all images; by default any.
+        batch: Number of images at once; by default any.
+        dtype: What the convolutions compute in; float16 is for GPUs, and halves the file.
+        overwrite: Replace a file that is there.
+    """
+    from deeplab_jax.export import Interface
+    from deeplab_jax.export import export as write
+
+    if layout is None:
+        layout = "nchw" if images == "normalized" and _is_onnx(to, out) else "nhwc"
+    interface = Interface(images, output, layout, size, batch)
+    written = write(load(model), out, interface, to=to, dtype=dtype, overwrite=overwrite)
+    console = Console(soft_wrap=True, highlight=False)
+    sizes = ", ".join(" x ".join(map(str, shape)) for shape in written.compared)
+    measure = "of the pixels differ" if output == "classes" else "relative to the largest score"
+    console.print(f"{escape(str(out))}: {out.stat().st_size / 1e6:.1f} MB")
+    console.print(f"compared with the model on {sizes}: {written.error:.1e} {measure}")
+    console.print(escape(written.usage), style="dim")
+    return 0
+
+
+def _is_onnx(to: str | None, out: Path) -> bool:
+    return (to or out.suffix.removeprefix(".")) == "onnx"
+
+
 def _checked(path: Path) -> Iterator[tuple[str, list[str] | None]]:
     """The parts of a model or run, and what is wrong with each; None where nothing tells."""
     for step in steps_in(path / RUN_CHECKPOINTS):
@@ -254,7 +306,13 @@ def main() -> None:
     )
     run(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {"predict": predict, "list": list_presets, "summary": summary, "check": check},
+            {
+                "predict": predict,
+                "list": list_presets,
+                "summary": summary,
+                "check": check,
+                "export": export,
+            },
             prog="deeplab",
             description=f"DeepLabv3 and v3+ in JAX and Flax. {PLUGIN_HELP}",
         )

@@ -38,7 +38,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -61,15 +61,23 @@ def by_platform(static, *arguments, default, **others):
       others: forms by JAX's name of the platform, "cpu" or "cuda".
     """
     named = {name: form for name, form in others.items() if form is not default}
-    forms = {
-        name: functools.partial(_with_static, form, static)
-        for name, form in (named | {"default": default}).items()
-    }
-    return lax.platform_dependent(*arguments, **forms)
+    # One object for a form that is two platforms': JAX then traces it once.
+    given = {form: functools.partial(_with_static, form, static) for form in named.values()}
+    forms = {name: given[form] for name, form in named.items()}
+    default = functools.partial(_with_static, default, static)
+    return lax.platform_dependent(*arguments, **forms, default=default)
 
 
 def _with_static(form, static, *arguments):
     return form(*arguments, static)
+
+
+def is_symbolic(shape: Iterable[int]) -> bool:
+    """Whether rows or columns are not known yet, in a program that is exported for images of all sizes.
+
+    It has XLA's own forms only: the others are made for a size.
+    """
+    return any(export.is_symbolic_dim(size) for size in shape)
 
 
 # ---------------------------------------------------------------------------- convolution
@@ -97,6 +105,8 @@ def gradient_of(form):
 
 def cpu_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec):
     """What is fastest on CPU, from the shapes alone: a convolution and its gradients."""
+    if is_symbolic(image[1:3]):
+        return native, native_gradients
     if spec.groups == image[-1] == kernel[-1] and kernel[2] == 1:
         return depthwise_taps, depthwise_gradients
     if spec.groups > 1:
@@ -113,7 +123,8 @@ def cpu_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec):
 
 def cuda_forms(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec):
     """What XLA compiles best for an NVIDIA GPU, from the shapes alone: a convolution and its gradients."""
-    del image
+    if is_symbolic(image[1:3]):
+        return native, native_gradients
     taps = kernel[0] * kernel[1]
     if spec.groups == kernel[3] and kernel[2] == 1 and taps <= _FEW_TAPS:
         return depthwise_taps, depthwise_gradients_by_cudnn
@@ -441,6 +452,12 @@ def _conv_size(image: tuple[int, ...], kernel: tuple[int, ...], spec: Spec) -> t
 def shift_in_float32(x: jax.Array, bias: jax.Array, static: tuple[()]) -> jax.Array:
     """The sum with a float32 bias, rounded to the dtype of x."""
     del static
+    return (x.astype(jnp.float32) + bias).astype(x.dtype)
+
+
+def shift_of_pixels(x: jax.Array, bias: jax.Array, static: tuple[()]) -> jax.Array:
+    """The same of a list of pixels."""
+    del static
     # Of two axes, as the matrix product before it gives them: with four, XLA on CPU would copy what
     # two layers read, as it does at the end of each residual block.
     pixels = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
@@ -624,6 +641,43 @@ def resize_matrix(resampling: Resampling) -> np.ndarray:
     np.add.at(matrix, (np.arange(out), before), 1 - weight)
     np.add.at(matrix, (np.arange(out), after), weight)
     return matrix
+
+
+@functools.partial(jax.jit, static_argnames="out")
+def resize_half_pixel(x: jax.Array, *, out: tuple[int, int]) -> jax.Array:
+    """Both axes by products, of matrices that the program makes when it knows the size.
+
+    It is a function by itself in the program, which tells a translator to another language what it does.
+    """
+    return _resize_of_any_size(x, out, align_corners=False)
+
+
+@functools.partial(jax.jit, static_argnames="out")
+def resize_align_corners(x: jax.Array, *, out: tuple[int, int]) -> jax.Array:
+    """The same by the other corner rule."""
+    return _resize_of_any_size(x, out, align_corners=True)
+
+
+def _resize_of_any_size(x: jax.Array, out: tuple[int, int], *, align_corners: bool) -> jax.Array:
+    for axis, size in ((2, out[1]), (1, out[0])):
+        resampling = Resampling(axis, x.shape[axis], size, align_corners)
+        x = product(x, _matrix_of_any_size(resampling), resampling)
+    return x
+
+
+def _matrix_of_any_size(resampling: Resampling) -> jax.Array:
+    """`resize_matrix` of symbolic sizes, by the same steps in float32."""
+    _, size, out, align_corners = resampling
+    sizes = [jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in (size, out)]
+    position = lax.iota(jnp.float32, out)
+    if align_corners:
+        source = position * ((sizes[0] - 1) / jnp.maximum(sizes[1] - 1, 1))
+    else:
+        source = jnp.maximum((sizes[0] / sizes[1]) * (position + 0.5) - 0.5, 0)
+    source = jnp.minimum(source, sizes[0] - 1)
+    pixel = lax.iota(jnp.float32, size)
+    # The pixels before and after a position are those less than one away.
+    return jnp.maximum(1 - jnp.abs(source[:, None] - pixel), 0)
 
 
 def product(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Array:

@@ -6,6 +6,7 @@ a laptop for a TPU is the TPU's.
 """
 
 import functools
+import itertools
 import math
 import platform
 import sys
@@ -88,8 +89,8 @@ def has_onednn() -> bool:
 
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> tuple[int, int]:
     """TensorFlow's "SAME" zeros (before, after) for an axis of `size` pixels."""
-    out = -(-size // stride)
-    total = max((out - 1) * stride + dilation * (kernel_size - 1) + 1 - size, 0)
+    steps = (size - 1) // stride  # one less than the pixels of the result
+    total = max(steps * stride + dilation * (kernel_size - 1) + 1 - size, 0)
     return total // 2, total - total // 2
 
 
@@ -133,6 +134,8 @@ def conv(
       `[B, H', W', C_out]` in the dtype of `x`, H' as `output_size` says.
     """
     pads = _pads(x.shape[1:3], kernel.shape[:2], stride, dilation, padding)
+    if lowering.is_symbolic(itertools.chain(*pads)):  # XLA's convolution takes numbers only
+        x, pads = jnp.pad(x, ((0, 0), *pads, (0, 0))), ((0, 0), (0, 0))
     return _conv(x, kernel, lowering.Spec(stride, dilation, pads, groups))
 
 
@@ -191,7 +194,9 @@ def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
       bias: float32 `[C]`.
     """
     exactly, rounded = lowering.shift_in_float32, lowering.shift_in_dtype
-    return lowering.by_platform((), x, bias, default=exactly, cuda=rounded)
+    # Of no size, a list of pixels could not become an image again.
+    cpu = exactly if lowering.is_symbolic(x.shape) else lowering.shift_of_pixels
+    return lowering.by_platform((), x, bias, default=exactly, cpu=cpu, cuda=rounded)
 
 
 @jax.custom_vjp
@@ -291,7 +296,8 @@ def max_pool(x: jax.Array, kernel_size: int = 3, *, stride: int = 2, padding: in
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(x: jax.Array, window: lowering.Window) -> jax.Array:
     native, taps = lowering.reduce_window, lowering.max_of_taps
-    return lowering.by_platform(window, x, default=native, cpu=taps)
+    cpu = native if lowering.is_symbolic(x.shape[1:3]) else taps
+    return lowering.by_platform(window, x, default=native, cpu=cpu)
 
 
 def _max_pool_forward(x, window):
@@ -327,6 +333,10 @@ def average_pool(
     total = conv(x, ones, stride=stride, padding=pads, groups=x.shape[3]).astype(jnp.float32)
     if count_padding:
         return (total / kernel_size**2).astype(x.dtype)
+    if lowering.is_symbolic(x.shape[1:3]):
+        ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+        seen = conv(ones, jnp.ones((*window, 1, 1), x.dtype), stride=stride, padding=pads)
+        return (total / seen.astype(jnp.float32)).astype(x.dtype)
     rows, columns = (
         _seen(size, out, kernel_size, stride, before)
         for size, out, (before, _) in zip(x.shape[1:3], total.shape[1:3], pads, strict=True)
@@ -361,6 +371,9 @@ def resize_bilinear(
         DeepLab papers' rule); False maps the outer edges (PyTorch's default). There is no
         antialiasing in either, as in `torch.nn.functional.interpolate(mode="bilinear")`.
     """
+    if lowering.is_symbolic((*x.shape[1:3], *size)):
+        align, half = lowering.resize_align_corners, lowering.resize_half_pixel
+        return (align if align_corners else half)(x, out=tuple(size))
     for axis, out in ((2, size[1]), (1, size[0])):  # columns first, while the image is small
         if x.shape[axis] != out:
             resampling = lowering.Resampling(axis, x.shape[axis], out, align_corners)

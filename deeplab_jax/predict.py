@@ -173,11 +173,11 @@ def segment(
     if len(views) == 1:
         ids = most_likely(logits[0])
     else:
-        total = functools.reduce(jnp.add, map(_probabilities, logits))
+        total = functools.reduce(jnp.add, map(probabilities_of, logits))
         ids = most_likely(total, threshold=0.5 * len(views))
     if top is None:
         return Prediction(ids.astype(small))
-    probabilities = functools.reduce(jnp.add, map(_probabilities, logits)) / len(views)
+    probabilities = functools.reduce(jnp.add, map(probabilities_of, logits)) / len(views)
     if top == "all":
         return Prediction(ids.astype(small), probabilities.astype(jnp.float16))
     highest, classes = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
@@ -192,10 +192,11 @@ def most_likely(scores: Array, *, threshold: float = 0.0) -> Array:
         `Config.activation`: the ids are 0, background, and 1, foreground.
       threshold: what the foreground's score has to exceed; a probability of .5 is a logit of 0.
     """
-    return scores[..., 0] > threshold if scores.shape[-1] == 1 else scores.argmax(-1)
+    return scores.squeeze(-1) > threshold if scores.shape[-1] == 1 else scores.argmax(-1)
 
 
-def _probabilities(logits: jax.Array) -> jax.Array:
+def probabilities_of(logits: jax.Array) -> jax.Array:
+    """Of each class, or of the foreground where there is one channel."""
     single = logits.shape[-1] == 1
     return jax.nn.sigmoid(logits) if single else jax.nn.softmax(logits, axis=-1)
 

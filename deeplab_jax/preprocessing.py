@@ -37,12 +37,14 @@ def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
     """uint8 `[B, H, W, C]` -> float32: in [0, 1], in the model's order, minus mean, over std."""
     x = images.astype(jnp.float32) / 255
     if preprocessing.channel_order == "bgr":
-        x = jnp.concatenate([x[..., 2::-1], x[..., 3:]], axis=-1)
+        x = jnp.concatenate([jnp.flip(x[..., :3], -1), x[..., 3:]], axis=-1)
     mean = jnp.asarray(preprocessing.mean, jnp.float32)
     return (x - mean) / jnp.asarray(preprocessing.std, jnp.float32)
 
 
 def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
     """Zeros at the bottom and right of `[B, H, W, C]` until both sides are multiples of `multiple`."""
+    if multiple == 1:  # not known of a symbolic size, see `lowering.is_symbolic`
+        return images
     bottom, right = (-n % multiple for n in images.shape[1:3])
     return jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))

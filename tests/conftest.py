@@ -10,12 +10,29 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Before torch is: threads that outnumber the cores make its float64 convolutions many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
+
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Commands that run within the tests leave the user's folder of compiled programs alone.
 jax.config.update("jax_enable_compilation_cache", False)
+
+LONG = ("test_train_loop.py", "test_port_training.py", "test_sharding.py")
+"""What is begun first, so that no worker is left alone with one of them when all else is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Frees what a file's tests have compiled: all files' would be 8 GB in each worker."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_a_run_finds_the_memory_of_those_before():
     left, many = output(PROGRAM, "leave")
     assert (kept, left) == ("True", "False")
     assert int(many) > 5 * ARRAY  # the result alone is as many pages
-    assert int(few) < int(many) / 5
+    assert int(few) < int(many) / 3  # a sixth; a kernel that reclaims idle pages adds to both
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,12 @@ class EfficientChannelAttention(nnx.Module):
         self.kernel = nnx.Param(normal(check_rngs(rngs).params(), shape), init=normal)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[0, 0].astype(x.dtype)
+        kernel = self.kernel[...].reshape(-1).astype(x.dtype)
         length, channels = len(kernel), x.shape[-1]
         around = (length // 2, length // 2)
         mean = jnp.pad(global_mean(x), ((0, 0), (0, 0), (0, 0), around))
-        taps = (kernel[i] * mean[..., i : i + channels] for i in range(length))
+        seen = (jax.lax.slice_in_dim(mean, i, i + channels, axis=-1) for i in range(length))
+        taps = (kernel[i : i + 1] * part for i, part in enumerate(seen))
         return x * jax.nn.sigmoid(sum(taps))
 
 

@@ -1,0 +1,145 @@
+"""ONNX: a model as a graph of a standard's operators, which many runtimes run.
+
+The program is traced with symbols for the sizes of images, as JAX has them, and each of its operations
+becomes one of ONNX, see `onnx_rules`: so it is the very program that `predict` runs, on every backbone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime  # type: ignore[import-untyped]
+from jax.extend import core
+
+from deeplab_jax.export.onnx_graph import Graph, Value
+from deeplab_jax.export.onnx_rules import FUNCTIONS, RULES, Result
+from deeplab_jax.export.program import (
+    SIZES,
+    ExportError,
+    Interface,
+    Model,
+    function_of,
+    weights_of,
+)
+
+LAYOUT = "nchw"
+"""Of images and scores, as exports from PyTorch have them."""
+
+_LARGEST = 2**31 - 1  # bytes of a protocol buffer
+
+
+def to_onnx(model: Model, interface: Interface) -> onnx.ModelProto:
+    """A model as ONNX has it.
+
+    Args:
+      model: of `for_inference`.
+
+    Raises:
+      ExportError: for an operation that has no rule, and a model that needs a fixed size and has none.
+    """
+    weights = weights_of(model)
+    program, fixed = _traced(model, interface, weights)
+    graph = Graph()
+    values = [graph.known(np.asarray(weights[name]), name) for name in sorted(weights)]
+    images = program.in_avals[-1]
+    values.append(graph.input("images", images.shape, images.dtype, fixed))
+    (result,) = _run(graph, program.jaxpr, program.consts, values)
+    return graph.model(interface.output, result)
+
+
+def _traced(
+    model: Model, interface: Interface, weights: Mapping[str, jax.Array]
+) -> tuple[core.ClosedJaxpr, dict[str, int]]:
+    """The program, with symbols for sizes if it can be, and which of the symbols are fixed."""
+    sizes = dict(zip(SIZES, (interface.batch, *(interface.size or (None, None))), strict=True))
+    fixed = {name: size for name, size in sizes.items() if size is not None}
+    structs = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in weights.items()}
+    trace = jax.make_jaxpr(function_of(model, interface))
+    free = dataclasses.replace(interface, size=None, batch=None)
+    try:
+        return trace(structs, free.struct(model)), fixed
+    except jax.errors.InconclusiveDimensionOperation as error:
+        if interface.size is None:
+            raise ExportError(
+                f"this model's program depends on the size of the images; fix it with --size. {error}"
+            ) from error
+    return trace(structs, interface.struct(model)), fixed
+
+
+# ---------------------------------------------------------------------------- translation
+
+
+def _run(
+    graph: Graph, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]
+) -> list[Value]:
+    """The values of a program's outputs."""
+    found: dict[Any, Any] = {}
+
+    def read(variable: Any) -> Any:
+        if isinstance(variable, core.Literal):
+            return graph.known(np.asarray(variable.val))
+        return found[variable]
+
+    for variable, constant in zip(jaxpr.constvars, consts, strict=True):
+        found[variable] = graph.known(np.asarray(constant))
+    found.update(zip(jaxpr.invars, inputs, strict=True))
+    for equation in jaxpr.eqns:
+        values = [read(variable) for variable in equation.invars]
+        results = _apply(graph, equation, values)
+        found.update(zip(equation.outvars, results, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _apply(graph: Graph, equation: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
+    """What an operation gives: values, or the number of the form that is for ONNX."""
+    name, parameters = equation.primitive.name, equation.params
+    arrays: Any = [variable.aval for variable in equation.outvars]
+    results = [Result(array.shape, np.dtype(array.dtype)) for array in arrays]
+    if name == "platform_index":  # the last form is for platforms that are not named
+        return [len(parameters["platforms"]) - 1]
+    if name == "cond" and isinstance(values[0], int):
+        return _run(graph, *_program(parameters["branches"][values[0]]), values[1:])
+    if (function := FUNCTIONS.get(parameters.get("name", ""))) is not None:
+        return [function(graph, results[0], values[0])]
+    if (inner := parameters.get("jaxpr", parameters.get("call_jaxpr"))) is not None:
+        return _run(graph, *_program(inner), values)
+    if name not in RULES:
+        raise ExportError(f"no rule translates JAX's {name} to ONNX")
+    made = RULES[name](graph, results if len(results) > 1 else results[0], parameters, *values)
+    return made if isinstance(made, list) else [made]
+
+
+def _program(inner: core.Jaxpr | core.ClosedJaxpr) -> tuple[core.Jaxpr, Sequence[Any]]:
+    return (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
+
+
+# ---------------------------------------------------------------------------- the file
+
+
+def write(model: Model, interface: Interface, path: Path) -> None:
+    """Writes `to_onnx`."""
+    graph = to_onnx(model, interface)
+    if graph.ByteSize() > _LARGEST:
+        raise ExportError(
+            "an ONNX file holds 2 GiB at most, and this model is larger: --dtype float16"
+        )
+    path.write_bytes(graph.SerializeToString())
+
+
+def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The exported graph in onnxruntime on CPU, as a function of images."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def usage(path: Path) -> str:
+    """The lines that run it."""
+    return (
+        "import onnxruntime\n"
+        f'session = onnxruntime.InferenceSession("{path}")\n'
+        '(output,) = session.run(None, {"images": images})'
+    )

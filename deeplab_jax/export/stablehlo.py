@@ -1,0 +1,56 @@
+"""StableHLO: the program itself, as JAX compiles it, for CPU, CUDA and TPU at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+from deeplab_jax.export.program import ExportError, Interface, Model, function_of, weights_of
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+LAYOUT = "nhwc"
+"""Of images and scores."""
+
+
+def to_stablehlo(model: Model, interface: Interface) -> bytes:
+    """A model as `jax.export` writes it, its weights inside.
+
+    Args:
+      model: of `for_inference`.
+
+    Raises:
+      ExportError: for a model that needs a fixed size and has none.
+    """
+    weights = weights_of(model)
+    function = function_of(model, interface)
+    program = jax.jit(lambda images: function(weights, images))
+    try:
+        exported = export.export(program, platforms=PLATFORMS)(interface.struct(model))
+    except jax.errors.InconclusiveDimensionOperation as error:
+        raise ExportError(
+            f"this model's program depends on the size of the images; fix it with --size. {error}"
+        ) from error
+    return bytes(exported.serialize())
+
+
+def write(model: Model, interface: Interface, path: Path) -> None:
+    """Writes `to_stablehlo`."""
+    path.write_bytes(to_stablehlo(model, interface))
+
+
+def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The exported program, as a function of images."""
+    program = export.deserialize(bytearray(path.read_bytes()))
+    return lambda images: np.asarray(program.call(images))
+
+
+def usage(path: Path) -> str:
+    """The lines that run it."""
+    return (
+        "import jax\n"
+        f'program = jax.export.deserialize(bytearray(open("{path}", "rb").read()))\n'
+        "output = program.call(images)"
+    )
