@@ -21,6 +21,8 @@ SMALLEST = 64
 """Rows and columns of the smallest image that a program of any size takes: some networks pad smaller ones,
 which a program without a size cannot decide."""
 
+_EXAMPLES = [(1, (97, 129)), (2, (128, 96)), (1, (161, 145))]  # images, and their rows and columns
+
 Model = SegmentationModel
 Function = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
 """Weights by their names, and images, to the output."""
@@ -76,13 +78,12 @@ class Interface:
         """Images to compare two programs by: noise, of several sizes and numbers where they are free."""
         config = config_of(model).preprocessing
         generator = np.random.default_rng(0)
-        for batch in [self.batch] if self.batch else [1, 2]:
-            for size in [self.size] if self.size else [(97, 129), (128, 96), (161, 145)]:
-                shape = (batch, *size, len(config.mean))
-                images: Any = generator.integers(0, 256, shape, np.uint8)
-                if self.images == "normalized":
-                    images = np.asarray(normalize(images, config))
-                yield images if self.layout == "nhwc" else images.transpose(0, 3, 1, 2)
+        examples = {(self.batch or n, *(self.size or size)) for n, size in _EXAMPLES}
+        for shape in sorted(examples):
+            images: Any = generator.integers(0, 256, (*shape, len(config.mean)), np.uint8)
+            if self.images == "normalized":
+                images = np.asarray(normalize(images, config))
+            yield images if self.layout == "nhwc" else images.transpose(0, 3, 1, 2)
 
 
 def weights_of(model: Model) -> dict[str, jax.Array]:
