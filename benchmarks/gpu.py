@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ahead import compile_inference, compile_step
+from benchmarks.hlo import ENTRY, FREE, Instruction, computations, sides_of, size_of
 from benchmarks.measure import OURS, PLAIN
 from deeplab_jax import create, fold_batch_norm, lowering
 from deeplab_jax.whole_file import write_file
@@ -275,31 +276,11 @@ def cost(compiled: jax.stages.Compiled, chip: Gpu) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """A line of a compiled program."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-
-
-_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[a-z][\w-]*)\((?P<operands>.*?)\)"
-    r"(?P<attributes>(?:,.*)?)$"
-)
-_OPERAND = re.compile(r"%([\w.-]+)")
-_ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+[0-9]+)\[(?P<sides>[0-9,]*)\]")
-_CALLED = re.compile(r"calls=%([\w.-]+)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _LABELS = re.compile(r"dim_labels=\w+_(\w+)->")
 _WINDOW = re.compile(r"window=\{size=([0-9x]+)")
 _CONTRACTED = re.compile(r"lhs_contracting_dim(?:s|ensions\")(?:=\{|:\[)([^}\]]*)")
 
-_NO_KERNEL = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
 _PARTS = {"slice", "dynamic-slice", "gather"}
 _CONVOLUTION, _FUSED = "__cudnn$conv", "__cudnn$convBiasActivationForward"
 
@@ -310,17 +291,15 @@ def count(program: str) -> dict[str, int | float]:
     Bytes are those of each kernel's operands and results; of an operand that a kernel only takes slices
     or rows of, they are those of these. Caches may save some, and cuDNN's workspaces are not among them.
     """
-    computations = dict(_computations(program))
-    entry = computations["ENTRY"]
-    shapes = {line.name: line.shape for line in entry}
-    kernels = [line for line in entry if line.opcode not in _NO_KERNEL]
+    found = computations(program)
+    shapes = {line.name: line.shape for line in found[ENTRY]}
+    kernels = [line for line in found[ENTRY] if line.opcode not in FREE]
     convolutions = [line for line in kernels if _target(line).startswith(_CONVOLUTION)]
     moved = flops = 0
     for kernel in kernels:
-        called = _CALLED.search(kernel.attributes)
-        body = computations.get(called[1], []) if called else []
-        whole = [_size(shapes.get(name, "")) for name in kernel.operands]
-        moved += _size(kernel.shape) + sum(_read(body, i, size) for i, size in enumerate(whole))
+        body = found.get(kernel.called, [])
+        whole = [size_of(shapes.get(name, "")) for name in kernel.operands]
+        moved += size_of(kernel.shape) + sum(_read(body, i, size) for i, size in enumerate(whole))
         local = {line.name: line.shape for line in body}
         flops += sum(_product_flops(line, local) for line in body)
         flops += _product_flops(kernel, shapes) + _convolution_flops(kernel, shapes)
@@ -339,24 +318,6 @@ def count(program: str) -> dict[str, int | float]:
     }
 
 
-def _computations(program: str) -> Iterator[tuple[str, list[Instruction]]]:
-    name, lines = "", []
-    for line in program.splitlines():
-        if header := _COMPUTATION.match(line):
-            name, lines = "ENTRY" if header["entry"] else header["name"], []
-        elif line.startswith("}"):
-            yield name, lines
-        elif found := _INSTRUCTION.match(line):
-            operands = tuple(_OPERAND.findall(found["operands"]))
-            lines.append(
-                Instruction(
-                    found["name"], found["shape"], found["opcode"], operands, found["attributes"]
-                )
-            )
-            if found["opcode"] == "parameter":  # its number is where others have operands
-                lines[-1] = dataclasses.replace(lines[-1], operands=(found["operands"],))
-
-
 def _read(body: list[Instruction], index: int, whole: int) -> int:
     """Bytes that a fused kernel reads of an operand, at most all of it."""
     parameter = next(
@@ -367,7 +328,7 @@ def _read(body: list[Instruction], index: int, whole: int) -> int:
     readers = [line for line in body if parameter.name in line.operands]
     if any(line.opcode not in _PARTS or line.operands[0] != parameter.name for line in readers):
         return whole
-    return min(whole, sum(_size(line.shape) for line in readers))
+    return min(whole, sum(size_of(line.shape) for line in readers))
 
 
 def _target(line: Instruction) -> str:
@@ -379,8 +340,8 @@ def _convolution_flops(line: Instruction, shapes: dict[str, str]) -> float:
     if not _target(line).startswith(_CONVOLUTION):
         return 0
     kernel_labels = _LABELS.search(line.attributes)[1]
-    first, second = (_sides(shapes[name]) for name in line.operands[:2])
-    result = _sides(line.shape)
+    first, second = (sides_of(shapes[name]) for name in line.operands[:2])
+    result = sides_of(line.shape)
     kernel, image = {
         "__cudnn$convBackwardInput": (second, first),
         "__cudnn$convBackwardFilter": (result, second),
@@ -393,24 +354,9 @@ def _convolution_flops(line: Instruction, shapes: dict[str, str]) -> float:
 def _product_flops(line: Instruction, shapes: dict[str, str]) -> float:
     if line.opcode != "dot" and not _target(line).startswith("__cublas$"):
         return 0
-    left = _sides(shapes[line.operands[0]])
+    left = sides_of(shapes[line.operands[0]])
     axes = re.findall(r"\d+", _CONTRACTED.search(line.attributes)[1])
-    return 2 * math.prod(_sides(line.shape)) * math.prod(left[int(axis)] for axis in axes)
-
-
-def _sides(shape: str) -> list[int]:
-    """Of the first array of a shape."""
-    return list(map(int, filter(None, _ARRAY.search(shape)["sides"].split(","))))
-
-
-def _size(shape: str) -> int:
-    """Bytes of an array, or of all in a tuple."""
-    total = 0
-    for array in _ARRAY.finditer(shape):
-        bits = re.search(r"[0-9]+", array["dtype"])
-        sides = map(int, filter(None, array["sides"].split(",")))
-        total += math.prod(sides) * (int(bits[0]) // 8 if bits else 1)
-    return total
+    return 2 * math.prod(sides_of(line.shape)) * math.prod(left[int(axis)] for axis in axes)
 
 
 def _table(numbers: dict[str, dict[str, Any]], title: str) -> Table:

@@ -8,10 +8,8 @@ import collections
 import dataclasses
 import datetime
 import json
-import math
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ahead import compile_step
+from benchmarks.hlo import ENTRY, FREE, arrays_of, computations, size_of
 from deeplab_jax.whole_file import write_file
 from train.config import MeshConfig, ModelConfig, TrainConfig
 from train.optim import OptimConfig
@@ -33,32 +32,35 @@ class Chip:
       flops: bfloat16 operations a second at most.
       bandwidth: bytes of its memory a second at most.
       memory: bytes.
+      clock: cycles a second, those in which its matrix units do `flops`: four of 128 x 128 (eight of a
+        megacore's two; v6e's four are 256 x 256), each a multiplication and an addition for each.
       cores: "megacore" where two of them are one device.
     """
 
     flops: float
     bandwidth: float
     memory: float
+    clock: float
     cores: Literal["default", "megacore"] = "default"
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32e9, "megacore"),
-    "v5e": Chip(197e12, 819e9, 16e9),
-    "v5p": Chip(459e12, 2765e9, 95e9, "megacore"),
-    "v6e": Chip(918e12, 1640e9, 32e9),
+    "v4": Chip(275e12, 1228e9, 32e9, 1.05e9, "megacore"),
+    "v5e": Chip(197e12, 819e9, 16e9, 1.5e9),
+    "v5p": Chip(459e12, 2765e9, 95e9, 1.75e9, "megacore"),
+    "v6e": Chip(918e12, 1640e9, 32e9, 1.75e9),
 }
 """From Google's pages on its TPUs' system architecture."""
 
+_BETWEEN = {"copy-start", "slice-start"}  # of which the other memory is waited for
+
 _KINDS = 6  # of operations that are listed
 
-_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
 _COLLECTIVE = re.compile(
     r"= (?P<shapes>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|"
     r"all-to-all)(?:-start)?\("
 )
 _ESTIMATE = re.compile(r'op_name="(?P<path>[^"]*)".*"estimated_cycles":"(?P<cycles>[0-9]+)"')
-_ARRAY = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<sides>[0-9,]*)\]")
 
 
 def tpu(
@@ -129,22 +131,50 @@ def tpu(
 
 def cost(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
     """What the compiler says of a program, for each chip, and the time that it cannot be below."""
-    analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     program = compiled.as_text()
-    flops, moved = analysis["flops"], analysis["bytes accessed"]
-    seconds = max(flops / chip.flops, moved / chip.bandwidth)
+    flops, traffic = compiled.cost_analysis()["flops"], memory_traffic(program)
+    cycles = estimated_cycles(program)
+    arithmetic, moving = flops / chip.flops, traffic["memory"] / chip.bandwidth
+    estimate = sum(cycles.values()) / chip.clock
     return {
         "flops": flops,
-        "bytes_accessed": moved,
-        "roofline_seconds": seconds,
-        "roofline_utilisation": flops / chip.flops / seconds,
-        "bound_by": "arithmetic" if flops / chip.flops == seconds else "memory",
+        "traffic_bytes": traffic["memory"],
+        "on_chip_bytes": traffic["on chip"],
+        "roofline_seconds": max(arithmetic, moving),
+        "roofline_utilisation": arithmetic / max(arithmetic, moving),
+        "bound_by": "arithmetic" if arithmetic >= moving else "memory",
+        "estimated_seconds": estimate,
+        "estimated_utilisation": arithmetic / estimate,
         "state_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "memory_bytes": chip.memory,
         "collectives": collectives(program),
-        "estimated_cycles": estimated_cycles(program),
+        "estimated_cycles": cycles,
     }
+
+
+def memory_traffic(program: str) -> dict[str, int]:
+    """Bytes that a compiled program moves: in the chip's memory (HBM), and "on chip" (in VMEM).
+
+    Those of each operation's operands and results, by the memory space that their layouts name. XLA's own
+    "bytes accessed" is about the sum of both.
+    """
+    entry = computations(program)[ENTRY]
+    shapes = {line.name: line.shape for line in entry}
+    total = {"memory": 0, "on chip": 0}
+    for line in entry:
+        if line.opcode in FREE or line.opcode.endswith("-done"):
+            continue
+        if line.opcode in _BETWEEN:
+            # A part of one memory to the other; of the shapes, the part's is the smallest array.
+            part = min(size for size, _ in arrays_of(line.shape) if size > 4)
+            total = {kind: size + part for kind, size in total.items()}
+            continue
+        for shape in (line.shape, *(shapes.get(name, "") for name in line.operands)):
+            for size, on_chip in arrays_of(shape):
+                total["on chip" if on_chip else "memory"] += size
+    return total
 
 
 def collectives(program: str) -> dict[str, dict[str, int]]:
@@ -152,7 +182,7 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
     for match in _COLLECTIVE.finditer(program):
         found[match["kind"]]["count"] += 1
-        found[match["kind"]]["bytes"] += sum(_sizes(match["shapes"]))
+        found[match["kind"]]["bytes"] += size_of(match["shapes"])
     return dict(sorted(found.items()))
 
 
@@ -171,16 +201,13 @@ def estimated_cycles(program: str) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _sizes(shapes: str) -> Iterator[int]:
-    for array in _ARRAY.finditer(shapes):
-        sides = map(int, filter(None, array["sides"].split(",")))
-        yield _BYTES.get(array["dtype"], 4) * math.prod(sides)
-
-
 def _table(numbers: dict[str, Any], title: str) -> Table:
     table = Table("for each chip and step", "", title=title, box=None, title_justify="left")
     table.add_row("arithmetic", f"{numbers['flops'] / 1e12:.2f} TFLOP")
-    table.add_row("memory traffic", f"{numbers['bytes_accessed'] / 1e9:.1f} GB")
+    table.add_row(
+        "memory traffic",
+        f"{numbers['traffic_bytes'] / 1e9:.1f} GB, and {numbers['on_chip_bytes'] / 1e9:.1f} GB on the chip",
+    )
     table.add_row(
         "roofline",
         f"{1e3 * numbers['roofline_seconds']:.1f} ms, bound by {numbers['bound_by']}: "
@@ -198,7 +225,11 @@ def _table(numbers: dict[str, Any], title: str) -> Table:
         table.add_row(kind, f"{total['count']}, {total['bytes'] / 1e6:.1f} MB")
     cycles = numbers["estimated_cycles"]
     every = sum(cycles.values())
-    table.add_row("compiler's estimate", f"{every / 1e6:.0f} million cycles, of them")
+    table.add_row(
+        "compiler's estimate",
+        f"{1e3 * numbers['estimated_seconds']:.1f} ms: {100 * numbers['estimated_utilisation']:.0f} % "
+        "of the chip's arithmetic; of that time",
+    )
     for kind, count in list(cycles.items())[:_KINDS]:
         table.add_row("", f"{100 * count / every:.0f} % {kind}")
     return table

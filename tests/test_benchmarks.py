@@ -17,7 +17,7 @@ from jax import lax
 from benchmarks import gpu, peers
 from benchmarks.measure import OURS, PLAIN, Case, Result, check, difference, measure
 from benchmarks.report import report, table
-from benchmarks.tpu import collectives, estimated_cycles
+from benchmarks.tpu import collectives, estimated_cycles, memory_traffic
 from deeplab_jax import lowering, ops
 
 
@@ -126,6 +126,22 @@ def test_collectives_are_counted_with_those_that_were_merged():
 
 def test_the_compilers_estimates_are_added_up_by_operation():
     assert estimated_cycles(PROGRAM) == {"conv, backward": 50, "conv": 34}
+
+
+TPU_PROGRAM = """
+ENTRY %main.1_spmd (p: f32[8,4]) -> (f32[8,4]) {
+  %p = f32[8,4]{1,0:T(8,128)} parameter(0), sharding={replicated}
+  %part-start = ((f32[8,4]{1,0:T(8,128)}), f32[2,4]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:2], [0:4]}
+  %part-done = f32[2,4]{1,0:T(8,128)S(1)} slice-done(%part-start)
+  %y = (f32[8,4]{1,0:T(8,128)}, bf16[8,4]{1,0:T(8,128)S(1)}) fusion(%p, %part-done), kind=kLoop, calls=%f
+  ROOT %t = (f32[8,4]{1,0:T(8,128)}) tuple(%p)
+}
+"""  # noqa: E501 - as XLA prints it
+
+
+def test_what_a_tpu_moves_is_told_by_memory():
+    # The slice from one to the other; the fusion reads p and the slice, and writes one result to each.
+    assert memory_traffic(TPU_PROGRAM) == {"memory": 32 + 128 + 128, "on chip": 32 + 32 + 64}
 
 
 GPU_PROGRAM = """
