@@ -97,6 +97,13 @@ def test_nothing_is_transposed_in_a_network_of_convolutions_and_biases_are_their
     assert len(added) == 1  # to the sum of ASPP's last convolution's two parts
 
 
+def test_relu6_is_one_clip():
+    graph = to_onnx(for_inference(model_of("fcn_mobilenet_v2")), Interface(layout="nchw")).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Clip") == 1 + 2 * 17 - 1  # the stem, and two of each block but the first
+    assert "Min" not in kinds
+
+
 def test_a_fixed_size_leaves_no_arithmetic_of_sizes():
     interface = Interface(layout="nchw", size=(97, 129), batch=2)
     graph = to_onnx(for_inference(model_of("deeplabv3plus_resnet18")), interface).graph

@@ -5,6 +5,7 @@ a value knows in which order its axes are stored, and what reads it asks for the
 """
 
 import ast
+import collections
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from deeplab_jax.export.program import ExportError
 OPSET = 18
 """Of ONNX's operators: since release 1.13, of December 2022."""
 
+_SMALL = 64  # numbers in an array of which equal ones are sought
 _IR_VERSION = 8  # of the file, of the same release
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -52,7 +54,7 @@ class Value:
     """An array in the graph.
 
     Attributes:
-      name: of ONNX's tensor; "" for a constant that no node has read yet.
+      name: of ONNX's tensor; of a constant, of the weight that it is, or "".
       shape: of our array; sizes may be symbols.
       dtype: of our array.
       order: see `Order`.
@@ -85,7 +87,8 @@ class Graph:
         self.initializers: dict[str, np.ndarray] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._count = 0
-        self._constants: dict[tuple[Any, ...], str] = {}
+        self._makers: dict[str, onnx.NodeProto] = {}
+        self._small: dict[tuple[Any, ...], str] = {}
         self._sizes: dict[str, int | str] = {}
         self._orders: dict[tuple[str, Order], Value] = {}
 
@@ -113,25 +116,28 @@ class Graph:
     def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """Adds a node; the name of its output, or a list of several."""
         names = [self.name(kind.lower()) for _ in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, names[0], **attributes))
+        node = helper.make_node(kind, list(inputs), names, names[0], **attributes)
+        self.nodes.append(node)
+        self._makers |= dict.fromkeys(names, node)
         return names if outputs > 1 else names[0]
 
-    def constant(self, array: np.ndarray, name: str = "") -> str:
-        """The name of an array that is kept in the file; small ones that are equal are kept once."""
-        array = np.asarray(array)
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
-        if key is not None and not name:
-            if key not in self._constants:
-                self._constants[key] = self._keep(array, self.name("constant"))
-            return self._constants[key]
-        return self._keep(array, name or self.name("constant"))
+    def maker(self, value: Value) -> onnx.NodeProto | None:
+        """The node that gives a value; None of the input and of constants."""
+        return self._makers.get(value.name)
 
-    def _keep(self, array: np.ndarray, name: str) -> str:
-        if name in self.initializers:
-            if np.array_equal(self.initializers[name], array):
-                return name
+    def constant(self, array: np.ndarray, name: str = "") -> str:
+        """The name of an array that is kept in the file, once if it is small or has a name.
+
+        Args:
+          name: of a weight; the same weight with its axes in another order gets a name that is like it.
+        """
+        array = np.asarray(array)
+        if not name and array.size <= _SMALL:
+            key = (array.dtype.str, array.shape, array.tobytes())
+            name = self._small.setdefault(key, f"constant_{len(self._small)}")
+        name = name or self.name("constant")
+        while not np.array_equal(self.initializers.setdefault(name, array), array):
             name = self.name(name)
-        self.initializers[name] = array
         return name
 
     def integers(self, values: Iterable[int]) -> str:
@@ -149,8 +155,7 @@ class Graph:
         """The name under which a node reads a value as it is stored."""
         if value.constant is None:
             return value.name
-        # Orders of a named weight are different arrays.
-        return self.constant(value.constant, "" if value.constant.size <= 64 else value.name)
+        return self.constant(value.constant, value.name)
 
     def in_order(self, value: Value, order: Order) -> Value:
         """The value with its axes stored in another order."""
@@ -277,32 +282,26 @@ class Graph:
 def _with_biases(
     nodes: Sequence[onnx.NodeProto], constants: dict[str, np.ndarray]
 ) -> list[onnx.NodeProto]:
-    """The nodes with the bias that follows a convolution as an input of it, and ReLU6 as one clip."""
-    makers = {name: node for node in nodes for name in node.output}
-    readers: dict[str, int] = {}
+    """The nodes, with the bias that is added to a convolution as an input of that."""
+    uses = collections.Counter(name for node in nodes for name in node.input)
+    convolutions = {node.output[0]: node for node in nodes if node.op_type == "Conv"}
+    kept = []
     for node in nodes:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
-    replaced: dict[str, onnx.NodeProto] = {}
-    for node in nodes:
-        if node.op_type != "Add":
+        images = [name for name in node.input if name in convolutions and uses[name] == 1]
+        biases = [name for name in node.input if _is_of_channels(constants.get(name))]
+        if node.op_type != "Add" or not images or not biases:
+            kept.append(node)
             continue
-        for image, bias in (node.input, list(node.input)[::-1]):
-            conv = makers.get(image)
-            array = constants.get(bias)
-            if conv is None or conv.op_type != "Conv" or len(conv.input) != 2 or array is None:
-                continue
-            channels = constants[conv.input[1]].shape[0]
-            flat = array.size == 1 or (array.ndim == 4 and array.shape[1] == array.size == channels)
-            if readers[image] == 1 and flat:
-                name = f"{bias}_{image}"
-                constants[name] = np.broadcast_to(array.reshape(-1), (channels,))
-                conv.input.append(name)
-                conv.output[0] = node.output[0]
-                replaced[node.name] = conv
-                makers[node.output[0]] = conv
-                break
-    return [node for node in nodes if node.name not in replaced]
+        conv, (bias,) = convolutions.pop(images[0]), biases
+        conv.input.append(f"{bias}.of.{images[0]}")
+        constants[conv.input[-1]] = constants[bias].reshape(-1)
+        conv.output[0] = node.output[0]
+    return kept
+
+
+def _is_of_channels(array: np.ndarray | None) -> bool:
+    """Whether a constant has a number for each channel of `[B, C, H, W]`."""
+    return array is not None and array.ndim == 4 and array.shape[1] == array.size
 
 
 def _needed(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:

@@ -102,7 +102,6 @@ RULES |= {
         "log": "Log",
         "logistic": "Sigmoid",
         "lt": "Less",
-        "min": "Min",
         "mul": "Mul",
         "neg": "Neg",
         "not": "Not",
@@ -128,6 +127,18 @@ def _max(graph: Graph, result: Result, parameters: Parameters, left: Value, righ
         if bound.constant is not None and bound.constant.size == 1 and not bound.constant.any():
             return elementwise(graph, result, lambda name: graph.node("Relu", name), value)
     return _node("Max")(graph, result, parameters, left, right)
+
+
+@rule("min")
+def _min(graph: Graph, result: Result, parameters: Parameters, left: Value, right: Value) -> Value:
+    """ReLU6 as one operator, which runtimes make part of the convolution before it."""
+    for value, bound in ((left, right), (right, left)):
+        relu = graph.maker(value)
+        if relu is not None and relu.op_type == "Relu" and bound.shape == ():
+            bounds = graph.constant(np.zeros((), result.dtype)), graph.read(bound)
+            name = graph.node("Clip", relu.input[0], *bounds)
+            return dataclasses.replace(value, name=name)
+    return _node("Min")(graph, result, parameters, left, right)
 
 
 @rule("clamp")
