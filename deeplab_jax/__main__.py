@@ -263,9 +263,10 @@ def export(
     written = write(load(model), out, interface, to=to, dtype=dtype, overwrite=overwrite)
     console = Console(soft_wrap=True, highlight=False)
     sizes = ", ".join(" x ".join(map(str, shape)) for shape in written.compared)
-    measure = "of the pixels differ" if output == "classes" else "relative to the largest score"
     console.print(f"{escape(str(out))}: {out.stat().st_size / 1e6:.1f} MB")
-    console.print(f"compared with the model on {sizes}: {written.error:.1e} {measure}")
+    console.print(
+        f"compared with the model on {sizes}: differs by {written.error:.1e} of the largest score"
+    )
     console.print(escape(written.usage), style="dim")
     return 0
 

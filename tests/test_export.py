@@ -137,7 +137,7 @@ def test_pixels_in_and_classes_out_as_predict_has_them(tmp_path, to, classes):
         model = reset_classifier(model, 1, rngs=nnx.Rngs(1))
     path = tmp_path / f"model.{to}"
     exported = export(model, path, Interface("pixels", "classes"))
-    assert exported.error == 0
+    assert exported.error < 1e-5
     module = package._format(None, path)
     pixels = np.random.default_rng(2).integers(0, 256, (1, 75, 90, 3), np.uint8)
     got, want = module.runner(path)(pixels), predict(model, pixels)
@@ -189,6 +189,17 @@ def test_another_program_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
         export(model, path, overwrite=True)
     assert path.read_bytes() == b"of before"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_model_that_amplifies_rounding_is_compared_by_that(tmp_path, monkeypatch):
+    model = model_of("fcn_resnet18")
+    monkeypatch.setattr(package, "TOLERANCE", {"float32": 0.0})
+    exported = export(model, tmp_path / "model.onnx", Interface(size=(64, 64), batch=1))
+    assert 0 < exported.error < 1e-5
+    monkeypatch.setattr(package, "_LOST", 0.0)
+    with pytest.raises(ExportError, match="cannot be compared"):
+        export(model, tmp_path / "other.onnx", Interface(size=(64, 64), batch=1))
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_what_is_there_is_not_replaced(tmp_path):

@@ -58,6 +58,11 @@ class Interface:
                 f"size and batch must be above 0, got size {self.size}, batch {self.batch}"
             )
 
+    @property
+    def channel_axis(self) -> int:
+        """Of images, logits and probabilities."""
+        return 1 if self.layout == "nchw" else 3
+
     def struct(self, model: Model) -> jax.ShapeDtypeStruct:
         """Shape and type of the images, with symbols for the sizes that are not fixed."""
         given = dict(zip(SIZES, (self.batch, *(self.size or (None, None))), strict=True))
@@ -66,13 +71,9 @@ class Interface:
         symbols = export.symbolic_shape(",".join(free), constraints=least) if free else ()
         found = dict(zip(free, symbols, strict=True))
         batch, height, width = (found.get(name, size) for name, size in given.items())
-        shape = self._laid_out(batch, height, width, len(config_of(model).preprocessing.mean))
+        shape = [batch, height, width]
+        shape.insert(self.channel_axis, len(config_of(model).preprocessing.mean))
         return jax.ShapeDtypeStruct(shape, jnp.uint8 if self.images == "pixels" else jnp.float32)
-
-    def _laid_out(self, batch: Any, height: Any, width: Any, channels: int) -> tuple[Any, ...]:
-        if self.layout == "nchw":
-            return batch, channels, height, width
-        return batch, height, width, channels
 
     def examples(self, model: Model) -> Iterator[np.ndarray]:
         """Images to compare two programs by: noise, of several sizes and numbers where they are free."""
