@@ -1,4 +1,4 @@
-"""The command `deeplab`: predict, list, summary, check, export."""
+"""The command `deeplab`: predict, list, summary, check, export, push."""
 
 import fnmatch
 import logging
@@ -14,12 +14,14 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from deeplab_jax.buckets import url_of
 from deeplab_jax.checkpoint import (
     RUN_CHECKPOINTS,
     RUN_MODEL,
     ModelError,
     is_sealed,
     load,
+    model_path,
     steps_in,
 )
 from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, run
@@ -28,6 +30,7 @@ from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import build
 from deeplab_jax.presets import PRESETS, close_names
+from deeplab_jax.push import push
 from deeplab_jax.summary import summarize
 
 DEMO_IMAGES = ("chelsea.png", "coffee.png")  # photographs that scikit-image ships
@@ -59,7 +62,8 @@ def predict(
     part. Run again, it does what is new or has changed: picture, model or options.
 
     Args:
-        model: A model folder or .safetensors file, as deeplab-port makes them, or a training run's folder.
+        model: A model folder or .safetensors file, as deeplab-port makes them, a training run's folder, or
+            hf://USER/NAME, with @REVISION or without.
         images: Pictures and folders of pictures; `demo` is two photographs that scikit-image ships.
         out: The folder to write to.
         recursive: Take the pictures in folders of the folders too.
@@ -168,7 +172,7 @@ def summary(
     """Print a row per stage: output shape, receptive field, parameters, multiply-adds.
 
     Args:
-        model: A preset's name or a model folder.
+        model: A preset's name, a model folder or hf://USER/NAME.
         size: Rows and columns of the image.
         num_classes: Channels of the logits, of a preset.
         output_stride: 8, 16 or 32, of a preset; by default its own.
@@ -176,7 +180,7 @@ def summary(
     if model in PRESETS:
         fields = {"output_stride": output_stride} if output_stride else {}
         network = build(PRESETS[model].override(num_classes=num_classes, **fields))
-    elif Path(model).exists():
+    elif url_of(model) is not None or Path(model).exists():
         network = load(model)
     else:
         near = close_names(model)
@@ -208,7 +212,7 @@ def check(
     damaged.
 
     Args:
-        path: A model folder, a .safetensors file or a run's folder.
+        path: A model folder, a .safetensors file, a run's folder or hf://USER/NAME.
     """
     console, damaged = Console(soft_wrap=True, highlight=False), False
     for name, lines in _checked(path):
@@ -242,7 +246,8 @@ def export(
     not fixed, images of 64 x 64 and more are taken; TensorRT and mobile runtimes want fixed ones.
 
     Args:
-        model: A model folder or .safetensors file, as deeplab-port makes them, or a training run's folder.
+        model: A model folder or .safetensors file, as deeplab-port makes them, a training run's folder, or
+            hf://USER/NAME, with @REVISION or without.
         out: The file to write.
         to: The format; by default what the file's name ends in.
         images: What the program takes: float images as deeplab_jax.normalize makes them, or uint8 RGB.
@@ -271,12 +276,58 @@ def export(
     return 0
 
 
+def push_model(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    to: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="hf://USER/NAME")],
+    /,
+    private: bool = False,
+    revision: Annotated[str | None, tyro.conf.arg(metavar="BRANCH")] = None,
+    message: str = "Push a model of deeplab_jax",
+    licence: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None,
+    picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    overwrite_card: bool = False,
+) -> int:
+    """Upload a model to the Hugging Face hub, with a card that says what is known of it.
+
+    The model is loaded and its digest checked before anything is uploaded. A model that is there is
+    replaced, in one commit.
+
+    Args:
+        model: A model folder, a .safetensors file, or a training run's folder, whose scores the card has.
+        to: The repository, which is made if it is not there.
+        private: Make it for yourself and those whom you let in.
+        revision: The branch to push to, which is made if it is not there; by default the hub's main one.
+        message: Of the commit.
+        licence: Of the weights, as the hub calls it: apache-2.0, mit, cc-by-4.0, other.
+        picture: A JPEG or PNG for the card, such as an overlay that deeplab predict has written.
+        overwrite_card: Replace a README.md that somebody has written.
+    """
+    pushed = push(
+        model,
+        to,
+        private=private,
+        revision=revision,
+        message=message,
+        licence=licence,
+        picture=picture,
+        overwrite_card=overwrite_card,
+    )
+    console = Console(soft_wrap=True, highlight=False)
+    for note in pushed.notes:
+        console.print(f"note: {escape(note)}")
+    name = escape(pushed.repository)
+    console.print(f"Pushed [bold]{name}[/]. Try: deeplab predict {name} PICTURE --out predictions")
+    return 0
+
+
 def _is_onnx(to: str | None, out: Path) -> bool:
     return (to or out.suffix.removeprefix(".")) == "onnx"
 
 
 def _checked(path: Path) -> Iterator[tuple[str, list[str] | None]]:
     """The parts of a model or run, and what is wrong with each; None where nothing tells."""
+    if url_of(path) is not None:
+        path = model_path(path)
     for step in steps_in(path / RUN_CHECKPOINTS):
         yield f"step {step.name}", damage(step) if has_digests(step) else None
     if not (path / RUN_CHECKPOINTS).is_dir() or (path / RUN_MODEL).is_dir():
@@ -313,6 +364,7 @@ def main() -> None:
                 "summary": summary,
                 "check": check,
                 "export": export,
+                "push": push_model,
             },
             prog="deeplab",
             description=f"DeepLabv3 and v3+ in JAX and Flax. {PLUGIN_HELP}",

@@ -6,7 +6,7 @@ renamed into it, so that there is never half a model. Both keep a digest of the 
 checks: neither format notices a flipped bit by itself.
 
 A bucket cannot rename folders. There each save has weights under a name of its own, and the config, which
-names them, is written last.
+names them, is written last. What is on the Hugging Face hub is read here, and written by `push`.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from deeplab_jax import buckets
+from deeplab_jax import buckets, hub
 from deeplab_jax.beside import folder_beside, remove_leftovers
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
@@ -93,8 +93,7 @@ def _save_to_bucket(model: SegmentationModel, url: str) -> None:
             return
         before = _weights_in_bucket(url)
         _write_folder(model, made, weights=f"{WEIGHTS}-{os.urandom(4).hex()}")
-        files = [str(f.relative_to(made)) for f in made.rglob("*") if f.is_file()]
-        buckets.upload(made, url, files, last=CONFIG)
+        buckets.upload(made, url, files_of(made), last=CONFIG)
         if before is not None:
             buckets.remove(f"{url}/{before}")
 
@@ -102,7 +101,7 @@ def _save_to_bucket(model: SegmentationModel, url: str) -> None:
 def _weights_in_bucket(url: str) -> str | None:
     """The name of the weights of a model in a bucket; None where there is no model."""
     try:
-        return _read_header(buckets.read_text(f"{url}/{CONFIG}") or "", url).weights
+        return weights_of(buckets.read_text(f"{url}/{CONFIG}") or "", url)
     except ModelError:
         return None
 
@@ -136,6 +135,11 @@ def _check_loadable(model: SegmentationModel) -> None:
 
 def check_place(path: Path, *, overwrite: bool) -> None:
     """Raises ModelError where `save` would: what is there may not be replaced."""
+    if (repository := hub.repository_of(path)) is not None:
+        raise ModelError(
+            f"a model is saved on this machine or in a bucket, got {repository}: save it to a folder, then "
+            f"`deeplab push FOLDER {repository}`"
+        )
     if (url := buckets.url_of(path)) is not None:
         is_model = url.endswith(".safetensors") or _weights_in_bucket(url) is not None
         if buckets.exists(url) and not (overwrite and is_model):
@@ -161,13 +165,15 @@ def load(
 ) -> SegmentationModel:
     """The model at `path`, a model folder, a .safetensors file or a run's folder, in eval mode.
 
-    Of a URL of a bucket (gs://, s3://) a copy is kept on this machine, see `buckets.local_copy`.
+    Of a URL of a bucket (gs://, s3://) or of the Hugging Face hub (hf://USER/NAME, hf://USER/NAME@REVISION)
+    a copy is kept on this machine, see `buckets.local_copy` and `hub.local_copy`.
 
     Args:
       dtype: what the convolutions compute in.
 
     Raises:
       ModelError: when it is not a model.
+      OSError: the bucket or the hub cannot be reached.
     """
     path = model_path(path)
     if not path.exists():
@@ -209,8 +215,10 @@ def steps_in(checkpoints: Path) -> list[Path]:
 def model_path(path: str | os.PathLike) -> Path:
     """The path on this machine of the model that is meant: of a training run's folder, the model inside.
 
-    Raises ModelError for a run that has no model yet.
+    Raises ModelError for a run that has no model yet, and for a repository of the hub that has none.
     """
+    if (repository := hub.repository_of(path)) is not None:
+        return _copy_from_hub(repository)
     if (url := buckets.url_of(path)) is not None:
         if buckets.exists(f"{url}/{RUN_CHECKPOINTS}"):
             url = f"{url}/{RUN_MODEL}"
@@ -223,6 +231,42 @@ def model_path(path: str | os.PathLike) -> Path:
     if not (path / RUN_MODEL).is_dir():
         raise _without_model(path)
     return path / RUN_MODEL
+
+
+def _copy_from_hub(repository: hub.Repository) -> Path:
+    """The model in a repository; other libraries' weights, which may be large, are not fetched for long."""
+    # With the card, which is nearly always there: the client warns where nothing matches.
+    folder = hub.local_copy(repository, [CONFIG, "README.md"])
+    if (folder / CONFIG).is_file():
+        text = (folder / CONFIG).read_bytes()
+        if _is_of_another_library(text):
+            raise _nothing_of_ours(repository)
+        weights = weights_of(text, str(repository))
+        folder = hub.local_copy(repository, [CONFIG, f"{weights}/*"])
+        if not (folder / weights).is_dir():
+            raise _nothing_of_ours(repository)
+        return folder
+    folder = hub.local_copy(repository, ["*.safetensors"], ignore=["*/*"])
+    files = list(folder.glob("*.safetensors"))
+    if len(files) != 1 or not _is_model(files[0]):
+        raise _nothing_of_ours(repository)
+    return files[0]
+
+
+def _is_of_another_library(config: bytes) -> bool:
+    try:
+        found = json.loads(config)
+    except (ValueError, RecursionError):  # damaged, which `_read_header` says
+        return False
+    return not (isinstance(found, dict) and {"format", "config"} <= found.keys())
+
+
+def _nothing_of_ours(repository: hub.Repository) -> ModelError:
+    return ModelError(
+        f"{repository} has no model of deeplab_jax, which is {CONFIG} with {WEIGHTS}/, or one .safetensors "
+        "file at its root. If PyTorch or TensorFlow code wrote what is there, "
+        f"`deeplab-port {repository} OUT` makes a model of it"
+    )
 
 
 def _without_model(run: str | os.PathLike) -> ModelError:
@@ -310,6 +354,18 @@ def _read_header(text: str | bytes, path: str | os.PathLike) -> _Header:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"the config of {path} cannot be read: {error}") from error
+
+
+def weights_of(config: str | bytes, path: str | os.PathLike) -> str:
+    """The name of the weights' folder by the content of a config.json; ModelError where it is not ours."""
+    return _read_header(config, path).weights
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of a model folder's files, relative to it; of those that are not the model's, none."""
+    weights = folder / weights_of((folder / CONFIG).read_bytes(), folder)
+    files = (path.relative_to(folder).as_posix() for path in weights.rglob("*") if path.is_file())
+    return [CONFIG, *sorted(files)]
 
 
 def _check_shapes(

@@ -53,9 +53,9 @@ class ModelConfig:
 
     Attributes:
       preset: the architecture, see `deeplab list`.
-      init: a model folder, or its URL in a bucket, to start from. Its backbone, with its config and
-        preprocessing, takes the place of the preset's, without an ImageNet classifier's last 1x1; its heads
-        are kept where they fit. None is random weights.
+      init: a model folder, its URL in a bucket, or hf://USER/NAME, to start from. Its backbone, with its
+        config and preprocessing, takes the place of the preset's, without an ImageNet classifier's last
+        1x1; its heads are kept where they fit. None is random weights.
       output_stride: 8, 16 or 32; None is that of `init`, or of the preset without one.
       aux_head: train an auxiliary head (FCN) on the features at stride 16 too.
       dtype: what convolutions compute in; parameters, batch norm and logits are float32 in any case.

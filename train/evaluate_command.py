@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
 from deeplab_jax import Config, SegmentationModel, load
-from deeplab_jax.checkpoint import RUN_MODEL
+from deeplab_jax.checkpoint import RUN_MODEL, model_path
 from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.config import mask_classes
+from deeplab_jax.hub import repository_of
 from deeplab_jax.model import named_variables, with_values
 from deeplab_jax.paths import check_local
 from deeplab_jax.progress import progress
@@ -56,7 +57,7 @@ def evaluate_command(
     """Evaluate a model: mIoU, accuracy, boundary F-score, and a row per class.
 
     Args:
-      model: A model folder, a run's folder or a .safetensors file.
+      model: A model folder, a run's folder, a .safetensors file or hf://USER/NAME.
       data: A data set's name, folder:PATH or tfds:NAME; `deeplab-train data` shows one. By default what the
         model was trained on, if it is in its run's folder.
       data_dir: The folder of prepared data sets; by default that of training, or TFDS's own.
@@ -82,9 +83,10 @@ def evaluate_command(
     """
     check_local({"out": out})
     keep_compiled_programs(unless_slower=True)
-    if watch and not is_run(model):
+    found = model if repository_of(model) is None else model_path(model)  # which is no run
+    if watch and not is_run(found):
         raise ValueError(f"--watch takes a run's folder, {model} is none")
-    network, origin, values = _model(model, step, watch)
+    network, origin, values = _model(found, step, watch)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
     dataset = _open(data, data_dir, labels, keys, origin, network.config.class_names)
