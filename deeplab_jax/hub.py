@@ -188,29 +188,30 @@ def _reaching(repository: Repository, *, writing: bool = False) -> Iterator[Modu
 
 def _what_went_wrong(error: Exception, errors: ModuleType, writing: bool) -> str:
     """What follows the repository in the message."""
-    if _is(error, errors.OfflineModeIsEnabled):
-        missing = isinstance(error, errors.LocalEntryNotFoundError)
-        kept = ", and no copy of it is kept on this machine" if missing else ""
+    # Neither had from there, which the cause explains, nor kept here.
+    lost = isinstance(error, errors.LocalEntryNotFoundError)
+    cause = error.__cause__ if lost and error.__cause__ is not None else error
+    status = _status(cause)
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        kept = ", and no copy of it is kept on this machine" if lost else ""
         return f": HF_HUB_OFFLINE forbids the network{kept}. Unset it, and try again"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return (
-            f" cannot be reached ({_said(error.__cause__ or error)}), and no copy of it is kept on this "
-            "machine. Check the network, and try again"
-        )
     if isinstance(error, errors.HFValidationError):
         return f" is no name that a repository can have: {_said(error)}"
     if isinstance(error, errors.GatedRepoError):
         return " is for those whom its owners let in: ask on its page, then `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return ": the repository has no such branch, tag or commit. Check the name after @"
-    if isinstance(error, errors.RepositoryNotFoundError) or (
-        not writing and _status(error) in _NOT_READ
-    ):
+    if isinstance(error, errors.RepositoryNotFoundError) or (not writing and status in _NOT_READ):
         return (
             " is not found: check the name of the repository and, if it is private, `hf auth login` as "
             "somebody who may read it"
         )
-    if writing and _status(error) in _NOT_WRITTEN:
+    if lost:
+        return (
+            f" cannot be reached ({_said(cause)}), and no copy of it is kept on this machine. Check the "
+            "network, and try again"
+        )
+    if writing and status in _NOT_WRITTEN:
         return (
             " may not be written to by you: check the name of the repository, or `hf auth login` with a "
             "token that may write"
@@ -219,11 +220,7 @@ def _what_went_wrong(error: Exception, errors: ModuleType, writing: bool) -> str
     return f": {_said(error)}{way_out}"
 
 
-def _is(error: BaseException, kind: type[BaseException]) -> bool:
-    return isinstance(error, kind) or isinstance(error.__cause__, kind)
-
-
-def _status(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     """The HTTP status that an error is about."""
     response: Any = getattr(error, "response", None)
     return getattr(response, "status_code", None)
