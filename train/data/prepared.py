@@ -2,21 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data.class_table import ClassTable, from_names, named_classes
-from train.data.dataset import DataError, Dataset, DecodedSource, Selection
-from train.data.labelling import settle
-from train.data.pairs import HELD_OUT, TRAIN, VAL
-from train.data.survey import survey
-from train.data.tfds import INFO_FILE, Keys, Records, find_prepared
-
-NAMES = ("file_name", "filename", "image_name", "image_id", "name", "id")
-"""Features that may tell what an example is called, the first that there is."""
+from train.data.dataset import DataError, Dataset
+from train.data.records import ASK_FOR_KEYS, NAMES, Keys, choose_splits, dataset_of, parse_keys
+from train.data.tfds import INFO_FILE, Records, find_prepared
 
 _FORM = re.compile(r"(?P<set>\w+(/[\w.+-]+)?)(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -55,26 +49,10 @@ def open_prepared(
     table = named_classes(class_names, labels) or _own_names(
         info.features[features.label], features
     )
-    train, val = _splits(info.splits)
-    records = {split: Records(folder, split, features) for split in filter(None, (train, val))}
-    masks, broken, wrong = survey(records)
-    unclear: list[str] = []
-    labelling = settle(masks, table, unclear, in_folder=False) if masks else None
-    if problems := [*broken, *unclear, *wrong]:
-        raise DataError.listing(f"{folder}: pictures and label maps must fit together:", problems)
-    notes = [f"Read from {folder}: {_in_words(features)}."]
-    if table is None:
-        notes.append(f"The data set names no classes: they are {', '.join(labelling.names)}.")
-    sources = [DecodedSource(encoded, labelling.decode) for encoded in records.values()]
-    if val is None:
-        sources = _hold_out(sources[0])
-        notes.append(
-            f"There is no split for validation: {len(sources[1])} of {len(records[train])} examples of "
-            f"{train} are held out for it, always the same."
-        )
-    elif val not in ("val", "validation"):
-        notes.append(f"The split for validation is {val}.")
-    return Dataset(f"tfds:{name}", labelling.names, *sources, notes=(*notes, *labelling.notes))
+    splits = choose_splits(name for name in info.splits if info.splits[name].num_examples)
+    records = {split: Records(folder, split, features) for split in splits}
+    note = f"Read from {folder}: {features}."
+    return dataset_of(f"tfds:{name}", records, table, note, origin=str(folder))
 
 
 def _find(name: str, data_dir: Path) -> Path:
@@ -109,22 +87,18 @@ def _info(folder: Path) -> tfds.core.DatasetInfo:
 
 def _parse_keys(text: str, features: tfds.features.FeaturesDict) -> Keys:
     """The features that the option `keys` names."""
-    names = [name.strip() for name in text.split(",")]
-    problems = []
-    if not 2 <= len(names) <= 3:
-        problems.append(f"keys must be IMAGE,LABEL or IMAGE,LABEL,NAME, got {text!r}")
-    for number, name in enumerate(names[:3]):
-        if name not in features:
-            problems.append(f"there is no feature {name!r}")
-        elif number < 2:
-            problems += _not_pixels(name, features[name], label=number == 1)
-        elif not _is_scalar(features[name]):
-            problems.append(
-                f"the feature {name} is neither text nor a number: it cannot name examples"
-            )
-    if problems:
-        raise DataError.listing("\n  ".join(problems) + "\nThe features are:", _listed(features))
-    return Keys(*names)
+
+    def not_a_name(name: str) -> str | None:
+        if _is_scalar(features[name]):
+            return None
+        return f"the feature {name} is neither text nor a number: it cannot name examples"
+
+    checks = (
+        lambda name: _not_pixels(name, features[name], label=False),
+        lambda name: _not_pixels(name, features[name], label=True),
+        not_a_name,
+    )
+    return parse_keys(text, list(features), checks, _listed(features))
 
 
 def _default_keys(features: tfds.features.FeaturesDict) -> Keys:
@@ -133,29 +107,28 @@ def _default_keys(features: tfds.features.FeaturesDict) -> Keys:
     others = [name for name in images if name != "image"]
     if len(images) != 2 or len(others) != 1:
         raise DataError.listing(
-            "say which features are the picture and the label map, with --data.keys IMAGE,LABEL[,NAME] "
-            "(--keys for `data` and `evaluate`): by default they are `image` and the one other image "
-            "feature. The features are:",
+            f"{ASK_FOR_KEYS}: by default they are `image` and the one other image feature. The features "
+            "are:",
             _listed(features),
         )
     names = (name for name in NAMES if name in features and _is_scalar(features[name]))
     keys = Keys("image", others[0], next(names, None))
-    if problems := _not_pixels(keys.label, features[keys.label], label=True):
-        raise DataError.listing(f"{problems[0]}. The features are:", _listed(features))
+    if problem := _not_pixels(keys.label, features[keys.label], label=True):
+        raise DataError.listing(f"{problem}. The features are:", _listed(features))
     return keys
 
 
-def _not_pixels(name: str, feature: object, *, label: bool) -> list[str]:
+def _not_pixels(name: str, feature: object, *, label: bool) -> str | None:
     """What is wrong with a feature that is to be a picture or a label map."""
     if not isinstance(feature, tfds.features.Image):
-        return [f"the feature {name} is not an image"]
+        return f"the feature {name} is not an image"
     channels = feature.shape[-1]
     if label and channels not in (1, None):
-        return [f"the feature {name} has {channels} channels: a label map has one, of class ids"]
+        return f"the feature {name} has {channels} channels: a label map has one, of class ids"
     if not label and feature.np_dtype != np.uint8:
         kind = np.dtype(feature.np_dtype)
-        return [f"the feature {name} has pixels of {kind}: pictures must have uint8"]
-    return []
+        return f"the feature {name} has pixels of {kind}: pictures must have uint8"
+    return None
 
 
 def _is_scalar(feature: object) -> bool:
@@ -180,37 +153,3 @@ def _own_names(feature: tfds.features.Image, keys: Keys) -> ClassTable | None:
         names = tuple(f"class {i}" for i in range(len(names)))
     table = from_names(names)
     return dataclasses.replace(table, explicit=True, origin=f"the feature {keys.label}")
-
-
-def _in_words(keys: Keys) -> str:
-    name = f", names are {keys.name}" if keys.name else ""
-    return f"pictures are {keys.image}, label maps are {keys.label}{name}"
-
-
-# ---------------------------------------------------------------------------- splits
-
-
-def _splits(splits: tfds.core.splits.SplitDict) -> tuple[str, str | None]:
-    """The names of the splits for training and for validation, which may be missing."""
-    names = [name for name in splits if splits[name].num_examples]
-    train, val = (_first(wanted, names) for wanted in (TRAIN, VAL))
-    if train is None:
-        found = ", ".join(names) or "no split that has examples"
-        raise DataError(f"the data set must have a split {' or '.join(TRAIN)}, it has {found}")
-    return train, val
-
-
-def _first(wanted: Iterable[str], names: list[str]) -> str | None:
-    return next((name for name in wanted if name in names), None)
-
-
-def _hold_out(source: DecodedSource) -> list[Selection]:
-    """Training and validation from one split: every `HELD_OUT`-th example is for validation."""
-    if len(source) < 2:
-        raise DataError(f"training and validation need an example each, found {len(source)} in all")
-    last = min(HELD_OUT, len(source)) - 1
-    places = [(source, index) for index in range(len(source))]
-    return [
-        Selection(tuple(place for place in places if (place[1] % HELD_OUT == last) == for_val))
-        for for_val in (False, True)
-    ]

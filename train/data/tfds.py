@@ -1,6 +1,5 @@
 """Reading what TFDS has prepared, without TensorFlow: array_record as well as tfrecord files."""
 
-import dataclasses
 import io
 import os
 import re
@@ -16,26 +15,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from deeplab_jax.buckets import local_copy, url_of
 from deeplab_jax.paths import check_local
 from train.data.dataset import DataError, Part
+from train.data.records import Keys
 
 INFO_FILE = "dataset_info.json"
 
-
 _FORMATS = (tfds.core.FileFormat.ARRAY_RECORD, tfds.core.FileFormat.TFRECORD)
-
-
-@dataclasses.dataclass(frozen=True)
-class Keys:
-    """The names of a data set's features.
-
-    Attributes:
-      image: the picture.
-      label: the label map.
-      name: what an example is called; None where nothing tells.
-    """
-
-    image: str
-    label: str
-    name: str | None = None
 
 
 class Records:
