@@ -216,9 +216,9 @@ def test_a_data_set_in_another_format_or_damaged_says_so(tmp_path):
         open_dataset("tfds:roads", data_dir=tmp_path)
 
 
-def test_keys_are_for_tfds_alone(tmp_path):
+def test_keys_are_for_records_alone(tmp_path):
     for name in (f"folder:{tmp_path}", "camvid"):
-        with pytest.raises(DataError, match="keys can be given for tfds:NAME only"):
+        with pytest.raises(DataError, match="keys can be given for tfds:, hf:, webdataset: only"):
             open_dataset(name, data_dir=tmp_path, keys="image,mask")
 
 

@@ -19,7 +19,7 @@ EXTRAS = {
         "references",
         "tensorflow",
     ),  # the code bases that are verified against are imported when asked for
-    "train": ("train",),
+    "train": ("train", "datasets"),
     "benchmarks": ("benchmarks",),
     "tests": ("test",),
 }

@@ -22,16 +22,18 @@ class DataConfig:
     """The data set, and how it is read.
 
     Attributes:
-      name: a data set's name (`deeplab-train data` lists them), `folder:PATH`, or `tfds:NAME` for any other
-        that TFDS has prepared, NAME being NAME[/CONFIG][:VERSION].
+      name: a data set's name (`deeplab-train data` lists them), `folder:PATH`, `tfds:NAME` for any other
+        that TFDS has prepared, NAME being NAME[/CONFIG][:VERSION], `hf:ORG/NAME[:CONFIG]` or `hf:PATH` for
+        one of Hugging Face, or `webdataset:PATTERN` for tar files.
       data_dir: the folder of prepared data sets, or gs://BUCKET/FOLDER, of which the data set is copied to
         this machine first; None is TFDS's own.
-      class_names: of a `folder:` without a classes.txt, or of `tfds:`.
-      labels: the class of each id in the label maps of a `folder:` or of `tfds:`, such as
+      class_names: of a data set that has no name here, where no classes.txt names them.
+      labels: the class of each id in the label maps of such a data set, such as
         "0=background,100=road,200=car,7=ignored". Classes are in the order of their names; ids that share
         a name are merged; ids that are not listed are errors, but 255, which is ignored.
-      keys: the features of `tfds:` that are picture, label map and (optional) name, such as
-        "image,segmentation_mask,file_name"; needed where there are more than two image features.
+      keys: the features of `tfds:` and `hf:` that are picture, label map and (optional) name, such as
+        "image,segmentation_mask,file_name", or the endings of `webdataset:`, such as "jpg,seg.png"; needed
+        where there are several of a kind.
       unreadable: stop at an example that cannot be read, or skip it, count it and report it.
       threads: number of threads that read and augment, in each process.
       workers: number of processes that do it instead; worth it where threads cannot keep the device busy.

@@ -25,7 +25,9 @@ from train.data.dataset import (
 from train.data.descriptions import (
     DESCRIPTIONS,
     FOLDER,
+    HUGGINGFACE,
     TFDS,
+    WEBDATASET,
     description_of,
     how_to_get,
     open_dataset,
@@ -50,13 +52,13 @@ def data_command(
     """Show a data set: number and sizes of examples, class frequencies, and a sheet of pictures.
 
     Args:
-      name: A data set's name, folder:PATH or tfds:NAME; without it, the names are listed.
+      name: A data set's name, folder:PATH, tfds:NAME, hf:ORG/NAME, hf:PATH or webdataset:PATTERN; without
+        it, the names are listed.
       data_dir: The folder of prepared data sets; by default TFDS's own.
-      class_names: Names of the classes 0, 1, ... of folder:PATH or tfds:NAME.
-      labels: The class of each id in the label maps of folder:PATH or tfds:NAME, such as
-        0=background,100=road,200=car.
-      keys: The features of tfds:NAME that are picture, label map and (optional) name, such as
-        image,segmentation_mask,file_name.
+      class_names: Names of the classes 0, 1, ... of a data set that has no name here.
+      labels: The class of each id in its label maps, such as 0=background,100=road,200=car.
+      keys: The features of tfds: and hf: that are picture, label map and (optional) name, such as
+        image,segmentation_mask,file_name; the endings of webdataset:, such as jpg,seg.png.
       augment: How training would augment; the sheet shows the result, without the padding of a crop that is
         larger than the largest picture.
       examples: Number of examples on the sheet, picked at random.
@@ -128,6 +130,8 @@ def _print_names(console: Console, data_dir: Path | None) -> None:
         table.add_row(name, str(len(description.class_names)), state)
     table.add_row(f"{FOLDER}PATH", "yours", "pictures and label maps in a folder")
     table.add_row(f"{TFDS}NAME", "its own", "any other that TFDS has prepared")
+    table.add_row(f"{HUGGINGFACE}ORG/NAME", "its own", "Hugging Face's, or a folder of parquet")
+    table.add_row(f"{WEBDATASET}PATTERN", "yours", "tar files of pictures and label maps")
     console.print(table)
     console.print(f"Prepared data sets are read from {data_dir}", soft_wrap=True, highlight=False)
 

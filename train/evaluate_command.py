@@ -24,7 +24,7 @@ from train import report
 from train.config import MeshConfig
 from train.data import DataError, Dataset, Selection, open_dataset
 from train.data.class_table import CLASS_FILE
-from train.data.descriptions import TFDS, folder_of
+from train.data.descriptions import RECORDS, folder_of
 from train.evaluate import Evaluator, Values
 from train.output_stride import with_output_stride
 from train.place import as_path
@@ -58,14 +58,15 @@ def evaluate_command(
 
     Args:
       model: A model folder, a run's folder, a .safetensors file or hf://USER/NAME.
-      data: A data set's name, folder:PATH or tfds:NAME; `deeplab-train data` shows one. By default what the
-        model was trained on, if it is in its run's folder.
+      data: A data set's name, folder:PATH, tfds:NAME, hf:ORG/NAME, hf:PATH or webdataset:PATTERN;
+        `deeplab-train data` shows one. By default what the model was trained on, if it is in its run's
+        folder.
       data_dir: The folder of prepared data sets; by default that of training, or TFDS's own.
-      labels: The class of each id in the label maps of folder:PATH or tfds:NAME, such as
+      labels: The class of each id in the label maps of a data set that has no name here, such as
         0=background,100=road,200=car; by default what the model was trained with, if it is in its run's
         folder.
-      keys: The features of tfds:NAME that are picture, label map and (optional) name; by default what the
-        model was trained with, likewise.
+      keys: The features of tfds: and hf: that are picture, label map and (optional) name, or the endings of
+        webdataset:; by default what the model was trained with, likewise.
       split: The split to evaluate on; `all` is for folders without splits.
       step: Of a run: best (by mIoU in validation), latest, or the number of a checkpoint that is kept; by
         default the run's model, and of a run that has none yet the best checkpoint.
@@ -186,8 +187,8 @@ def _open(
         data = trained["name"]
     if data_dir is None and trained["name"] == data and trained["data_dir"] is not None:
         data_dir = Path(trained["data_dir"])
-    if data.startswith(TFDS):
-        return _open_tfds(data, data_dir, labels, keys, trained)
+    if data.startswith(RECORDS):
+        return _open_as_trained(data, data_dir, labels, keys, trained)
     folder = folder_of(data)
     if folder is None or labels is not None or keys is not None:
         return open_dataset(data, data_dir=data_dir, labels=labels, keys=keys)
@@ -205,14 +206,14 @@ def _open(
     return dataclasses.replace(dataset, notes=(note, *dataset.notes))
 
 
-def _open_tfds(
+def _open_as_trained(
     data: str,
     data_dir: Path | None,
     labels: str | None,
     keys: str | None,
     trained: Mapping[str, Any],
 ) -> Dataset:
-    """Opens a data set of TFDS, as it was in training where the model was trained on it."""
+    """Opens a data set of records, as it was in training where the model was trained on it."""
     class_names, note = None, None
     if trained["name"] == data:
         keys = keys or trained["keys"]

@@ -1,6 +1,7 @@
 """Which id, or which colour, of a label map is which class: classes.txt, and the option `labels`."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,9 @@ from train.data.dataset import DataError
 from train.metrics import IGNORE_LABEL
 
 CLASS_FILE = "classes.txt"
+
+ID2LABEL = "id2label.json"
+"""How transformers' people list the classes of a data set: {"0": "road", ...}."""
 
 IGNORED = "ignored"
 """The name in a table whose ids or colours are no class and are left out of training and of scores."""
@@ -136,6 +140,24 @@ def read_classes(path: Path) -> ClassTable | None:
         colours that occur twice, and names that do so in the first form, where merging is not meant.
     """
     return _parsed(path, _lines(path)) if path.is_file() else None
+
+
+def read_id2label(path: Path) -> ClassTable:
+    """The table in an `ID2LABEL`.
+
+    Raises:
+      DataError: the file is no JSON of ids and names, or see `parse_labels`.
+    """
+    rule = f'{path} must be JSON of ids and names, {{"0": "road", "1": "car"}}'
+    try:
+        pairs = [(int(i), str(name)) for i, name in json.loads(path.read_text("utf-8")).items()]
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{rule}: {error}") from error
+    problems: list[str] = []
+    table = _by_ids(path.name, pairs, problems)
+    if problems or not pairs:
+        raise DataError.listing(f"{rule}:", problems or ["it is empty"])
+    return _limited(table)
 
 
 def _lines(path: Path) -> list[str]:

@@ -3,15 +3,22 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from deeplab_jax.buckets import local_copy
 from train.data import class_names as names
 from train.data.dataset import DataError, Dataset, DecodedSource
 from train.data.folder import open_folder
 from train.data.masks import ByIds
+from train.data.records import Keys
+from train.data.webdataset import open_webdataset
 
 FOLDER = "folder:"
 TFDS = "tfds:"
+HUGGINGFACE = "hf:"
+WEBDATASET = "webdataset:"
+RECORDS = (TFDS, HUGGINGFACE, WEBDATASET)
+"""What is not in a folder: its features, or endings, are chosen by `keys`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +155,9 @@ def description_of(name: str) -> Description:
     if name not in DESCRIPTIONS:
         raise DataError(
             f"the data set must be one of {', '.join(DESCRIPTIONS)}, {FOLDER}PATH for a folder of "
-            f"pictures and label maps, or {TFDS}NAME for any other that TFDS has prepared, got {name!r}"
+            f"pictures and label maps, {TFDS}NAME for any other that TFDS has prepared, "
+            f"{HUGGINGFACE}ORG/NAME or {HUGGINGFACE}PATH for one of Hugging Face, or {WEBDATASET}PATTERN "
+            f"for tar files, got {name!r}"
         )
     return DESCRIPTIONS[name]
 
@@ -170,20 +179,22 @@ def open_dataset(
     """A data set by its name.
 
     Args:
-      name: one of `DESCRIPTIONS`; "folder:PATH" for any folder, see `folder.open_folder`; or "tfds:NAME"
-        for any other that TFDS has prepared, see `prepared.open_prepared`.
+      name: one of `DESCRIPTIONS`; "folder:PATH" for any folder, see `folder.open_folder`; "tfds:NAME" for
+        any other that TFDS has prepared, see `prepared.open_prepared`; "hf:ORG/NAME" or "hf:PATH", see
+        `huggingface.open_huggingface`; or "webdataset:PATTERN", see `webdataset.open_webdataset`.
       data_dir: where prepared data sets are; None is TFDS's own place ($TFDS_DATA_DIR, or
         ~/tensorflow_datasets).
-      class_names: of a folder, or of "tfds:".
+      class_names: of any but `DESCRIPTIONS`.
       labels: the class of each id in their label maps, such as "0=background,100=road,200=car".
-      keys: the features of "tfds:" that are picture, label map and name, "image,label,file_name".
+      keys: the features of "tfds:" and "hf:" that are picture, label map and name,
+        "image,label,file_name"; of "webdataset:" the endings, "jpg,seg.png".
 
     Raises:
       DataError: there is no such data set; it is not prepared, with how to get it; or its pictures and
         label maps do not fit together.
     """
-    if keys is not None and not name.startswith(TFDS):
-        raise DataError(f"keys can be given for {TFDS}NAME only, got {keys!r} for {name}")
+    if keys is not None and not name.startswith(RECORDS):
+        raise DataError(f"keys can be given for {', '.join(RECORDS)} only, got {keys!r} for {name}")
     if (path := folder_of(name)) is not None:
         return open_folder(local_copy(path), class_names=class_names, labels=labels, name=name)
     if name.startswith(TFDS):
@@ -197,10 +208,16 @@ def open_dataset(
             class_names=class_names,
             labels=labels,
         )
+    if name.startswith(HUGGINGFACE):
+        return _open_huggingface(name, keys=keys, class_names=class_names, labels=labels)
+    if name.startswith(WEBDATASET):
+        pattern = name.removeprefix(WEBDATASET)
+        return open_webdataset(pattern, keys=keys, class_names=class_names, labels=labels)
     description = description_of(name)
     if class_names is not None or labels is not None:
         raise DataError(
-            f"class names and labels can be given for {FOLDER}PATH and {TFDS}NAME only; {name} has its own"
+            f"class names and labels can be given for {', '.join((FOLDER, *RECORDS))} only; {name} has its "
+            "own"
         )
     from train.data import prepare, tfds
 
@@ -215,7 +232,7 @@ def open_dataset(
             f"{folder} was prepared without the split {' and '.join(missing)}. Remove that folder.\n"
             f"{how_to_get(name, data_dir)}"
         )
-    features = tfds.Keys(*description.keys)
+    features = Keys(*description.keys)
     train, val = (
         DecodedSource(
             tfds.Records(folder, split, features),
@@ -224,6 +241,16 @@ def open_dataset(
         for split in (description.train, description.val)
     )
     return Dataset(name, description.class_names, train, val)
+
+
+def _open_huggingface(name: str, **options: Any) -> Dataset:
+    try:
+        from train.data.huggingface import open_huggingface
+    except ImportError as error:
+        raise DataError(
+            f"{name} needs a package that is not installed: pip install 'deeplab-jax[datasets]' ({error})"
+        ) from error
+    return open_huggingface(name.removeprefix(HUGGINGFACE), **options)
 
 
 def how_to_get(name: str, data_dir: Path) -> str:
