@@ -163,6 +163,8 @@ class EvaluationConfig:
 
     Attributes:
       every: steps between evaluations on the validation split; the last step has one in any case.
+      patience: end the run, with the model of its best checkpoint, when the best mIoU has not improved in
+        this many evaluations; None is never. The learning rate is as if the run went on.
       batch_size: images at a time, on all devices together.
       bucket: images of many sizes are padded at the bottom and right, with what zero is after
         normalisation, to multiples of this, so that few sizes compile; 1 pads only as far as the
@@ -170,6 +172,7 @@ class EvaluationConfig:
     """
 
     every: int = 1000
+    patience: int | None = None
     batch_size: int = 8
     bucket: int = 1
 
@@ -236,6 +239,14 @@ class TrainConfig:
                 problems.append(str(error))
         if not 0 <= self.ema < 1:
             problems.append(f"ema must be at least 0 and below 1, such as 0.999, got {self.ema}")
+        patience = self.evaluation.patience
+        if patience is not None and patience < 1:
+            problems.append(f"evaluation.patience must be at least 1, got {patience}")
+        if patience is not None and not self.checkpoint.keep_best:
+            problems.append(
+                "evaluation.patience ends with the best checkpoint, so checkpoint.keep_best must be at "
+                f"least 1, got {self.checkpoint.keep_best}"
+            )
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -253,7 +264,7 @@ BOOKKEEPING = (
     "evaluation.",
     "data.unreadable",
 )
-"""Options that do not change the resulting weights."""
+"""Options that do not change the weights of a step; `evaluation.patience` may be changed to go on."""
 
 
 def to_json(config: TrainConfig, class_names: Sequence[str] = ()) -> str:

@@ -29,7 +29,7 @@ from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
 from deeplab_jax.progress import duration
 from deeplab_jax.whole_file import write_file
-from train import lock, report, sharding
+from train import early_stop, lock, report, sharding
 from train.checkpoint import Checkpoints, set_aside_damaged
 from train.cluster import is_main_process, join_processes
 from train.config import MODEL_CONFIG, TrainConfig, differences, to_json
@@ -49,7 +49,7 @@ from train.model import Start, make_model
 from train.optim import OptimConfig, make_optimizer
 from train.place import Place, place_of
 from train.profiler import Profiler, steps_to_trace
-from train.run_folder import ENVIRONMENT
+from train.run_folder import ENVIRONMENT, chosen
 from train.steps import (
     Batch,
     Metrics,
@@ -105,14 +105,18 @@ def _train(config: TrainConfig, mesh: Mesh, place: Place) -> int:
             step, state = _run_steps(
                 run, first, state, checkpoints, journal, profiler, stop_requested
             )
-            if step < run.total:
+            early = step < run.total and _has_stalled(run)
+            if step < run.total and not early:
                 _save_model(run, state)
                 journal.say(
                     f"Stopped. Step {step} is saved, and a model of it in {place.name}/{RUN_MODEL}; run "
                     "the same command to resume"
                 )
                 return STOPPED
-            _finish(run, state, journal)
+            if early:
+                del state  # or there would be two at once
+                step, state = _end_early(run, step, checkpoints, journal)
+            _finish(run, step, state, journal)
     return FINISHED
 
 
@@ -271,13 +275,18 @@ def _begin_or_resume(run: _Run, checkpoints: Checkpoints) -> tuple[int, State]:
         folder = run.place.folder
         write_file(folder / CONFIG, to_json(config, run.dataset.class_names))
         write_file(folder / MODEL_CONFIG, json.dumps(to_dict(run.start.model.config), indent=2))
-        about = environment() | {"steps": run.total}
-        write_file(folder / ENVIRONMENT, json.dumps(about, indent=2))
+        _write_environment(run, run.total)
         run.place.upload()
     if not first:
         make_state = jax.jit(run.make_state, out_shardings=run.shardings)
         state = make_state(run.start.params, run.start.stats)
     return first, state
+
+
+def _write_environment(run: _Run, steps: int) -> None:
+    """Writes what a result depends on, with the step that the run ends at, which `watch` waits for."""
+    about = environment() | {"steps": steps}
+    write_file(run.place.folder / ENVIRONMENT, json.dumps(about, indent=2))
 
 
 def _journal(run: _Run, first: int) -> Journal:
@@ -322,6 +331,10 @@ def _run_steps(
     Everything up to that step is on disk then.
     """
     config, total = run.config, run.total
+    if _lacks_evaluation(run, first):
+        _evaluate(run, state, first, journal)
+    if _has_stalled(run):
+        return first, state
     meter = Meter(
         run.dataset.train,
         journal,
@@ -354,10 +367,10 @@ def _run_steps(
             meter.restart()
         if means or stopping or step == total or step % config.checkpoint.every == 0:
             meter.catch_up()  # NaN must not get on disk
-            checkpoints.save(step, state, means)
             if is_main_process():
-                run.place.upload()
-        if stopping:
+                run.place.upload()  # first: what resumes from the checkpoint counts its scores
+            checkpoints.save(step, state, means)
+        if stopping or (means and _has_stalled(run)):
             break
     checkpoints.wait()
     return step, state
@@ -378,13 +391,58 @@ def _evaluate(run: _Run, state: State, step: int, journal: Journal) -> report.Ev
     return evaluation
 
 
+def _lacks_evaluation(run: _Run, step: int) -> bool:
+    """Whether a run that counts its evaluations was stopped in place of one; the same in every process."""
+    every, patience = run.config.evaluation.every, run.config.evaluation.patience
+    if patience is None or step in (0, run.total) or step % every:
+        return False
+    return bool(_of_main_process(run, lambda scores: step not in scores))
+
+
+def _has_stalled(run: _Run) -> bool:
+    """Whether the run ends before its last step, see `early_stop`; the same in every process.
+
+    It counts what is in the run's folder, and so a resumed run goes on counting.
+    """
+    patience = run.config.evaluation.patience
+    if patience is None:
+        return False
+    return bool(_of_main_process(run, lambda scores: early_stop.has_stalled(scores, patience)))
+
+
+def _of_main_process(run: _Run, of: Callable[[Mapping[int, float]], int]) -> int:
+    """A number that the main process makes of the scores so far, in every process; all must call it."""
+    number = of(jsonl.measured(run.place.folder)) if is_main_process() else 0
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 # ---------------------------------------------------------------------------- finish
 
 
-def _finish(run: _Run, state: State, journal: Journal) -> None:
+def _end_early(
+    run: _Run, last: int, checkpoints: Checkpoints, journal: Journal
+) -> tuple[int, State]:
+    """The step of the best checkpoint, and its state; says why the run ends after step `last`."""
+    kept = checkpoints.steps()
+    best = _of_main_process(run, lambda scores: chosen("best", kept, scores)[0])
+    if is_main_process():
+        scores = jsonl.measured(run.place.folder)
+        first, since = early_stop.best_and_since(scores)
+        journal.say(
+            f"Stopping early at step {last}: the best mIoU, {scores[first]:.4f} at step {first}, has not "
+            f"improved in {since} evaluations. The model is that of step {best}."
+        )
+        _write_environment(run, last)
+    return best, checkpoints.restore(best, sharding.with_shardings(run.shapes, run.shardings))
+
+
+def _finish(run: _Run, step: int, state: State, journal: Journal) -> None:
     """Evaluates the trained model, and writes it and the report into the run's folder."""
     place, names = run.place, run.dataset.class_names
-    evaluation = _evaluate(run, state, run.total, journal)
+    if step == run.total:
+        evaluation = _evaluate(run, state, step, journal)
+    else:  # it has been recorded, at its time
+        evaluation = run.evaluator(inference_values(state))
     extremes = evaluation.extremes(EXAMPLES)
     examples = run.evaluator.examples(inference_values(state), tuple(extremes.values()))
     _save_model(run, state)
@@ -395,7 +453,7 @@ def _finish(run: _Run, state: State, journal: Journal) -> None:
         evaluation,
         names,
         dict(zip(extremes, examples, strict=True)),
-        {"run": place.name, "step": run.total},
+        {"run": place.name, "step": step},
     )
     journal.show(report.table(evaluation, names))
     if run.batches.skipped:

@@ -78,7 +78,9 @@ def open_webdataset(
         split: _split(root, tuple(map(Path, splits[split])), wanted, problems) for split in chosen
     }
     if problems:
-        raise DataError.listing(f"{pattern}: every key must be {FORMS}:", problems)
+        raise DataError.listing(
+            f"{pattern}: tars must be whole and not compressed, and hold {FORMS}:", problems
+        )
     if empty := [split for split, members in records.items() if not len(members)]:
         raise DataError(f"{pattern} has no pictures with label maps for {empty[0]}: {FORMS}")
     table = named_classes(class_names, labels) or folder_classes(root)

@@ -55,11 +55,11 @@ def latest(folder: epath.PathLike, name: str) -> float:
 
 
 def measured(folder: epath.PathLike) -> dict[int, float]:
-    """The mIoU of each step of a run that has been evaluated."""
+    """The mIoU of each step of a run that has been evaluated, without those that are NaN."""
     return {
         row["step"]: row["val/miou"]
         for row in _rows(epath.Path(folder) / FILE)
-        if "val/miou" in row
+        if row.get("val/miou") is not None
     }
 
 
