@@ -310,8 +310,6 @@ def _introduce(run: _Run, first: int, journal: Journal, moved: Sequence[str]) ->
     for line in moved:
         journal.say(line)
     journal.say(f"Resuming at step {first} of {run.total}." if first else f"{run.total} steps.")
-    if first < run.total:
-        journal.say("Compiling the first step")
 
 
 # ---------------------------------------------------------------------------- loop
@@ -335,6 +333,8 @@ def _run_steps(
         _evaluate(run, state, first, journal)
     if _has_stalled(run):
         return first, state
+    if first < total:
+        journal.say("Compiling the first step")
     meter = Meter(
         run.dataset.train,
         journal,
