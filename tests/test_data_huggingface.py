@@ -40,7 +40,7 @@ def rows(count=3, ids=(0, 1, 2, 255), **features):
 
     def values(name, feature):
         if feature == PICTURE:
-            grey = name.startswith(("image", "pixel", "left", "right"))
+            grey = name.casefold().startswith(("image", "pixel", "left"))
             return [picture(i) if grey else Image.fromarray(label) for i in range(count)]
         if feature == datasets.Value("string"):
             return [f"frame {i}" for i in range(count)]
@@ -123,6 +123,8 @@ def test_columns_are_found_by_name_and_names_by_theirs(tmp_path):
     data = open_dataset(name)
     assert data.train.name(1) == "frame 1"
     assert "label maps are semantic_segmentation, names are file_name" in data.notes[0]
+    capitals = open_dataset(save(tmp_path / "other", Image=PICTURE, Mask=PICTURE))
+    assert "pictures are Image, label maps are Mask." in capitals.notes[0]
 
 
 def test_several_candidates_or_none_list_the_columns_and_keys_choose(tmp_path):

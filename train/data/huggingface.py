@@ -219,8 +219,8 @@ def _parse_keys(text: str, features: datasets.Features) -> Keys:
 
 def _default_keys(features: datasets.Features) -> Keys:
     """The features of a data set whose names tell which is the picture and which the label map."""
-    images = [n for n in features if n in IMAGE_NAMES and _is_picture(features[n])]
-    labels = [n for n in features if n in LABEL_NAMES and _is_label_map(features[n])]
+    images = [n for n in features if n.casefold() in IMAGE_NAMES and _is_picture(features[n])]
+    labels = [n for n in features if n.casefold() in LABEL_NAMES and _is_label_map(features[n])]
     if len(images) != 1 or len(labels) != 1:
         found = " and ".join(
             f"{', '.join(names) or 'none'} may be the {what}"

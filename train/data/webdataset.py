@@ -60,7 +60,8 @@ def open_webdataset(
     by a classes.txt beside the tars; ids are checked as in a folder.
 
     Args:
-      pattern: a folder of tars, or paths as in "roads/{train,val}-{000..004}.tar"; in a bucket too.
+      pattern: a folder of tars, which may be in a bucket, or paths as in
+        "roads/{train,val}-{000..004}.tar".
       keys: the endings of picture and label map, such as "jpg,mask.png", where there are several.
       class_names: of the ids 0, 1, ...
       labels: the class of each id, such as "0=background,100=road,200=car".
