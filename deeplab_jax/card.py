@@ -13,6 +13,7 @@ from deeplab_jax.preprocessing import Preprocessing
 MARK = "<!-- `deeplab push` writes this file anew each time. Without this line, it leaves it as it is. -->"
 LIBRARY = "deeplab_jax"
 _TASK = "image-segmentation"
+_ON_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")  # ORG/NAME[:CONFIG]
 _MEASURES = {
     "miou": ("mIoU", "mean_iou"),
     "pixel_accuracy": ("pixel accuracy", "accuracy"),
@@ -268,8 +269,9 @@ def _origin(training: Training | None) -> str:
 
 def _name_of_data(name: str) -> str:
     """A data set's name for others, who have nothing of a path on this machine."""
-    kind, colon, rest = name.partition(":")
-    return _last_name(rest) if colon and kind == "folder" else name
+    kind, _, rest = name.partition(":")
+    is_path = kind in ("folder", "webdataset") or (kind == "hf" and not _ON_HUB.fullmatch(rest))
+    return _last_name(rest) if is_path else name
 
 
 def _last_name(path: str) -> str:

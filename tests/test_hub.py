@@ -215,6 +215,23 @@ def test_scores_of_an_unknown_data_set_are_no_metadata():
     assert "tfds:voc/2012 (split train, step 40, scales 1 1.5, flip)" in text
 
 
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ("camvid", "camvid"),
+        ("tfds:voc/2012", "tfds:voc/2012"),
+        ("folder:/home/alice/CamVid", "CamVid"),
+        ("hf:org/roads", "hf:org/roads"),
+        ("hf:/home/alice/roads", "roads"),
+        ("hf:../alice/roads", "roads"),
+        ("webdataset:/home/alice/{train,val}.tar", "{train,val}.tar"),
+    ],
+)
+def test_the_place_of_the_data_on_this_machine_is_not_told(data, named):
+    config = {"data": {"name": data}, "model": {"init": None}}
+    assert training_from(config).dataset == named
+
+
 def test_training_from_a_model_of_the_hub_names_it():
     config = {"data": {"name": "shapes"}, "model": {"init": "hf:/me/roads"}}
     assert training_from(config) == Training("shapes", "hf://me/roads")
