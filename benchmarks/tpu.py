@@ -32,8 +32,9 @@ class Chip:
       flops: bfloat16 operations a second at most.
       bandwidth: bytes of its memory a second at most.
       memory: bytes.
-      clock: cycles a second, those in which its matrix units do `flops`: four of 128 x 128 (eight of a
-        megacore's two; v6e's four are 256 x 256), each a multiplication and an addition for each.
+      clock: cycles a second, those in which its matrix units do `flops`: four of 128 x 128, or a megacore's
+        eight, a multiplication and an addition at each place. v6e's is not published; this is what four of
+        256 x 256 need.
       cores: "megacore" where two of them are one device.
     """
 

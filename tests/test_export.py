@@ -169,7 +169,12 @@ assert program.platforms == ("cpu", "cuda", "tpu")
 def test_half_precision_halves_the_file(tmp_path):
     model = model_of("deeplabv3plus_resnet18")
     whole, half = (
-        export(model, tmp_path / f"{dtype}.onnx", Interface(size=(64, 64), batch=1), dtype=dtype)
+        export(
+            model,
+            tmp_path / "new" / f"{dtype}.onnx",
+            Interface(size=(64, 64), batch=1),
+            dtype=dtype,
+        )
         for dtype in ("float32", "float16")
     )
     assert half.path.stat().st_size < 0.51 * whole.path.stat().st_size

@@ -75,7 +75,7 @@ def export(
 
     Args:
       model: from `create`, `load` or the porter, in any mode; batch norms are folded in the copy.
-      path: of the file.
+      path: of the file; its folder is made where it does not exist.
       interface: what the program takes and gives; None is normalised images to logits, in the layout that
         is the format's custom.
       to: the format; None goes by the suffix of `path`, .onnx or .stablehlo.
@@ -93,6 +93,7 @@ def export(
         raise ExportError(f"{path} exists; overwrite=True (--overwrite) replaces a file")
     interface = interface or Interface(layout=module.LAYOUT)
     network = for_inference(model, dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with folder_beside(path) as beside:
         new = beside / path.name
         module.write(network, interface, new)
