@@ -1,5 +1,6 @@
 """Exported files compute what the model does, in processes that know nothing of it."""
 
+import json
 import subprocess
 import sys
 
@@ -11,9 +12,10 @@ import onnxruntime
 import pytest
 from flax import nnx
 
-from deeplab_jax import Preprocessing, create, predict, reset_classifier, save
+from deeplab_jax import Preprocessing, create, load, predict, reset_classifier, save
 from deeplab_jax import export as package
 from deeplab_jax.__main__ import main
+from deeplab_jax.config import from_dict
 from deeplab_jax.export import ExportError, Interface, export
 from deeplab_jax.export.onnx_file import to_onnx
 from deeplab_jax.export.program import for_inference, function_of, weights_of
@@ -243,4 +245,9 @@ def test_the_command_prints_what_it_compared_and_how_to_run_it(tmp_path, monkeyp
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert "compared with the model on 1 x 3 x 64 x 96" in said
+    assert (
+        "# images: float32 [1, 3, 64, 96], RGB, (pixels / 255 - mean) / std, of mean 0.485" in said
+    )
     assert f'onnxruntime.InferenceSession("{out}")' in said
+    (kept,) = (p.value for p in onnx.load(out).metadata_props if p.key == "deeplab_jax")
+    assert from_dict(json.loads(kept)) == load(tmp_path / "model").config

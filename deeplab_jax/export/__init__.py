@@ -100,7 +100,8 @@ def export(
         error, compared = compare(model, interface, module.runner(new), jnp.dtype(dtype).name)
         os.replace(new, path)
     remove_leftovers(path)
-    return Exported(path, error, compared, module.usage(path))
+    usage = f"# {interface.describe(model)}\n{module.usage(path)}"
+    return Exported(path, error, compared, usage)
 
 
 def _format(to: str | None, path: Path) -> ModuleType:

@@ -5,6 +5,7 @@ becomes one of ONNX, see `onnx_rules`: so it is the very program that `predict` 
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 from jax.extend import core
+from onnx import helper
 
+from deeplab_jax.config import to_dict
 from deeplab_jax.export.onnx_graph import Graph, Value
 from deeplab_jax.export.onnx_rules import FUNCTIONS, RULES, Result
 from deeplab_jax.export.program import (
@@ -25,9 +28,13 @@ from deeplab_jax.export.program import (
     function_of,
     weights_of,
 )
+from deeplab_jax.predict import config_of
 
 LAYOUT = "nchw"
 """Of images and scores, as exports from PyTorch have them."""
+
+PROPERTY = "deeplab_jax"
+"""The key of the config in the metadata of the file."""
 
 _LARGEST = 2**31 - 1  # bytes of a protocol buffer
 
@@ -121,8 +128,9 @@ def _program(inner: core.Jaxpr | core.ClosedJaxpr) -> tuple[core.Jaxpr, Sequence
 
 
 def write(model: Model, interface: Interface, path: Path) -> None:
-    """Writes `to_onnx`."""
+    """Writes `to_onnx`, with the model's config, which has the names of classes, in its properties."""
     graph = to_onnx(model, interface)
+    helper.set_model_props(graph, {PROPERTY: json.dumps(to_dict(config_of(model)))})
     if graph.ByteSize() > _LARGEST:
         raise ExportError(
             "an ONNX file holds 2 GiB at most, and this model is larger: --dtype float16"

@@ -75,6 +75,16 @@ class Interface:
         shape.insert(self.channel_axis, len(config_of(model).preprocessing.mean))
         return jax.ShapeDtypeStruct(shape, jnp.uint8 if self.images == "pixels" else jnp.float32)
 
+    def describe(self, model: Model) -> str:
+        """What the images have to be, in a line."""
+        struct, given = self.struct(model), config_of(model).preprocessing
+        shape = f"images: {struct.dtype} {list(map(str, struct.shape))}".replace("'", "")
+        if self.images == "pixels":
+            return f"{shape}, RGB" if len(given.mean) == 3 else shape
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (given.mean, given.std))
+        order = f"{given.channel_order.upper()}, " if len(given.mean) == 3 else ""
+        return f"{shape}, {order}(pixels / 255 - mean) / std, of mean {mean} and std {std}"
+
     def examples(self, model: Model) -> Iterator[np.ndarray]:
         """Images to compare two programs by: noise, of several sizes and numbers where they are free."""
         config = config_of(model).preprocessing
