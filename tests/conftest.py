@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Before torch is: threads that outnumber the cores make its float64 convolutions many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
+import ctypes
 import gc
 
 import jax
@@ -29,10 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """Frees what a file's tests have compiled: all files' would be 8 GB in each worker."""
+    """Frees what a file's tests have made: all files' would be 8 GB in each worker."""
     yield
     jax.clear_caches()
     gc.collect()
+    # Commands that run within the tests keep freed memory, see `deeplab_jax.memory`.
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
