@@ -32,14 +32,11 @@ BACKBONES = [
     "fcn_regnety_002",
     "lraspp_mobilenet_v3_small",
     "fcn_efficientnet_b0",
-    "fcn_efficientnet_lite0",
     "fcn_convnext_tiny",
     "fcn_mit_b0",
     "fcn_mobilevit_xxs",
     "fcn_hrnetv2_w18",
-    "fcn_xception41",
     "fcn_mobileone_s0",
-    "fcn_drn_d_22",
     "fcn_dpn68",
 ]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import flatbuffers  # type: ignore[import-untyped]  # noqa: F401 - jax.export writes with it
 import jax
 import numpy as np
 from jax import export
