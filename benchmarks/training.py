@@ -15,7 +15,7 @@ from benchmarks import peers
 from benchmarks.measure import OURS, PLAIN, Case, check, measure
 from benchmarks.report import report
 from deeplab_jax import compiler_options
-from deeplab_jax.model import named_variables
+from deeplab_jax.model import named_values, named_variables
 from deeplab_jax.preprocessing import normalize
 from port import load_torch
 from train.config import TrainConfig
@@ -101,7 +101,7 @@ def _run(
 ) -> Callable[[], tuple[float, float]]:
     """One step from state to state, giving its loss and the norm of its gradient."""
     config = TrainConfig(optim=_optim(setup), batch_size=setup.batch)
-    values = {name: variable[...] for name, variable in named_variables(model).items()}
+    values = named_values(model)
     trained = [n for n, v in named_variables(model).items() if isinstance(v, nnx.Param)]
     params = {name: values.pop(name) for name in trained}
     optimizer, schedule = make_optimizer(config.optim, params, 1000)

@@ -9,7 +9,14 @@ from flax import nnx
 
 from deeplab_jax.heads import is_classifier
 from deeplab_jax.layers import check_rngs
-from deeplab_jax.model import SegmentationModel, build, create, named_variables, with_values
+from deeplab_jax.model import (
+    SegmentationModel,
+    build,
+    create,
+    named_values,
+    named_variables,
+    with_values,
+)
 
 
 def reset_classifier(
@@ -96,8 +103,7 @@ def with_backbone_of(model: SegmentationModel, source: SegmentationModel) -> Seg
 
 def _with_some(model: SegmentationModel, values: dict[str, jax.Array]) -> SegmentationModel:
     """A copy of a model with other values of some of its variables."""
-    kept = {path: variable[...] for path, variable in named_variables(model).items()}
-    return with_values(model, kept | values)
+    return with_values(model, named_values(model) | values)
 
 
 def _in_turn(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

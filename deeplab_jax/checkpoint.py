@@ -27,7 +27,13 @@ from flax import nnx
 from deeplab_jax import buckets, hub
 from deeplab_jax.beside import folder_beside, remove_leftovers
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.model import SegmentationModel, build, named_variables, with_values
+from deeplab_jax.model import (
+    SegmentationModel,
+    build,
+    named_values,
+    named_variables,
+    with_values,
+)
 from deeplab_jax.paths import check_local
 
 FORMAT = 1
@@ -289,10 +295,6 @@ def _is_model(path: Path) -> bool:
         return False
 
 
-def _weights(model: SegmentationModel) -> dict[str, jax.Array]:
-    return {name: variable[...] for name, variable in named_variables(model).items()}
-
-
 def digest_of(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str:
     """SHA-256 of arrays, with their names, types and shapes, and of what else stands beside them."""
     digest = hashlib.sha256("".join(texts).encode())
@@ -386,7 +388,7 @@ def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) 
 
 def _write_folder(model: SegmentationModel, folder: Path, weights: str = WEIGHTS) -> None:
     folder.mkdir()
-    values = _weights(model)
+    values = named_values(model)
     header = _header(model.config) | {DIGEST: digest_of(values)}
     header |= {} if weights == WEIGHTS else {WEIGHTS: weights}
     (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
@@ -454,7 +456,7 @@ def _raised_by_orbax(error: Exception) -> bool:
 def _write_file(model: SegmentationModel, file: Path) -> None:
     from safetensors.numpy import save_file
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in _weights(model).items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in named_values(model).items()}
     header = json.dumps(_header(model.config))
     save_file(arrays, file, metadata={HEADER: header, DIGEST: digest_of(arrays, header)})
     # safetensors makes files that nobody else may read; one in `file`'s place has what the umask gives.

@@ -379,6 +379,11 @@ def named_variables(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     return {_name(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
+def named_values(model: nnx.Module) -> dict[str, jax.Array]:
+    """The value of every variable of a model by its path, what `with_values` takes."""
+    return {name: variable[...] for name, variable in named_variables(model).items()}
+
+
 def with_values(model: ModuleT, values: Mapping[str, jax.Array]) -> ModuleT:
     """A copy of `model`, which may be `build`'s, with other values.
 

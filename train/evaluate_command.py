@@ -17,7 +17,7 @@ from deeplab_jax.checkpoint import RUN_MODEL, model_path
 from deeplab_jax.command import keep_compiled_programs
 from deeplab_jax.config import mask_classes
 from deeplab_jax.hub import repository_of
-from deeplab_jax.model import named_variables, with_values
+from deeplab_jax.model import named_values, with_values
 from deeplab_jax.paths import check_local
 from deeplab_jax.progress import progress
 from train import report
@@ -136,8 +136,7 @@ def _model(path: Path, step: str | None, watch: bool) -> tuple[SegmentationModel
         Console().print(f"Of {path}: {why}.", markup=False, highlight=False, soft_wrap=True)
         return with_values(network, values), path / RUN_MODEL, values
     network = load(path)
-    values = {name: variable[...] for name, variable in named_variables(network).items()}
-    return network, path / RUN_MODEL if is_run(path) else path, values
+    return network, path / RUN_MODEL if is_run(path) else path, named_values(network)
 
 
 def check_classes(config: Config, dataset: Dataset) -> None:

@@ -10,7 +10,13 @@ from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig, FCNConfig
 from deeplab_jax.layers import BatchNorm
-from deeplab_jax.model import FeaturesModel, SegmentationModel, create, named_variables
+from deeplab_jax.model import (
+    FeaturesModel,
+    SegmentationModel,
+    create,
+    named_values,
+    named_variables,
+)
 from deeplab_jax.presets import named_config
 from train.config import ModelConfig
 
@@ -51,9 +57,7 @@ def make_model(
         raise ModelError(f"{config.init} cannot be trained: it is a head without a backbone")
     wanted = _config(config, preset, None if source is None else source.config, class_names)
     model = build(wanted, dtype=config.dtype)
-    values = {
-        name: v[...] for name, v in named_variables(create(wanted, rngs=nnx.Rngs(seed))).items()
-    }
+    values = named_values(create(wanted, rngs=nnx.Rngs(seed)))
     origin = f"{config.preset} with new weights"
     if source is not None:
         taken = _fitting(named_variables(source), values)

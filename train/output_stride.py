@@ -5,7 +5,7 @@ from flax import nnx
 from deeplab_jax import build
 from deeplab_jax.heads import ASPPConfig
 from deeplab_jax.layers import Conv
-from deeplab_jax.model import named_variables, with_values
+from deeplab_jax.model import named_values, with_values
 
 
 def with_output_stride(model: nnx.Module, output_stride: int) -> nnx.Module:
@@ -22,8 +22,8 @@ def with_output_stride(model: nnx.Module, output_stride: int) -> nnx.Module:
     if isinstance(config.head, ASPPConfig) and config.head.rates is not None:
         factor = config.backbone.output_stride / output_stride
         fields["rates"] = tuple(max(1, int(rate * factor)) for rate in config.head.rates)
-    values = {name: variable[...] for name, variable in named_variables(model).items()}
-    other = with_values(build(config.override(**fields), dtype=model.dtype), values)
+    other = build(config.override(**fields), dtype=model.dtype)
+    other = with_values(other, named_values(model))
     dilations = _dilations(model, output_stride)
     for path, conv in _convolutions(other).items():
         if conv.dilation != dilations[path]:

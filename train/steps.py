@@ -80,7 +80,8 @@ def make_train_step(
         total = loss(module.resize(logits, size))
         if auxiliary is not None:
             total += config.loss.auxiliary * loss(module.resize(auxiliary, size))
-        moved = {name: named_variables(module)[name][...] for name in stats}
+        variables = named_variables(module)
+        moved = {name: variables[name][...] for name in stats}
         return total, moved
 
     if config.model.remat:
