@@ -18,8 +18,9 @@ from deeplab_jax.__main__ import main
 from deeplab_jax.config import from_dict
 from deeplab_jax.export import ExportError, Interface, export
 from deeplab_jax.export.onnx_file import to_onnx
-from deeplab_jax.export.program import for_inference, function_of, weights_of
+from deeplab_jax.export.program import for_inference, function_of
 from deeplab_jax.layers import BatchNorm
+from deeplab_jax.model import named_values
 
 # Every kind of operation: each way of pooling, SAME padding, attention, grouped convolutions.
 BACKBONES = [
@@ -68,7 +69,7 @@ def ours(model, interface, images):
     run = jax.jit(
         function_of(folded, interface), compiler_options={"xla_backend_optimization_level": 0}
     )
-    return [np.asarray(run(weights_of(folded), x)) for x in images]
+    return [np.asarray(run(named_values(folded), x)) for x in images]
 
 
 @pytest.mark.parametrize("preset", BACKBONES)

@@ -26,8 +26,9 @@ from deeplab_jax.export.program import (
     Model,
     for_inference,
     function_of,
-    weights_of,
+    in_dtype,
 )
+from deeplab_jax.model import named_values
 
 __all__ = ["FORMATS", "SMALLEST", "ExportError", "Exported", "Interface", "export"]
 
@@ -92,12 +93,12 @@ def export(
     if path.is_dir() or (path.exists() and not overwrite):
         raise ExportError(f"{path} exists; overwrite=True (--overwrite) replaces a file")
     interface = interface or Interface(layout=module.LAYOUT)
-    network = for_inference(model, dtype)
+    reference = for_inference(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with folder_beside(path) as beside:
         new = beside / path.name
-        module.write(network, interface, new)
-        error, compared = compare(model, interface, module.runner(new), jnp.dtype(dtype).name)
+        module.write(in_dtype(reference, dtype), interface, new)
+        error, compared = compare(reference, interface, module.runner(new), jnp.dtype(dtype).name)
         os.replace(new, path)
     remove_leftovers(path)
     usage = f"# {interface.describe(model)}\n{module.usage(path)}"
@@ -128,20 +129,22 @@ def compare(
 ) -> tuple[float, tuple[tuple[int, ...], ...]]:
     """The `Exported.error` of a program, and the shapes that it was run on.
 
+    Args:
+      model: of `for_inference`.
+
     Raises ExportError where the program computes something else than the model does.
     """
-    reference = for_inference(model)
     classes = interface.output == "classes"
     scores = dataclasses.replace(interface, output="logits") if classes else interface
-    function, weights = jax.jit(function_of(reference, scores)), weights_of(reference)
-    distance = functools.partial(_behind if classes else _distance, interface.channel_axis)
+    function, weights = jax.jit(function_of(model, scores)), named_values(model)
+    distance = functools.partial(_behind, interface.channel_axis) if classes else _distance
     worst, shapes = 0.0, []
     for images in interface.examples(model):
         want = np.asarray(function(weights, images))
         error, allowed = distance(want, run(images)), TOLERANCE[dtype]
         if error > allowed:
             moved = {name: jnp.nextafter(value, np.inf) for name, value in weights.items()}
-            rounding = _distance(0, want, np.asarray(function(moved, images)))
+            rounding = _distance(want, np.asarray(function(moved, images)))
             if rounding > _LOST:
                 raise ExportError(
                     "this model cannot be compared with what is exported: its own logits move by "
@@ -159,9 +162,8 @@ def compare(
     return worst, tuple(shapes)
 
 
-def _distance(axis: int, want: np.ndarray, got: np.ndarray) -> float:
+def _distance(want: np.ndarray, got: np.ndarray) -> float:
     """The largest difference, relative to the largest value."""
-    del axis
     if want.shape != got.shape:
         return np.inf
     return float(np.abs(got - want).max() / _largest(want))

@@ -21,13 +21,13 @@ from deeplab_jax.config import to_dict
 from deeplab_jax.export.onnx_graph import Graph, Value
 from deeplab_jax.export.onnx_rules import FUNCTIONS, RULES, Result
 from deeplab_jax.export.program import (
-    SIZES,
     ExportError,
     Interface,
     Model,
     function_of,
-    weights_of,
+    needs_a_size,
 )
+from deeplab_jax.model import named_values
 from deeplab_jax.predict import config_of
 
 LAYOUT = "nchw"
@@ -48,33 +48,29 @@ def to_onnx(model: Model, interface: Interface) -> onnx.ModelProto:
     Raises:
       ExportError: for an operation that has no rule, and a model that needs a fixed size and has none.
     """
-    weights = weights_of(model)
-    program, fixed = _traced(model, interface, weights)
+    weights = named_values(model)
+    program = _traced(model, interface, weights)
     graph = Graph()
     values = [graph.known(np.asarray(weights[name]), name) for name in sorted(weights)]
     images = program.in_avals[-1]
-    values.append(graph.input("images", images.shape, images.dtype, fixed))
+    values.append(graph.input("images", images.shape, images.dtype, interface.fixed))
     (result,) = _run(graph, program.jaxpr, program.consts, values)
     return graph.model(interface.output, result)
 
 
 def _traced(
     model: Model, interface: Interface, weights: Mapping[str, jax.Array]
-) -> tuple[core.ClosedJaxpr, dict[str, int]]:
-    """The program, with symbols for sizes if it can be, and which of the symbols are fixed."""
-    sizes = dict(zip(SIZES, (interface.batch, *(interface.size or (None, None))), strict=True))
-    fixed = {name: size for name, size in sizes.items() if size is not None}
+) -> core.ClosedJaxpr:
+    """The program, with symbols if it can be, also for sizes that are fixed: resizes are operators then."""
     structs = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in weights.items()}
     trace = jax.make_jaxpr(function_of(model, interface))
     free = dataclasses.replace(interface, size=None, batch=None)
     try:
-        return trace(structs, free.struct(model)), fixed
+        return trace(structs, free.struct(model))
     except jax.errors.InconclusiveDimensionOperation as error:
         if interface.size is None:
-            raise ExportError(
-                f"this model's program depends on the size of the images; fix it with --size. {error}"
-            ) from error
-    return trace(structs, interface.struct(model)), fixed
+            raise needs_a_size(error) from error
+    return trace(structs, interface.struct(model))
 
 
 # ---------------------------------------------------------------------------- translation
@@ -111,7 +107,7 @@ def _apply(graph: Graph, equation: core.JaxprEqn, values: list[Any]) -> Sequence
     if name == "cond" and isinstance(values[0], int):
         return _run(graph, *_program(parameters["branches"][values[0]]), values[1:])
     if (function := FUNCTIONS.get(parameters.get("name", ""))) is not None:
-        return [function(graph, results[0], values[0])]
+        return [function(graph, results[0], parameters, *values)]
     if (inner := parameters.get("jaxpr", parameters.get("call_jaxpr"))) is not None:
         return _run(graph, *_program(inner), values)
     if name not in RULES:

@@ -1,6 +1,7 @@
 """What each operation of JAX is in ONNX: one rule a row."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -73,14 +74,18 @@ def _of_rank(graph: Graph, value: Value, result: Result, order: Order) -> Value:
     return value  # a number
 
 
-def _node(kind: str, **attributes: Any) -> Rule:
+def _formula(make: Callable[..., str]) -> Rule:
+    """The rule of what `make` computes of the graph and the names of the operands."""
+
     def apply(graph: Graph, result: Result, parameters: Parameters, *operands: Value) -> Value:
         del parameters
-        return elementwise(
-            graph, result, lambda *names: graph.node(kind, *names, **attributes), *operands
-        )
+        return elementwise(graph, result, functools.partial(make, graph), *operands)
 
     return apply
+
+
+def _node(kind: str, **attributes: Any) -> Rule:
+    return _formula(lambda graph, *names: graph.node(kind, *names, **attributes))
 
 
 RULES |= {
@@ -114,6 +119,14 @@ RULES |= {
     }.items()
 }
 
+RULES |= {
+    "clamp": _formula(lambda graph, low, x, high: graph.node("Clip", x, low, high)),
+    "ne": _formula(lambda graph, a, b: graph.node("Not", graph.node("Equal", a, b))),
+    "rsqrt": _formula(lambda graph, x: graph.node("Reciprocal", graph.node("Sqrt", x))),
+    "select_n": _formula(lambda graph, which, no, yes: graph.node("Where", which, yes, no)),
+    "square": _formula(lambda graph, x: graph.node("Mul", x, x)),
+}
+
 
 @rule("copy", "copy_p", "name", "optimization_barrier", "stop_gradient")
 def _same(graph: Graph, result: Result, parameters: Parameters, value: Value) -> Value:
@@ -125,7 +138,7 @@ def _same(graph: Graph, result: Result, parameters: Parameters, value: Value) ->
 def _max(graph: Graph, result: Result, parameters: Parameters, left: Value, right: Value) -> Value:
     for value, bound in ((left, right), (right, left)):
         if bound.constant is not None and bound.constant.size == 1 and not bound.constant.any():
-            return elementwise(graph, result, lambda name: graph.node("Relu", name), value)
+            return _node("Relu")(graph, result, parameters, value)
     return _node("Max")(graph, result, parameters, left, right)
 
 
@@ -141,21 +154,6 @@ def _min(graph: Graph, result: Result, parameters: Parameters, left: Value, righ
     return _node("Min")(graph, result, parameters, left, right)
 
 
-@rule("clamp")
-def _clamp(
-    graph: Graph, result: Result, parameters: Parameters, low: Value, value: Value, high: Value
-) -> Value:
-    del parameters
-    bounds = graph.read(low), graph.read(high)
-    return elementwise(graph, result, lambda name: graph.node("Clip", name, *bounds), value)
-
-
-@rule("square")
-def _square(graph: Graph, result: Result, parameters: Parameters, value: Value) -> Value:
-    del parameters
-    return elementwise(graph, result, lambda name: graph.node("Mul", name, name), value)
-
-
 @rule("erfc")
 def _erfc(graph: Graph, result: Result, parameters: Parameters, value: Value) -> Value:
     del parameters
@@ -165,36 +163,10 @@ def _erfc(graph: Graph, result: Result, parameters: Parameters, value: Value) ->
     )
 
 
-@rule("rsqrt")
-def _rsqrt(graph: Graph, result: Result, parameters: Parameters, value: Value) -> Value:
-    del parameters
-    return elementwise(
-        graph, result, lambda name: graph.node("Reciprocal", graph.node("Sqrt", name)), value
-    )
-
-
 @rule("integer_pow")
 def _integer_pow(graph: Graph, result: Result, parameters: Parameters, value: Value) -> Value:
     power = graph.constant(np.asarray(parameters["y"], result.dtype))
     return elementwise(graph, result, lambda name: graph.node("Pow", name, power), value)
-
-
-@rule("ne")
-def _ne(graph: Graph, result: Result, parameters: Parameters, left: Value, right: Value) -> Value:
-    del parameters
-    return elementwise(
-        graph, result, lambda a, b: graph.node("Not", graph.node("Equal", a, b)), left, right
-    )
-
-
-@rule("select_n")
-def _select(
-    graph: Graph, result: Result, parameters: Parameters, which: Value, no: Value, yes: Value
-) -> Value:
-    del parameters
-    return elementwise(
-        graph, result, lambda which, no, yes: graph.node("Where", which, yes, no), which, no, yes
-    )
 
 
 @rule("convert_element_type")
@@ -231,8 +203,6 @@ def _broadcast(
 ) -> Value:
     places = parameters["broadcast_dimensions"]
     rank = len(result.shape)
-    # The axes of the operand in the order that they have in the result, ones between them.
-    value = graph.plain(value)
     widened = frozenset(
         axis
         for axis in range(rank)
@@ -240,32 +210,34 @@ def _broadcast(
     )
     if rank == len(value.shape):
         return dataclasses.replace(value, shape=result.shape, repeated=widened)
-    if value.constant is not None:
-        shape = [1] * rank
-        for axis, size in zip(places, value.constant.shape, strict=True):
-            shape[axis] = size
-        constant = value.constant.reshape(shape)
-        name = value.name
-    else:
-        constant, name = None, value.name
-        missing = [axis for axis in range(rank) if axis not in places]
+    # The axes of the operand in the order that they have in the result, ones between them.
+    value = graph.plain(value)
+    missing = [axis for axis in range(rank) if axis not in places]
+    name, constant = value.name, value.constant
+    if constant is None:
         name = graph.node("Unsqueeze", name, graph.integers(missing))
+    else:
+        constant = np.expand_dims(constant, tuple(missing))
     return Value(name, result.shape, result.dtype, tuple(range(rank)), widened, constant)
 
 
 @rule("squeeze")
 def _squeeze(graph: Graph, result: Result, parameters: Parameters, value: Value) -> Value:
     gone = [axis % len(value.shape) for axis in parameters["dimensions"]]
-    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
-    new = {old: i for i, old in enumerate(kept)}
     places = tuple(value.place(axis) for axis in gone)
-    order = tuple(new[axis] for axis in value.order if axis in new)
-    repeated = frozenset(new[axis] for axis in value.repeated if axis in new)
+    order, repeated = _without(value, gone)
     if value.constant is not None:
         constant = value.constant.squeeze(places)
         return Value(value.name, result.shape, result.dtype, order, repeated, constant)
     name = graph.node("Squeeze", value.name, graph.integers(sorted(places)))
     return Value(name, result.shape, result.dtype, order, repeated)
+
+
+def _without(value: Value, axes: Iterable[int]) -> tuple[Order, frozenset[int]]:
+    """`Value.order` and `Value.repeated` of what a value is without some of its axes."""
+    new = {old: i for i, old in enumerate(_others(value, axes))}
+    order = tuple(new[axis] for axis in value.order if axis in new)
+    return order, frozenset(new[axis] for axis in value.repeated if axis in new)
 
 
 @rule("expand_dims")
@@ -446,11 +418,8 @@ def _reduction(kind: str) -> Rule:
         if value.repeated & set(axes):
             value = graph.whole(value)
         places = graph.integers(sorted(value.place(axis) for axis in axes))
-        left = [axis for axis in range(len(value.shape)) if axis not in axes]
-        new = {old: i for i, old in enumerate(left)}
-        order = tuple(new[axis] for axis in value.order if axis in new)
+        order, repeated = _without(value, axes)
         name = graph.node(kind, graph.read(value), places, keepdims=0)
-        repeated = frozenset(new[axis] for axis in value.repeated if axis in new)
         return Value(name, result.shape, result.dtype, order, repeated)
 
     return apply
@@ -468,8 +437,7 @@ RULES |= {
 def _argmax(graph: Graph, result: Result, parameters: Parameters, value: Value) -> Value:
     (axis,) = parameters["axes"]
     value = graph.whole(value)
-    left = [i for i in range(len(value.shape)) if i != axis]
-    order = tuple(left.index(i) for i in value.order if i != axis)
+    order, _ = _without(value, (axis,))
     name = graph.node("ArgMax", graph.read(value), axis=value.place(axis), keepdims=0)
     return Value(graph.cast(name, result.dtype), result.shape, result.dtype, order)
 
@@ -483,15 +451,13 @@ def _product(
     left, right = graph.whole(left), graph.whole(right)
     left_free = _others(left, left_sum, left_batch)
     right_free = _others(right, right_sum, right_batch)
+    a = graph.in_order(left, (*left_batch, *left_free, *left_sum))
+    b = graph.in_order(right, (*right_batch, *right_sum, *right_free))
     # MatMul takes any number of axes in front, of both sides or of the left alone.
     fits = len(left_sum) == 1 and len(right_free) == 1
     if fits and (len(left_free) == 1 or not left_batch):
-        a = graph.in_order(left, (*left_batch, *left_free, *left_sum))
-        b = graph.in_order(right, (*right_batch, *right_sum, *right_free))
         name = graph.node("MatMul", graph.read(a), graph.read(b))
         return Value(name, result.shape, result.dtype, tuple(range(len(result.shape))))
-    a = graph.in_order(left, (*left_batch, *left_free, *left_sum))
-    b = graph.in_order(right, (*right_batch, *right_sum, *right_free))
     batch, summed = a.stored[: len(left_batch)], math.prod(left.shape[i] for i in left_sum)
     rows, columns = (
         math.prod(side.shape[i] for i in free)
@@ -566,10 +532,11 @@ def _max_pool(graph: Graph, result: Result, parameters: Parameters, image: Value
     return Value(name, result.shape, result.dtype, order)
 
 
-def _resize(mode: str) -> Callable[[Graph, Result, Value], Value]:
+def _resize(mode: str) -> Rule:
     """Bilinear, of `[B, H, W, C]`."""
 
-    def apply(graph: Graph, result: Result, image: Value) -> Value:
+    def apply(graph: Graph, result: Result, parameters: Parameters, image: Value) -> Value:
+        del parameters
         order = (0, 3, 1, 2)
         image = graph.in_order(graph.whole(image), order)
         sizes = graph.shape([result.shape[axis] for axis in order])
@@ -587,18 +554,11 @@ def _resize(mode: str) -> Callable[[Graph, Result, Value], Value]:
     return apply
 
 
-def _whole(kind: str, **attributes: Any) -> Callable[[Graph, Result, Value], Value]:
-    def apply(graph: Graph, result: Result, value: Value) -> Value:
-        return elementwise(graph, result, lambda name: graph.node(kind, name, **attributes), value)
-
-    return apply
-
-
-FUNCTIONS: dict[str, Callable[[Graph, Result, Value], Value]] = {
-    "relu": _whole("Relu"),
-    "hard_sigmoid": _whole("HardSigmoid", alpha=1 / 6, beta=0.5),
-    "hard_swish": _whole("HardSwish"),
+FUNCTIONS: dict[str, Rule] = {
+    "relu": _node("Relu"),
+    "hard_sigmoid": _node("HardSigmoid", alpha=1 / 6, beta=0.5),
+    "hard_swish": _node("HardSwish"),
     "resize_half_pixel": _resize("half_pixel"),
     "resize_align_corners": _resize("align_corners"),
 }
-"""Functions of `jax.nn` that are one operator in ONNX, by the names that JAX gives them in a program."""
+"""Functions that are one operator in ONNX, by the names that JAX gives them in a program."""

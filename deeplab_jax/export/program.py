@@ -7,15 +7,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import export
 
 from deeplab_jax.fold import fold_batch_norm
-from deeplab_jax.model import SegmentationModel, named_variables, with_values
+from deeplab_jax.model import SegmentationModel, with_values
 from deeplab_jax.predict import config_of, most_likely, probabilities_of
 from deeplab_jax.preprocessing import normalize, pad_to_multiple
 
-SIZES = ("batch", "height", "width")
-"""Names of the sizes that need not be fixed."""
+_SIZES = ("batch", "height", "width")  # that need not be fixed
 
 SMALLEST = 64
 """Rows and columns of the smallest image that a program of any size takes: some networks pad smaller ones,
@@ -63,15 +63,19 @@ class Interface:
         """Of images, logits and probabilities."""
         return 1 if self.layout == "nchw" else 3
 
+    @property
+    def fixed(self) -> dict[str, int]:
+        """The sizes that are the same for all images, by the names of the symbols of those that are not."""
+        sizes = zip(_SIZES, (self.batch, *(self.size or (None, None))), strict=True)
+        return {name: size for name, size in sizes if size is not None}
+
     def struct(self, model: Model) -> jax.ShapeDtypeStruct:
         """Shape and type of the images, with symbols for the sizes that are not fixed."""
-        given = dict(zip(SIZES, (self.batch, *(self.size or (None, None))), strict=True))
-        free = [name for name, size in given.items() if size is None]
+        free = [name for name in _SIZES if name not in self.fixed]
         least = [f"{name} >= {1 if name == 'batch' else SMALLEST}" for name in free]
         symbols = export.symbolic_shape(",".join(free), constraints=least) if free else ()
-        found = dict(zip(free, symbols, strict=True))
-        batch, height, width = (found.get(name, size) for name, size in given.items())
-        shape = [batch, height, width]
+        found = self.fixed | dict(zip(free, symbols, strict=True))
+        shape = [found[name] for name in _SIZES]
         shape.insert(self.channel_axis, len(config_of(model).preprocessing.mean))
         return jax.ShapeDtypeStruct(shape, jnp.uint8 if self.images == "pixels" else jnp.float32)
 
@@ -97,20 +101,24 @@ class Interface:
             yield images if self.layout == "nhwc" else images.transpose(0, 3, 1, 2)
 
 
-def weights_of(model: Model) -> dict[str, jax.Array]:
-    """Every array of a model by its path."""
-    return {name: variable[...] for name, variable in named_variables(model).items()}
+def for_inference(model: Model) -> Model:
+    """A copy with its batch norms folded. Raises ValueError where it has no config or no backbone."""
+    config_of(model)
+    return fold_batch_norm(model)
 
 
-def for_inference(model: Model, dtype: jax.typing.DTypeLike = jnp.float32) -> Model:
-    """A copy with its batch norms folded, whose convolutions compute in `dtype`.
+def in_dtype(model: Model, dtype: jax.typing.DTypeLike) -> Model:
+    """A copy whose convolutions compute in `dtype`."""
+    copy = nnx.clone(model)
+    copy.dtype = jnp.dtype(dtype)
+    return copy
 
-    Raises ValueError where it has no config or no backbone.
-    """
-    config = config_of(model)
-    folded = fold_batch_norm(model)
-    folded.config, folded.dtype = config, jnp.dtype(dtype)
-    return folded
+
+def needs_a_size(error: jax.errors.InconclusiveDimensionOperation) -> ExportError:
+    """What to raise where a program cannot be traced for images of any size."""
+    return ExportError(
+        f"this model's program depends on the size of the images; fix it with --size. {error}"
+    )
 
 
 def function_of(model: Model, interface: Interface) -> Function:

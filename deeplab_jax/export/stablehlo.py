@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax import export
 
-from deeplab_jax.export.program import ExportError, Interface, Model, function_of, weights_of
+from deeplab_jax.export.program import Interface, Model, function_of, needs_a_size
+from deeplab_jax.model import named_values
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -25,15 +26,12 @@ def to_stablehlo(model: Model, interface: Interface) -> bytes:
     Raises:
       ExportError: for a model that needs a fixed size and has none.
     """
-    weights = weights_of(model)
-    function = function_of(model, interface)
+    weights, function = named_values(model), function_of(model, interface)
     program = jax.jit(lambda images: function(weights, images))
     try:
         exported = export.export(program, platforms=PLATFORMS)(interface.struct(model))
     except jax.errors.InconclusiveDimensionOperation as error:
-        raise ExportError(
-            f"this model's program depends on the size of the images; fix it with --size. {error}"
-        ) from error
+        raise needs_a_size(error) from error
     return bytes(exported.serialize())
 
 
