@@ -677,3 +677,14 @@ def test_programs_that_are_kept_are_ones_that_can_be_saved(tmp_path):
     assert (ops.compiler_options() != without) == ops.has_onednn()
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     assert ops.compiler_options() == without
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(129, 65), (7, 5), (1, 1), (513, 2)])
+def test_the_resize_that_exports_to_any_size_is_the_same(size, align_corners):
+    x = np.random.default_rng(0).standard_normal((1, 33, 17, 3), np.float32)
+    forms = lowering.resize_half_pixel, lowering.resize_align_corners
+    ours = forms[align_corners](x, out=size)
+    expected = ops.resize_bilinear(x, size, align_corners=align_corners)
+    # XLA rounds the position once where NumPy rounds its product and its sum.
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
