@@ -225,7 +225,8 @@ def _listed(name: str, fields: Mapping[str, Any]) -> str:
 
 
 def _preprocessing(given: Preprocessing) -> str:
-    order = given.channel_order.upper() if len(given.mean) == 3 else f"{len(given.mean)} channels"
+    order = given.channel_order.upper() if given.is_rgb else f"{len(given.mean)} bands of {given.pixels}"
+    order += f", {', '.join(map(str, given.bands))} of the files" if given.bands else ""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (given.mean, given.std))
     padded = f"; padded to multiples of {given.size_multiple}" if given.size_multiple > 1 else ""
     return f"{order}, scaled to [0, 1], mean {mean}, standard deviation {std}{padded}"

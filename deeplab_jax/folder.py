@@ -13,8 +13,9 @@ from typing import TypeVar
 import jax
 import numpy as np
 
+from deeplab_jax.bands import picture_size, read_picture, to_show
 from deeplab_jax.fold import fold_batch_norm
-from deeplab_jax.images import ImageError, image_size, read_image
+from deeplab_jax.images import ImageError
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.predict import (
     Plan,
@@ -26,8 +27,10 @@ from deeplab_jax.predict import (
     in_batches,
     make_plan,
 )
+from deeplab_jax.preprocessing import Preprocessing
 from deeplab_jax.progress import progress as shown_progress
 from deeplab_jax.results import digest_of_picture, output_names, result_files, targets_of
+from deeplab_jax.scenes import SceneFiles, is_scene
 
 _BATCHES_AHEAD = 2  # read while one runs
 _SAVES_WAITING = 16
@@ -74,7 +77,8 @@ def predict_folder(
 
     The ids are at the picture's size and as `visualize.save_labels` writes them; a file that was
     there is replaced, never left half written. `results.output_names` says what NAME is. Pictures whose
-    results are there, made of the same file by the same model and options, are left as they are.
+    results are there, made of the same file by the same model and options, are left as they are. TIFFs with
+    a place on earth, and very large ones, are done window by window, and become `NAME.tif`, see `scenes`.
 
     Pictures of the same size run together. Each size compiles anew, which takes seconds: a folder
     in which all sizes differ takes that long per picture, as padding them to common sizes would
@@ -105,11 +109,6 @@ def predict_folder(
     config = config_of(model)
     check_options(scales=scales, tile=tile, batch_size=batch_size, top=probabilities)
     _check_shard(*shard)
-    if len(config.preprocessing.mean) != 3:
-        raise ValueError(
-            f"picture files have 3 channels, this model takes {len(config.preprocessing.mean)}; "
-            "give `predict` arrays"
-        )
     all_paths = list({os.path.abspath(path): Path(path) for path in images}.values())
     targets = targets_of(all_paths, Path(out), names or output_names(all_paths))
     results = result_files(
@@ -121,10 +120,13 @@ def predict_folder(
         flip=flip,
         tile=tile,
     )
+    scene_results = SceneFiles(results, config)
     paths = all_paths[shard[0] :: shard[1]]
     threads = ThreadPoolExecutor()
+    scenes = {path for path, so in zip(paths, threads.map(is_scene, paths), strict=True) if so}
     if not redo:
-        there = threads.map(lambda path: results.are_there(targets[path], path), paths)
+        files = [scene_results if path in scenes else results for path in paths]
+        there = threads.map(lambda of, path: of.are_there(targets[path], path), files, paths)
         paths = [path for path, done in zip(paths, there, strict=True) if not done]
     devices = jax.local_devices() if devices is None else devices
     run = evaluator(fold_batch_norm(model), scales, flip, top=probabilities, devices=devices)
@@ -140,16 +142,16 @@ def predict_folder(
     saving: deque[Future] = deque()
     written = 0
     try:
-        with shown_progress("predicting", len(paths), shown=progress) as done:
-            for path, result in _results(threads, run, paths, plan):
+        pictures = [path for path in paths if path not in scenes]
+        with shown_progress("predicting", len(pictures), shown=progress) as done:
+            for path, result in _results(threads, run, pictures, plan, config.preprocessing):
                 if isinstance(result, ImageError):
                     failures[path] = result
                 else:
                     picture, made = result
                     key = results.key(picture.digest)
-                    saving.append(
-                        threads.submit(results.write, targets[path], picture.pixels, made, key)
-                    )
+                    shown = to_show(picture.pixels)
+                    saving.append(threads.submit(results.write, targets[path], shown, made, key))
                 # Wait where pictures would pile up faster than they are saved.
                 while saving and (saving[0].done() or len(saving) > _SAVES_WAITING):
                     saving.popleft().result()
@@ -159,6 +161,19 @@ def predict_folder(
                 saving.popleft().result()
                 written += 1
                 done(written + len(failures))
+        for path in (path for path in paths if path in scenes):
+            try:
+                scene_results.write(
+                    run,
+                    path,
+                    targets[path],
+                    tile=tile,
+                    at_once=len(devices) * (batch_size or 1),
+                    progress=functools.partial(shown_progress, unit="windows", shown=progress),
+                )
+                written += 1
+            except ImageError as error:
+                failures[path] = error
     finally:
         threads.shutdown(cancel_futures=True)
     return Predicted(
@@ -187,10 +202,10 @@ class _Picture:
     digest: str
 
 
-def _read(path: Path) -> _Picture:
+def _read(path: Path, preprocessing: Preprocessing) -> _Picture:
     # The digest first: of a file that is replaced meanwhile, the results are done anew the next time.
     digest = digest_of_picture(path)
-    return _Picture(read_image(path), digest)
+    return _Picture(read_picture(path, preprocessing), digest)
 
 
 def _results(
@@ -198,10 +213,12 @@ def _results(
     run: Callable[[np.ndarray], Prediction[np.ndarray]],
     paths: Sequence[Path],
     plan: Callable[[int, tuple[int, int]], Plan],
+    preprocessing: Preprocessing,
 ) -> Iterator[tuple[Path, tuple[_Picture, Prediction[np.ndarray]] | ImageError]]:
     """The picture and what the model says of it, or what is wrong with it, for every path in some order."""
     same_size = defaultdict(list)
-    sizes = threads.map(functools.partial(_attempt, image_size), paths)
+    size_of = functools.partial(picture_size, preprocessing=preprocessing)
+    sizes = threads.map(functools.partial(_attempt, size_of), paths)
     for path, size in zip(paths, sizes, strict=True):
         if isinstance(size, ImageError):
             yield path, size
@@ -212,7 +229,8 @@ def _results(
             f"{len(paths)} pictures have {len(same_size)} different sizes, and each compiles the "
             "model anew; `tile` makes those that are larger share a program"
         )
-    for group_plan, reading in _read_ahead(threads, _batches(same_size, plan)):
+    read = functools.partial(_read, preprocessing=preprocessing)
+    for group_plan, reading in _read_ahead(threads, _batches(same_size, plan), read):
         # A file may have been replaced since its header was read.
         same_shape = defaultdict(list)
         for path, future in reading.items():
@@ -237,12 +255,14 @@ def _batches(
 
 
 def _read_ahead(
-    threads: ThreadPoolExecutor, batches: Iterator[tuple[Plan, list[Path]]]
+    threads: ThreadPoolExecutor,
+    batches: Iterator[tuple[Plan, list[Path]]],
+    read: Callable[[Path], _Picture],
 ) -> Iterator[tuple[Plan, dict[Path, Future]]]:
     """Starts reading the next batches while one runs."""
     started = deque()
     for plan, paths in batches:
-        started.append((plan, {p: threads.submit(_attempt, _read, p) for p in paths}))
+        started.append((plan, {p: threads.submit(_attempt, read, p) for p in paths}))
         if len(started) > _BATCHES_AHEAD:
             yield started.popleft()
     yield from started

@@ -17,8 +17,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
+from deeplab_jax.bands import read_picture
 from deeplab_jax.config import Config
-from deeplab_jax.images import read_image, to_rgb
+from deeplab_jax.images import to_rgb
 from deeplab_jax.model import FeaturesModel, SegmentationModel
 from deeplab_jax.ops import compiler_options, resize_bilinear
 from deeplab_jax.preprocessing import normalize, pad_to_multiple
@@ -79,7 +80,8 @@ def predict(
 
     Args:
       model: from `create`, `load` or the porter; `model.config` says how pictures are normalised.
-      image: a file, a Pillow image, or uint8 RGB `[H, W, 3]` or `[B, H, W, 3]`.
+      image: a file, a Pillow image, or uint8 RGB `[H, W, 3]` or `[B, H, W, 3]`; for a model of other
+        images, a file or an array of its channels and type, see `Preprocessing`.
       scales: scales to predict at, relative to the picture's own size, at most `LARGEST_SCALE`.
       flip: predict on the mirrored picture too. The probabilities of several views are averaged.
       tile: cut larger pictures into windows of `tile` x `tile` pixels that overlap by a quarter or
@@ -94,18 +96,18 @@ def predict(
 
     Raises:
       ImageError: the file is not a picture.
-      ValueError: for an array that is not uint8 of these shapes, or for wrong options.
+      ValueError: for an array of another shape or type, or for wrong options.
     """
     config = config_of(model)
     check_options(scales=scales, tile=tile)
     if isinstance(image, str | os.PathLike):
-        pixels = read_image(image)
+        pixels = read_picture(image, config.preprocessing)
     else:
         pixels = to_rgb(image) if isinstance(image, Image.Image) else np.asarray(image)
-    channels = len(config.preprocessing.mean)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != channels:
+    channels, kind = len(config.preprocessing.mean), config.preprocessing.pixels
+    if pixels.dtype != kind or pixels.ndim not in (3, 4) or pixels.shape[-1] != channels:
         raise ValueError(
-            f"an image must be uint8 [H, W, {channels}] or [B, H, W, {channels}], got "
+            f"an image must be {kind} [H, W, {channels}] or [B, H, W, {channels}], got "
             f"{pixels.dtype} {list(pixels.shape)}"
         )
     if pixels.size == 0:
@@ -209,7 +211,7 @@ def evaluator(
     top: Top = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[np.ndarray], Prediction[np.ndarray]]:
-    """The function that these options stand for, of uint8 `[B, H, W, C]`.
+    """The function that these options stand for, of images `[B, H, W, C]` as `normalize` takes them.
 
     Args:
       devices: the pictures are divided among them, and B is a multiple of their number; None is the one
@@ -300,7 +302,7 @@ def make_plan(
 def in_batches(
     run: Callable[[np.ndarray], Prediction[np.ndarray]], images: np.ndarray, plan: Plan
 ) -> Prediction[np.ndarray]:
-    """What `run` says of uint8 `[B, H, W, C]`, by a plan."""
+    """What `run` says of images `[B, H, W, C]`, by a plan."""
     parts = []
     for start in range(0, len(images), plan.at_once):
         batch = images[start : start + plan.at_once]
@@ -322,7 +324,7 @@ def in_windows(
       images: of NumPy or of JAX, and then the windows and the result are too.
     """
     height, width = images.shape[1:3]
-    rows, columns = _windows(height, tile or height), _windows(width, tile or width)
+    rows, columns = cuts(height, tile or height), cuts(width, tile or width)
     windows = iter(run([images[:, y, x] for y, _ in rows for x, _ in columns]))
     concatenate = images.__array_namespace__().concatenate
 
@@ -341,8 +343,8 @@ def in_windows(
     )
 
 
-def _windows(size: int, tile: int) -> list[tuple[slice, slice]]:
-    """Cuts an axis: the pixels that each window sees, and those of its own that count.
+def cuts(size: int, tile: int) -> list[tuple[slice, slice]]:
+    """Cuts an axis into windows: the pixels that each sees, and those of its own that count.
 
     Windows are equally large, so that one program does for all, and share a quarter or more; the
     cut runs in the middle of what two of them share.

@@ -117,7 +117,7 @@ def colorize(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: ids that are neither.
     """
-    table = _color_table(colors)
+    table = color_table(colors)
     present = np.flatnonzero(_areas(labels))
     unknown = [i for i in present if i >= len(colors) and not (i == IGNORED and len(table) == 256)]
     if unknown:
@@ -158,14 +158,14 @@ def save_labels(
         image = Image.fromarray(labels.astype(np.uint8))
         # All 256 entries, though the model may have 11 classes: of a short palette Pillow makes a
         # file of 4 bits a pixel, which cannot hold 255.
-        image.putpalette(_color_table(colors).tobytes())
+        image.putpalette(color_table(colors).tobytes())
     kept = PngInfo()
     for key, text in (texts or {}).items():
         kept.add_text(key, text)
     write_image(path, image, pnginfo=kept)
 
 
-def _color_table(colors: np.ndarray) -> np.ndarray:
+def color_table(colors: np.ndarray) -> np.ndarray:
     """`colors` filled up to 256 rows, the last of them for `IGNORED`."""
     table = np.zeros((max(256, len(colors)), 3), np.uint8)
     table[IGNORED] = IGNORED_COLOR
@@ -270,7 +270,7 @@ def with_legend(
     canvas = Image.new("RGB", (width, height), _PANEL)
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
-    table = _color_table(colors)
+    table = color_table(colors)
     for n, (i, name, share) in enumerate(entries):
         x = left + 2 * gap + n // rows * column
         y = top + gap + n % rows * row + row // 2

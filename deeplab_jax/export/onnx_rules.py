@@ -121,6 +121,11 @@ RULES |= {
 
 RULES |= {
     "clamp": _formula(lambda graph, low, x, high: graph.node("Clip", x, low, high)),
+    "is_finite": _formula(
+        lambda graph, x: graph.node(
+            "Not", graph.node("Or", graph.node("IsNaN", x), graph.node("IsInf", x))
+        )
+    ),
     "ne": _formula(lambda graph, a, b: graph.node("Not", graph.node("Equal", a, b))),
     "rsqrt": _formula(lambda graph, x: graph.node("Reciprocal", graph.node("Sqrt", x))),
     "select_n": _formula(lambda graph, which, no, yes: graph.node("Where", which, yes, no)),

@@ -13,7 +13,7 @@ from jax import export
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.model import SegmentationModel, with_values
 from deeplab_jax.predict import config_of, most_likely, probabilities_of
-from deeplab_jax.preprocessing import normalize, pad_to_multiple
+from deeplab_jax.preprocessing import FULL_SCALE, normalize, pad_to_multiple
 
 _SIZES = ("batch", "height", "width")  # that need not be fixed
 
@@ -37,7 +37,7 @@ class Interface:
     """What an exported program takes and gives.
 
     Attributes:
-      images: "normalized" float32, see `preprocessing.normalize`, or uint8 RGB "pixels".
+      images: "normalized" float32, see `preprocessing.normalize`, or "pixels", uint8 RGB as a rule.
       output: float32 "logits" or "probabilities" of each class, or "classes", the id of every pixel:
         `[B, H, W]`, uint8, or uint16 of more than 256 classes.
       layout: of images, logits and probabilities: "nhwc" is `[B, H, W, C]`, "nchw" `[B, C, H, W]`.
@@ -76,18 +76,20 @@ class Interface:
         symbols = export.symbolic_shape(",".join(free), constraints=least) if free else ()
         found = self.fixed | dict(zip(free, symbols, strict=True))
         shape = [found[name] for name in _SIZES]
-        shape.insert(self.channel_axis, len(config_of(model).preprocessing.mean))
-        return jax.ShapeDtypeStruct(shape, jnp.uint8 if self.images == "pixels" else jnp.float32)
+        given = config_of(model).preprocessing
+        shape.insert(self.channel_axis, len(given.mean))
+        return jax.ShapeDtypeStruct(shape, given.pixels if self.images == "pixels" else jnp.float32)
 
     def describe(self, model: Model) -> str:
         """What the images have to be, in a line."""
         struct, given = self.struct(model), config_of(model).preprocessing
         shape = f"images: {struct.dtype} {list(map(str, struct.shape))}".replace("'", "")
         if self.images == "pixels":
-            return f"{shape}, RGB" if len(given.mean) == 3 else shape
+            return f"{shape}, RGB" if given.is_rgb else shape
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (given.mean, given.std))
-        order = f"{given.channel_order.upper()}, " if len(given.mean) == 3 else ""
-        return f"{shape}, {order}(pixels / 255 - mean) / std, of mean {mean} and std {std}"
+        order = f"{given.channel_order.upper()}, " if given.is_rgb else ""
+        scaled = "pixels" if given.pixels == "float32" else f"pixels / {FULL_SCALE[given.pixels]}"
+        return f"{shape}, {order}({scaled} - mean) / std, of mean {mean} and std {std}"
 
     def examples(self, model: Model) -> Iterator[np.ndarray]:
         """Images to compare two programs by: noise, of several sizes and numbers where they are free."""
@@ -95,7 +97,10 @@ class Interface:
         generator = np.random.default_rng(0)
         examples = {(self.batch or n, *(self.size or size)) for n, size in _EXAMPLES}
         for shape in sorted(examples):
-            images: Any = generator.integers(0, 256, (*shape, len(config.mean)), np.uint8)
+            images: Any = generator.uniform(size=(*shape, len(config.mean)))
+            images = (images * (FULL_SCALE[config.pixels] + (config.pixels != "float32"))).astype(
+                config.pixels
+            )
             if self.images == "normalized":
                 images = np.asarray(normalize(images, config))
             yield images if self.layout == "nhwc" else images.transpose(0, 3, 1, 2)
