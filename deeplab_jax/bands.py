@@ -9,18 +9,23 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, get_args
 
 import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from deeplab_jax.images import ImageError, image_size, open_picture, read_image, upright_size
+from deeplab_jax.images import (
+    File,
+    ImageError,
+    image_size,
+    is_tiff,
+    open_picture,
+    read_image,
+    upright_size,
+)
 from deeplab_jax.preprocessing import PixelType, Preprocessing
 
-File = str | os.PathLike | BinaryIO
-
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file begins; + is BigTIFF
 _STORED = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16", "I;16B")
 """Pillow's modes whose pixels are those of the file."""
 
@@ -259,18 +264,6 @@ def _opened(file: File) -> Iterator[_StoredTiff | _StoredImage]:
         alike = {(page.count, page.shape, page.dtypes) for page in pages}
         is_stack = len(pages) > 1 and len(alike) == 1 and pages[0].count == 1
         yield _StoredTiff(tuple(pages) if is_stack else (dataset,))
-
-
-def is_tiff(file: File) -> bool:
-    """Whether a file begins as a TIFF does; raises OSError where it cannot be read."""
-    if isinstance(file, str | os.PathLike):
-        with open(file, "rb") as opened:
-            return opened.read(4) in _TIFF
-    place = file.tell()
-    try:
-        return file.read(4) in _TIFF
-    finally:
-        file.seek(place)
 
 
 @contextlib.contextmanager

@@ -225,7 +225,11 @@ def _listed(name: str, fields: Mapping[str, Any]) -> str:
 
 
 def _preprocessing(given: Preprocessing) -> str:
-    order = given.channel_order.upper() if given.is_rgb else f"{len(given.mean)} bands of {given.pixels}"
+    order = (
+        given.channel_order.upper()
+        if given.is_rgb
+        else f"{len(given.mean)} bands of {given.pixels}"
+    )
     order += f", {', '.join(map(str, given.bands))} of the files" if given.bands else ""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (given.mean, given.std))
     padded = f"; padded to multiples of {given.size_multiple}" if given.size_multiple > 1 else ""

@@ -38,11 +38,19 @@ MOST_TRANSLUCENT = 0.1
 their edges; where there are more, the last band is infrared or the like, which GDAL marks as
 transparency unless told otherwise."""
 
+File = str | os.PathLike | BinaryIO
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file begins; + is BigTIFF
+
 T = TypeVar("T")
 
 
 class ImageError(ValueError):
     """A picture that cannot be had: missing, not a picture, damaged, or too large."""
+
+
+class NotRgbError(ImageError):
+    """A picture that cannot be seen as RGB: measurements, more bands, or numbers without a fixed range."""
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -67,12 +75,36 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     return _open(Path(path), upright_size)
 
 
-def open_picture(file: str | os.PathLike | BinaryIO) -> Image.Image:
+def open_picture(file: File) -> Image.Image:
     """What `PIL.Image.open` gives, for a file in one of `FORMATS`; nothing is decoded yet.
 
-    Raises `PIL.UnidentifiedImageError` for other formats.
+    Raises:
+      NotRgbError: a TIFF that Pillow does not know what to make of.
+      PIL.UnidentifiedImageError: another format.
     """
-    return Image.open(file, formats=_formats())
+    try:
+        return Image.open(file, formats=_formats())
+    except PIL.UnidentifiedImageError:
+        if not isinstance(file, str | os.PathLike):
+            file.seek(0)
+        if not is_tiff(file):
+            raise
+    raise NotRgbError(
+        "a TIFF that is damaged or no picture of 8 bits: other bands and other numbers are for models "
+        "that were trained on them"
+    )
+
+
+def is_tiff(file: File) -> bool:
+    """Whether a file begins as a TIFF does; raises OSError where it cannot be read."""
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as opened:
+            return opened.read(4) in _TIFF
+    place = file.tell()
+    try:
+        return file.read(4) in _TIFF
+    finally:
+        file.seek(place)
 
 
 @functools.cache
@@ -107,26 +139,20 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     0..65535 to 0..255; transparent pixels show `BACKGROUND`; palettes and CMYK become RGB.
 
     Raises:
-      ImageError: grey pixels that are floating-point numbers or do not fit 16 bits; a TIFF whose last band
+      NotRgbError: grey pixels that are floating-point numbers or do not fit 16 bits; a TIFF whose last band
         is marked as transparency and is something else.
     """
-    if image.format == "TIFF" and image.mode in ("LA", "RGBA"):
-        _check_transparency(image)
+    check_rgb(image)
     if image.getexif().get(ExifTags.Base.Orientation, STORED) != STORED:  # else it would be a copy
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ImageError(
+            raise NotRgbError(
                 f"whole-number grey pixels must be 0..65535, got {grey.min()}..{grey.max()}; "
                 "scale them to 8 or 16 bits"
             )
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise ImageError(
-            "pixels must be whole numbers, got floating-point ones, which have no fixed range; "
-            "scale them to 8 or 16 bits"
-        )
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _STRIP):
         bottom = min(top + _STRIP, image.height)
@@ -138,16 +164,24 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _check_transparency(image: Image.Image) -> None:
+def check_rgb(image: Image.Image) -> None:
+    """Raises NotRgbError where a Pillow image cannot be seen as RGB; of TIFFs, transparency is decoded."""
+    if image.mode == "F":
+        raise NotRgbError(
+            "pixels must be whole numbers, got floating-point ones, which have no fixed range; "
+            "scale them to 8 or 16 bits"
+        )
+    if image.format != "TIFF" or image.mode not in ("LA", "RGBA"):
+        return
     bands = image.getbands()
     alpha = np.asarray(image.getchannel("A"))
     share = ((alpha > 0) & (alpha < 255)).mean()
     if share > MOST_TRANSLUCENT:
-        raise ImageError(
-            f"a TIFF of {len(bands)} bands whose last one is marked as transparency, but {share:.0%} of "
-            "its pixels are neither opaque nor transparent: it is infrared or another measurement. Save "
-            f"the first {len(bands) - 1} alone (`gdal_translate -b 1 -b 2 -b 3`), or, for a model of "
-            f"{len(bands)} channels, call `predict` with the array"
+        raise NotRgbError(
+            f"a TIFF of {len(bands)} bands whose last one is marked as transparency, but many of its "
+            "pixels are neither opaque nor transparent: it is infrared or another measurement. Save the "
+            f"first {len(bands) - 1} alone (`gdal_translate -b 1 -b 2 -b 3`), or take a model of all "
+            f"{len(bands)}"
         )
 
 

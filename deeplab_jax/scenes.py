@@ -18,7 +18,6 @@ from deeplab_jax import visualize
 from deeplab_jax.bands import (
     BandReader,
     Layout,
-    is_tiff,
     open_tiff,
     pixel_type,
     rasterio,
@@ -26,7 +25,7 @@ from deeplab_jax.bands import (
     to_show,
 )
 from deeplab_jax.config import Config, mask_classes
-from deeplab_jax.images import MOST_TRANSLUCENT, ImageError, write_image
+from deeplab_jax.images import MOST_TRANSLUCENT, ImageError, is_tiff, write_image
 from deeplab_jax.predict import Plan, Prediction, cuts, in_batches
 from deeplab_jax.results import KEY, ResultFiles, digest_of_picture
 
@@ -241,7 +240,7 @@ def _window(rows: slice, columns: slice) -> Any:
 
 @contextlib.contextmanager
 def _reading(scene: Path) -> Iterator[None]:
-    """Whatever is wrong with a scene as an ImageError that names it; errors in writing stay what they are."""
+    """Whatever is wrong with a scene as an ImageError that names it; other errors stay what they are."""
     try:
         yield
     except ImageError as error:

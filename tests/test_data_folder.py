@@ -10,9 +10,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from deeplab_jax.images import read_image
 from train.data import DataError, open_dataset
-from train.data.dataset import DecodedSource, decode_image
+from train.data.dataset import DecodedSource
 from train.data.masks import decode_label
 from train.data.pairs import Files
+from train.data.pictures import RGB
 
 
 def picture(path, size=(8, 6), seed=0):
@@ -239,7 +240,7 @@ def test_training_sees_the_pixels_that_prediction_sees(tmp_path, kind, mode):
     image = image if mode == "I;16" else image.convert(mode)
     path = tmp_path / "a"
     image.save(path, kind)
-    np.testing.assert_array_equal(decode_image(io.BytesIO(path.read_bytes())), read_image(path))
+    np.testing.assert_array_equal(RGB.decode(io.BytesIO(path.read_bytes())), read_image(path))
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
@@ -261,7 +262,7 @@ def test_the_camera_s_orientation_is_applied(tmp_path, kind, tag):
             rb"(....eXIf.*)(?=....IDAT)", path.read_bytes(), flags=re.S
         )
         path.write_bytes(head + rest[:-12] + exif_chunk + rest[-12:])
-    np.testing.assert_array_equal(decode_image(io.BytesIO(path.read_bytes())), read_image(path))
+    np.testing.assert_array_equal(RGB.decode(io.BytesIO(path.read_bytes())), read_image(path))
     label_map(tmp_path / "labels/a.png", size=(30, 20) if tag < 5 else (20, 30))
     files = Files(tmp_path, ((path, tmp_path / "labels/a.png"),))
     source = DecodedSource(files, decode_label)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from train.data import AugmentConfig
+from train.data.pictures import Bands
 from train.loss import LossConfig
 from train.optim import OptimConfig
 from train.place import why_no_run
@@ -34,6 +35,12 @@ class DataConfig:
       keys: the features of `tfds:` and `hf:` that are picture, label map and (optional) name, such as
         "image,segmentation_mask,file_name", or the endings of `webdataset:`, such as "jpg,seg.png"; needed
         where there are several of a kind.
+      bands: read the pictures of `folder:` and `webdataset:` band by band, "all" or those with these
+        numbers, from 1 on: for what is more or other than RGB of 8 bits, such as GeoTIFFs and TIFF stacks.
+        The model gets as many channels.
+      mean, std: of each channel of pictures scaled to [0, 1] (8 bits by 255, 16 bits by 65535, floating
+        point not at all). None is what `init` was trained with, ImageNet's for RGB, and otherwise what is
+        measured on the training split.
       unreadable: stop at an example that cannot be read, or skip it, count it and report it.
       threads: number of threads that read and augment, in each process.
       workers: number of processes that do it instead; worth it where threads cannot keep the device busy.
@@ -44,9 +51,18 @@ class DataConfig:
     class_names: tuple[str, ...] | None = None
     labels: str | None = None
     keys: str | None = None
+    bands: Bands | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     unreadable: Literal["stop", "skip"] = "stop"
     threads: int = 16
     workers: int = 0
+
+    def __post_init__(self):
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(
+                f"data.mean and data.std must be given together, got {self.mean} and {self.std}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deeplab_jax import visualize
+from deeplab_jax.bands import to_show
 from deeplab_jax.images import write_image
 from train.data.augment import AugmentConfig, augment
 from train.data.dataset import (
@@ -32,6 +33,8 @@ from train.data.descriptions import (
     how_to_get,
     open_dataset,
 )
+from train.data.pictures import Bands, Rgb
+from train.data.statistics import measure
 
 _PANEL = 256  # pixels of the longer side of a picture on the sheet
 _GAP = 6
@@ -44,6 +47,8 @@ def data_command(
     class_names: tuple[str, ...] | None = None,
     labels: str | None = None,
     keys: str | None = None,
+    bands: Bands | None = None,
+    statistics: bool = False,
     augment: AugmentConfig = AugmentConfig(),
     examples: int = 12,
     seed: int = 0,
@@ -59,6 +64,9 @@ def data_command(
       labels: The class of each id in its label maps, such as 0=background,100=road,200=car.
       keys: The features of tfds: and hf: that are picture, label map and (optional) name, such as
         image,segmentation_mask,file_name; the endings of webdataset:, such as jpg,seg.png.
+      bands: Read pictures of folder: and webdataset: band by band: all, or those with these numbers, from 1
+        on. This is for what is more or other than RGB of 8 bits, such as GeoTIFFs.
+      statistics: Print the mean and the standard deviation of each channel, of pictures scaled to [0, 1].
       augment: How training would augment; the sheet shows the result, without the padding of a crop that is
         larger than the largest picture.
       examples: Number of examples on the sheet, picked at random.
@@ -70,7 +78,7 @@ def data_command(
         _print_names(console, data_dir)
         return 0
     dataset = open_dataset(
-        name, data_dir=data_dir, class_names=class_names, labels=labels, keys=keys
+        name, data_dir=data_dir, class_names=class_names, labels=labels, keys=keys, bands=bands
     )
     for note in dataset.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -78,6 +86,11 @@ def data_command(
     sizes = {split: _read_sizes(source) for split, source in splits.items()}
     for split, source in splits.items():
         console.print(f"[bold]{split}[/]: {len(source)} examples, {_in_words(sizes[split])}")
+    if not isinstance(dataset.pictures, Rgb):
+        read = dataset.pictures
+        console.print(f"pictures: {read.channels} bands of {read.pixels}", highlight=False)
+    if statistics:
+        console.print(f"{measure(dataset.train)}, as --data.mean and --data.std take them")
     console.print(_frequencies(dataset))
     sheet.parent.mkdir(parents=True, exist_ok=True)
     crop = tuple(np.minimum(augment.crop, sizes["train"].max(0)).tolist())
@@ -179,6 +192,7 @@ def contact_sheet(
     for index in rng.choice(len(dataset.train), count, replace=False).tolist():
         example = dataset.train[index]
         picture, label = augment(example["image"], example["label"], config, rng)
+        picture = to_show(picture)
         over = visualize.overlay(picture, label, colors, legend=False)
         areas += label_counts(label)
         shown = (picture, np.asarray(over), visualize.colorize(label, colors))

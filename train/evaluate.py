@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deeplab_jax import compiler_options
+from deeplab_jax.bands import to_show
 from deeplab_jax.config import mask_classes
 from deeplab_jax.model import with_values
 from deeplab_jax.predict import Prediction, check_options, in_windows, segment, views_of
@@ -63,6 +64,7 @@ class Evaluator:
         check_options(scales=scales, tile=tile, batch_size=batch_size)
         self._classes = mask_classes(model.config.num_classes)
         self._source, self._unreadable = source, unreadable
+        self._images = model.config.preprocessing
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._bucket = bucket
         self._rows = NamedSharding(mesh, P(mesh.axis_names))
@@ -110,7 +112,8 @@ class Evaluator:
             example = self._source[score.index]
             height, width = example["label"].shape
             prediction = predictions[place][:height, :width]
-            examples.append(Example(score, example["image"], example["label"], prediction))
+            shown = to_show(example["image"])
+            examples.append(Example(score, shown, example["label"], prediction))
         return examples
 
     def _batches(self, source: Source) -> Iterator[dict[str, np.ndarray]]:
@@ -118,6 +121,7 @@ class Evaluator:
             source,
             batch_size=self._batch_size,
             bucket=self._bucket,
+            images=self._images,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             unreadable=self._unreadable,

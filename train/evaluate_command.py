@@ -19,12 +19,14 @@ from deeplab_jax.config import mask_classes
 from deeplab_jax.hub import repository_of
 from deeplab_jax.model import named_values, with_values
 from deeplab_jax.paths import check_local
+from deeplab_jax.preprocessing import Preprocessing
 from deeplab_jax.progress import progress
 from train import report
 from train.config import MeshConfig
 from train.data import DataError, Dataset, Selection, open_dataset
 from train.data.class_table import CLASS_FILE
 from train.data.descriptions import RECORDS, folder_of
+from train.data.pictures import Bands, Pictures
 from train.evaluate import Evaluator, Values
 from train.output_stride import with_output_stride
 from train.place import as_path
@@ -90,10 +92,11 @@ def evaluate_command(
     network, origin, values = _model(found, step, watch)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
-    dataset = _open(data, data_dir, labels, keys, origin, network.config.class_names)
+    dataset = _open(data, data_dir, labels, keys, origin, network.config)
     for note in dataset.notes:
         Console().print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
+    check_pictures(network.config.preprocessing, dataset.pictures)
     parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
     source = Selection(tuple((part, i) for part in parts[split] for i in range(len(part))))
     mesh = make_mesh(MeshConfig())
@@ -160,6 +163,24 @@ def check_classes(config: Config, dataset: Dataset) -> None:
         )
 
 
+def check_pictures(preprocessing: Preprocessing, pictures: Pictures) -> None:
+    """Raises DataError where a model takes other pictures than those of the data set."""
+    ours, theirs = (
+        (len(preprocessing.mean), preprocessing.pixels),
+        (pictures.channels, pictures.pixels),
+    )
+    if ours != theirs:
+        raise DataError(
+            f"the model takes {ours[0]} bands of {ours[1]}, the data set's pictures have {theirs[0]} of "
+            f"{theirs[1]}"
+        )
+
+
+def _bands(preprocessing: Preprocessing) -> Bands | None:
+    """The bands of a data set that a model is evaluated on."""
+    return None if preprocessing.is_rgb else preprocessing.bands or "all"
+
+
 def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 
@@ -170,13 +191,14 @@ def _open(
     labels: str | None,
     keys: str | None,
     model: Path,
-    class_names: tuple[str, ...] | None,
+    config: Config,
 ) -> Dataset:
     """Opens the data set, with the classes of training where neither the command nor the data names any.
 
     Without a name it is that of training.
     """
-    trained = _training_data(model)
+    trained, class_names = _training_data(model), config.class_names
+    bands = _bands(config.preprocessing)
     if data is None:
         if not trained["name"]:
             raise DataError(
@@ -187,21 +209,21 @@ def _open(
     if data_dir is None and trained["name"] == data and trained["data_dir"] is not None:
         data_dir = Path(trained["data_dir"])
     if data.startswith(RECORDS):
-        return _open_as_trained(data, data_dir, labels, keys, trained)
+        return _open_as_trained(data, data_dir, labels, keys, bands, trained)
     folder = folder_of(data)
     if folder is None or labels is not None or keys is not None:
-        return open_dataset(data, data_dir=data_dir, labels=labels, keys=keys)
+        return open_dataset(data, data_dir=data_dir, labels=labels, keys=keys, bands=bands)
     labels, trained_on = trained["labels"], folder_of(trained["name"])
     same_folder = trained_on is not None and folder.resolve() == trained_on.resolve()
     named = (folder / CLASS_FILE).is_file()
     if labels is not None and trained_on is not None and (not named or same_folder):
         note = f"Ids are the classes that they were in training: {labels}."
-        dataset = open_dataset(data, labels=labels)
+        dataset = open_dataset(data, labels=labels, bands=bands)
     elif class_names is not None and not named:
         note = f"The folder names no classes; the model's are used: {', '.join(class_names)}."
-        dataset = open_dataset(data, class_names=class_names)
+        dataset = open_dataset(data, class_names=class_names, bands=bands)
     else:
-        return open_dataset(data)
+        return open_dataset(data, bands=bands)
     return dataclasses.replace(dataset, notes=(note, *dataset.notes))
 
 
@@ -210,6 +232,7 @@ def _open_as_trained(
     data_dir: Path | None,
     labels: str | None,
     keys: str | None,
+    bands: Bands | None,
     trained: Mapping[str, Any],
 ) -> Dataset:
     """Opens a data set of records, as it was in training where the model was trained on it."""
@@ -226,6 +249,7 @@ def _open_as_trained(
         class_names=class_names and tuple(class_names),
         labels=labels,
         keys=keys,
+        bands=bands,
     )
     return dataclasses.replace(dataset, notes=(*filter(None, (note,)), *dataset.notes))
 

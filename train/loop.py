@@ -27,12 +27,13 @@ from deeplab_jax.checkpoint import RUN_MODEL
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
+from deeplab_jax.preprocessing import FULL_SCALE
 from deeplab_jax.progress import duration
 from deeplab_jax.whole_file import write_file
 from train import early_stop, lock, report, sharding
 from train.checkpoint import Checkpoints, set_aside_damaged
 from train.cluster import is_main_process, join_processes
-from train.config import MODEL_CONFIG, TrainConfig, differences, to_json
+from train.config import MODEL_CONFIG, DataConfig, TrainConfig, differences, to_json
 from train.data import (
     AugmentConfig,
     Dataset,
@@ -41,6 +42,7 @@ from train.data import (
     class_weights,
     open_dataset,
 )
+from train.data.statistics import Statistics, measure
 from train.evaluate import Evaluator
 from train.flops import training_flops
 from train.journal import Journal, environment
@@ -165,9 +167,15 @@ def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
         class_names=config.data.class_names,
         labels=config.data.labels,
         keys=config.data.keys,
+        bands=config.data.bands,
     )
     start = make_model(
-        config.model, dataset.class_names, seed=config.seed, data_shards=mesh.shape["data"]
+        config.model,
+        dataset.class_names,
+        seed=config.seed,
+        data_shards=mesh.shape["data"],
+        pictures=dataset.pictures,
+        statistics=_statistics(config.data, dataset),
     )
     batches = _batches(config, dataset, start.model.config)
     total = config.steps or math.ceil(config.epochs * len(dataset.train) / config.batch_size)
@@ -208,6 +216,13 @@ def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
     )
 
 
+def _statistics(config: DataConfig, dataset: Dataset) -> Statistics | Callable[[], Statistics]:
+    """Of the pictures: those that were given, or what measures them."""
+    if config.mean is not None and config.std is not None:
+        return Statistics(config.mean, config.std)
+    return functools.partial(measure, dataset.train)
+
+
 def _batches(config: TrainConfig, dataset: Dataset, model: Config) -> TrainBatches:
     return TrainBatches(
         dataset.train,
@@ -224,9 +239,24 @@ def _batches(config: TrainConfig, dataset: Dataset, model: Config) -> TrainBatch
 
 
 def _augmentation(config: TrainConfig, model: Config) -> AugmentConfig:
-    """The augmentation, with padding that is zero to the model, as in evaluation."""
-    mean = tuple(round(255 * value) for value in model.preprocessing.mean[:3])
-    return dataclasses.replace(config.augment, fill=config.augment.fill or mean)
+    """The augmentation, with padding that is zero to the model, as in evaluation.
+
+    Raises:
+      ValueError: it is not defined for the pictures that the model takes.
+    """
+    given, asked = model.preprocessing, config.augment
+    if not given.is_rgb and (asked.saturation or asked.hue):
+        raise ValueError(
+            "augment.saturation and augment.hue are those of RGB, and must be 0 for "
+            f"{len(given.mean)} bands of {given.pixels}"
+        )
+    if asked.fill is not None and len(asked.fill) != len(given.mean):
+        raise ValueError(
+            f"augment.fill must have a value for each of the {len(given.mean)} channels, got {asked.fill}"
+        )
+    zero = (FULL_SCALE[given.pixels] * value for value in given.mean)
+    mean = tuple(zero if given.pixels == "float32" else map(round, zero))
+    return dataclasses.replace(asked, fill=asked.fill or mean)
 
 
 def _optim(config: TrainConfig) -> OptimConfig:

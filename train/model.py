@@ -1,11 +1,19 @@
 """The model that a run trains: new, or from a model folder."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 
-from deeplab_jax import build, freeze_backbone, freeze_batch_norm, group_batch_norm, load
+from deeplab_jax import (
+    build,
+    freeze_backbone,
+    freeze_batch_norm,
+    group_batch_norm,
+    load,
+    with_input_channels,
+)
 from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierConfig, FCNConfig
@@ -17,8 +25,11 @@ from deeplab_jax.model import (
     named_values,
     named_variables,
 )
+from deeplab_jax.preprocessing import Preprocessing
 from deeplab_jax.presets import named_config
 from train.config import ModelConfig
+from train.data.pictures import RGB, Pictures
+from train.data.statistics import Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +50,21 @@ class Start:
 
 
 def make_model(
-    config: ModelConfig, class_names: tuple[str, ...], *, seed: int, data_shards: int
+    config: ModelConfig,
+    class_names: tuple[str, ...],
+    *,
+    seed: int,
+    data_shards: int,
+    pictures: Pictures = RGB,
+    statistics: Statistics | Callable[[], Statistics] | None = None,
 ) -> Start:
     """Builds the model of a run and its first weights.
 
     Args:
       class_names: names of the data set's classes.
+      pictures: how its pictures are read. The first kernel of `init` is adapted to their channels, see
+        `deeplab_jax.with_input_channels`.
+      statistics: of the pictures; a function measures them where the model has none that fit.
       seed: seed of the weights that are new.
       data_shards: devices along the mesh's `data` axis, for "local" batch norm.
 
@@ -55,7 +75,10 @@ def make_model(
     source = None if config.init is None else load(config.init)
     if isinstance(source, FeaturesModel):
         raise ModelError(f"{config.init} cannot be trained: it is a head without a backbone")
+    if source is not None and source.config.in_channels != pictures.channels:
+        source = with_input_channels(source, pictures.channels)
     wanted = _config(config, preset, None if source is None else source.config, class_names)
+    wanted = _for_pictures(wanted, pictures, statistics)
     model = build(wanted, dtype=config.dtype)
     values = named_values(create(wanted, rngs=nnx.Rngs(seed)))
     origin = f"{config.preset} with new weights"
@@ -70,6 +93,9 @@ def make_model(
         new = sorted({name.split(".")[0] for name in values if name not in taken})
         what = f"new weights in {', '.join(new)}" if new else "all weights"
         origin = f"{wanted.head.kind} on {wanted.backbone.kind} from {config.init}, {what}"
+    if not wanted.preprocessing.is_rgb:
+        used = Statistics(wanted.preprocessing.mean, wanted.preprocessing.std)
+        origin += f"\n{pictures.channels} bands of {pictures.pixels}: {used}"
     _set_up(model, config, data_shards)
     kinds = named_variables(model)
     params = {name: v for name, v in values.items() if isinstance(kinds[name], nnx.Param)}
@@ -94,6 +120,32 @@ def _config(
     if config.aux_head:
         fields["aux_head"] = FCNConfig(tap="aux")
     return base.override(**fields)
+
+
+def _for_pictures(
+    config: Config,
+    pictures: Pictures,
+    statistics: Statistics | Callable[[], Statistics] | None,
+) -> Config:
+    """The config for pictures of a data set, with its own mean and standard deviation where it has such."""
+    given = config.preprocessing
+    fits = (len(given.mean), given.pixels, given.bands) == (
+        pictures.channels,
+        pictures.pixels,
+        pictures.bands,
+    )
+    if statistics is None or (fits and callable(statistics)):
+        return config
+    found = statistics() if callable(statistics) else statistics
+    preprocessing = Preprocessing(
+        found.mean,
+        found.std,
+        size_multiple=given.size_multiple,
+        channel_order=given.channel_order if pictures.channels == 3 else "rgb",
+        pixels=pictures.pixels,
+        bands=pictures.bands,
+    )
+    return config.override(in_channels=pictures.channels, preprocessing=preprocessing)
 
 
 def _fitting(source: dict[str, nnx.Variable], values: dict[str, jax.Array]) -> dict[str, jax.Array]:

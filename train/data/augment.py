@@ -1,9 +1,10 @@
-"""Random scale, crop and flip of pictures and their labels: uint8 in, uint8 out, all in OpenCV.
+"""Random scale, crop and flip of pictures and their labels, in the type that they have, all in OpenCV.
 
 Everything random comes from the generator that is passed in.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ cv2.setNumThreads(1)
 
 MEAN = (124, 116, 104)
 """ImageNet's mean colour."""
+
+_MOST_BANDS = 4  # of OpenCV's values for borders, and of some of its functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,8 @@ class AugmentConfig:
       saturation: likewise, about each pixel's grey.
       hue: shifted to either side by up to this part of the colour circle, at most 0.5.
       blur: probability of a Gaussian blur, with a sigma of 0.1 to 2 pixels.
-      fill: RGB of what a picture does not fill; None is what is zero to the model that is trained, the
-        mean of its preprocessing, and `MEAN` where there is no model.
+      fill: RGB, or the value of each band, of what a picture does not fill; None is what is zero to the
+        model that is trained, the mean of its preprocessing, and `MEAN` where there is no model.
     """
 
     crop: tuple[int, int] = (513, 513)
@@ -51,7 +54,7 @@ class AugmentConfig:
     saturation: float = 0.0
     hue: float = 0.0
     blur: float = 0.0
-    fill: tuple[int, int, int] | None = None
+    fill: tuple[float, ...] | None = None
 
     def __post_init__(self):
         problems = []
@@ -87,18 +90,21 @@ def augment(
     Only the part of the picture that the crop shows is resized, bilinearly; labels by nearest.
 
     Args:
-      image: uint8 `[H, W, 3]`.
+      image: `[H, W, C]`: uint8 RGB, or any bands of uint8, uint16 or float32, whose saturation and hue
+        cannot be changed.
       label: uint8 `[H, W]`.
       height_multiple: pad the crop's rows, as the crop itself is padded, to a multiple of this.
 
     Returns:
-      uint8 `[rows, columns, 3]` and uint8 `[rows, columns]`, C-contiguous.
+      `[rows, columns, C]` of the image's type and uint8 `[rows, columns]`, C-contiguous.
     """
-    fill = config.fill or MEAN
+    fill = config.fill or (MEAN if image.shape[-1] == 3 else (0,) * image.shape[-1])
     image, label = _scaled_crop(image, label, config, _draw_scale(config, rng), rng)
     if rng.random() < config.flip:
-        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
-    image = _change_colours(image, config, rng)
+        image = _by_bands(lambda bands, _: cv2.flip(bands, 1), image)
+        label = cv2.flip(label, 1)
+    change = _change_colours if _is_rgb(image) else _change_bands
+    image = change(image, config, rng)
     if config.rotation:
         image, label = _rotate(image, label, rng.uniform(-1, 1) * config.rotation, fill)
     rows, columns = config.crop
@@ -106,15 +112,33 @@ def augment(
 
 
 def pad(
-    image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: tuple[int, int, int]
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """An example filled up at the bottom and right to `size` (H, W), there ignored."""
     bottom, right = size[0] - label.shape[0], size[1] - label.shape[1]
     border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+
+    def filled(bands: np.ndarray, value: Sequence[float]) -> np.ndarray:
+        return cv2.copyMakeBorder(bands, *border, value=value)
+
     return (
-        cv2.copyMakeBorder(image, *border, value=fill),
+        _by_bands(filled, image, fill),
         cv2.copyMakeBorder(label, *border, value=IGNORE_LABEL),
     )
+
+
+def _by_bands(
+    change: Callable[[np.ndarray, Sequence[float]], np.ndarray],
+    image: np.ndarray,
+    values: Sequence[float] = (),
+) -> np.ndarray:
+    """`change` of a picture, and of a value for each band: OpenCV takes no more than four bands at once."""
+    channels = image.shape[-1]
+    if 1 < channels <= _MOST_BANDS:
+        return change(image, values)
+    parts = [slice(start, start + _MOST_BANDS) for start in range(0, channels, _MOST_BANDS)]
+    changed = [change(np.ascontiguousarray(image[..., part]), values[part]) for part in parts]
+    return np.concatenate([c[..., None] if c.ndim == 2 else c for c in changed], axis=-1)
 
 
 # ---------------------------------------------------------------------------- where
@@ -147,7 +171,10 @@ def _scaled_crop(
     # Below half size bilinear interpolation would skip pixels.
     by = cv2.INTER_LINEAR if scale >= 0.5 else cv2.INTER_AREA
     return (
-        cv2.resize(image[window], (to_columns, to_rows), interpolation=by),
+        _by_bands(
+            lambda bands, _: cv2.resize(bands, (to_columns, to_rows), interpolation=by),
+            image[window],
+        ),
         # The plain INTER_NEAREST is half a pixel off.
         cv2.resize(label[window], (to_columns, to_rows), interpolation=cv2.INTER_NEAREST_EXACT),
     )
@@ -162,13 +189,18 @@ def _window(side: int, crop: int, scale: float, rng: np.random.Generator) -> tup
 
 
 def _rotate(
-    image: np.ndarray, label: np.ndarray, degrees: float, fill: tuple[int, int, int]
+    image: np.ndarray, label: np.ndarray, degrees: float, fill: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = label.shape
     matrix = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), degrees, 1.0)
     size, border = (columns, rows), {"borderMode": cv2.BORDER_CONSTANT}
+
+    def turned(bands: np.ndarray, value: Sequence[float]) -> np.ndarray:
+        options = {"flags": cv2.INTER_LINEAR, "borderValue": value, **border}
+        return cv2.warpAffine(bands, matrix, size, **options)
+
     return (
-        cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=fill, **border),
+        _by_bands(turned, image, fill),
         cv2.warpAffine(
             label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=IGNORE_LABEL, **border
         ),
@@ -176,6 +208,10 @@ def _rotate(
 
 
 # ---------------------------------------------------------------------------- how it looks
+
+
+def _is_rgb(image: np.ndarray) -> bool:
+    return image.dtype == np.uint8 and image.shape[-1] == 3
 
 
 def _change_colours(
@@ -202,4 +238,21 @@ def _change_colours(
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
     if config.blur and rng.random() < config.blur:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.1, 2.0))
+    return image
+
+
+def _change_bands(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """The same of any bands, as far as it is defined: the contrast is about each band's own mean."""
+    if config.brightness or config.contrast:
+        by = rng.uniform(1 - config.brightness, 1 + config.brightness)
+        contrast = rng.uniform(1 - config.contrast, 1 + config.contrast)
+        changed = image.astype(np.float32) * by
+        mean = np.nansum(changed, axis=(0, 1)) / np.maximum(np.isfinite(changed).sum((0, 1)), 1)
+        changed = mean + (changed - mean) * np.float32(contrast)
+        if image.dtype != np.float32:
+            changed = np.rint(changed).clip(0, np.iinfo(image.dtype).max)
+        image = changed.astype(image.dtype)
+    if config.blur and rng.random() < config.blur:
+        sigma = rng.uniform(0.1, 2.0)
+        image = _by_bands(lambda bands, _: cv2.GaussianBlur(bands, (0, 0), sigma), image)
     return image

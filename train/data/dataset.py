@@ -2,17 +2,15 @@
 
 import contextlib
 import dataclasses
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Literal, Protocol, TypeVar
 
-import cv2
 import numpy as np
 
-from deeplab_jax.images import ENDS, ImageError, open_picture, to_rgb, upright_size
-from deeplab_jax.orientation import orientation, turned
+from deeplab_jax.images import ImageError
 from deeplab_jax.progress import progress
+from train.data.pictures import RGB, Pictures
 from train.metrics import IGNORE_LABEL
 
 Part = Literal["image", "label"]
@@ -47,6 +45,8 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """{"image": uint8 `[H, W, 3]` RGB, "label": uint8 `[H, W]`}; label 255 is ignored.
+
+        Of a data set that is read band by band, images are `[H, W, C]` of its type.
 
         Raises:
           DataError: naming the example, if it cannot be read.
@@ -106,6 +106,7 @@ class Dataset:
       train: the training split.
       val: the validation split.
       notes: what was assumed in opening it, a sentence each, to be shown to the user.
+      pictures: how its pictures are read.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Dataset:
     train: Source
     val: Source
     notes: tuple[str, ...] = ()
+    pictures: Pictures = RGB
 
     @property
     def num_classes(self) -> int:
@@ -144,11 +146,18 @@ class DecodedSource:
       encoded: where they are.
       decode_label: what makes uint8 `[H, W]` of the file of a label map: classes, and 255 where it is
         ignored; see `train.data.masks`. Called from many threads, and pickled.
+      pictures: what makes pixels of the file of a picture.
     """
 
-    def __init__(self, encoded: Encoded, decode_label: Callable[[BinaryIO], np.ndarray]):
+    def __init__(
+        self,
+        encoded: Encoded,
+        decode_label: Callable[[BinaryIO], np.ndarray],
+        pictures: Pictures = RGB,
+    ):
         self._encoded = encoded
         self._decode_label = decode_label
+        self._pictures = pictures
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
@@ -159,11 +168,15 @@ class DecodedSource:
             image_file, label_file = self._encoded.open(index, "image", "label")
         with image_file, label_file:
             with self._naming(index, "image"):
-                image = decode_image(image_file)
+                image = self._pictures.decode(image_file)
             with self._naming(index, "label"):
                 label = self._decode_label(label_file)
         if image.shape[:2] != label.shape:
             raise DataError(f"{self.name(index)}: {sizes_differ(image.shape[:2], label.shape)}")
+        if (
+            image.dtype == np.float32
+        ):  # NaN is "no data": where nothing was measured, nothing is learned
+            label = np.where(np.isnan(image).all(-1), np.uint8(IGNORE_LABEL), label)
         return {"image": image, "label": label}
 
     def label(self, index: int) -> np.ndarray:
@@ -179,8 +192,8 @@ class DecodedSource:
         if index not in self._sizes:  # kept: every evaluation asks again
             with self._naming(index, "image"):
                 (file,) = self._encoded.open(index, "image")
-                with file, open_picture(file) as image:
-                    self._sizes[index] = upright_size(image)
+                with file:
+                    self._sizes[index] = self._pictures.size(file)
         return self._sizes[index]
 
     @contextlib.contextmanager
@@ -196,24 +209,6 @@ def unreadable(name: str, error: Exception) -> str:
     """What is wrong with a file that could not be decoded."""
     known = isinstance(error, DataError | ImageError)
     return f"{name} cannot be read: {error if known else f'{type(error).__name__}: {error}'}"
-
-
-def decode_image(file: BinaryIO) -> np.ndarray:
-    """A picture as uint8 `[H, W, 3]`, RGB, as `deeplab_jax.images.read_image` gives it."""
-    with open_picture(file) as image:
-        if image.mode in ("RGB", "L") and not image.has_transparency_data:
-            tag = orientation(image)
-            file.seek(0)
-            data = file.read()
-            # OpenCV takes half of Pillow's time for the same pixels, but fills up cut-off files. Of
-            # orientations it knows those in EXIF alone.
-            if data.endswith(tuple(ENDS.values())):
-                flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-                if pixels is not None:
-                    return turned(pixels, tag)
-            image = open_picture(io.BytesIO(data))
-        return to_rgb(image)
 
 
 def sizes_differ(image: Sequence[int], label: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from train.data import class_names as names
 from train.data.dataset import DataError, Dataset, DecodedSource
 from train.data.folder import open_folder
 from train.data.masks import ByIds
+from train.data.pictures import Bands
 from train.data.records import Keys
 from train.data.webdataset import open_webdataset
 
@@ -175,6 +176,7 @@ def open_dataset(
     class_names: tuple[str, ...] | None = None,
     labels: str | None = None,
     keys: str | None = None,
+    bands: Bands | None = None,
 ) -> Dataset:
     """A data set by its name.
 
@@ -188,6 +190,8 @@ def open_dataset(
       labels: the class of each id in their label maps, such as "0=background,100=road,200=car".
       keys: the features of "tfds:" and "hf:" that are picture, label map and name,
         "image,label,file_name"; of "webdataset:" the endings, "jpg,seg.png".
+      bands: of the pictures of "folder:" and "webdataset:" where they are read band by band, which is more
+        or other than RGB; "all", or their numbers from 1 on.
 
     Raises:
       DataError: there is no such data set; it is not prepared, with how to get it; or its pictures and
@@ -195,8 +199,14 @@ def open_dataset(
     """
     if keys is not None and not name.startswith(RECORDS):
         raise DataError(f"keys can be given for {', '.join(RECORDS)} only, got {keys!r} for {name}")
+    if bands is not None and not name.startswith((FOLDER, WEBDATASET)):
+        raise DataError(
+            f"bands can be given for {FOLDER}PATH and {WEBDATASET}PATTERN only, got {name}"
+        )
     if (path := folder_of(name)) is not None:
-        return open_folder(local_copy(path), class_names=class_names, labels=labels, name=name)
+        return open_folder(
+            local_copy(path), class_names=class_names, labels=labels, bands=bands, name=name
+        )
     if name.startswith(TFDS):
         # Imported here as TFDS takes a second, which a folder does not need.
         from train.data import prepared, tfds
@@ -212,7 +222,9 @@ def open_dataset(
         return _open_huggingface(name, keys=keys, class_names=class_names, labels=labels)
     if name.startswith(WEBDATASET):
         pattern = name.removeprefix(WEBDATASET)
-        return open_webdataset(pattern, keys=keys, class_names=class_names, labels=labels)
+        return open_webdataset(
+            pattern, keys=keys, class_names=class_names, labels=labels, bands=bands
+        )
     description = description_of(name)
     if class_names is not None or labels is not None:
         raise DataError(

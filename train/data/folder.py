@@ -8,7 +8,8 @@ from train.data.class_table import CLASS_FILE, folder_classes, named_classes
 from train.data.dataset import DataError, Dataset, DecodedSource, Encoded
 from train.data.labelling import settle
 from train.data.pairs import NoPairsError, find_splits, hold_out
-from train.data.survey import survey
+from train.data.pictures import Bands
+from train.data.survey import pictures_of, survey
 
 
 def open_folder(
@@ -16,6 +17,7 @@ def open_folder(
     *,
     class_names: tuple[str, ...] | None = None,
     labels: str | None = None,
+    bands: Bands | None = None,
     name: str | None = None,
 ) -> Dataset:
     """The data set in a folder.
@@ -37,6 +39,7 @@ def open_folder(
       class_names: of the ids 0, 1, ..., instead of a classes.txt.
       labels: the class of each id, such as "0=background,100=road,200=car", instead of both; see
         `class_table.parse_labels`.
+      bands: of picture files that are read band by band, see `deeplab_jax.bands`; None is RGB.
       name: that the data set goes by.
 
     Raises:
@@ -58,18 +61,22 @@ def open_folder(
             raise
         table = found.classes.table(found.origin)
         splits, notes = _drawn(root, found, missing)
-    masks, broken, wrong = survey(splits)
+    pictures = pictures_of(splits, bands)
+    masks, broken, wrong = survey(splits, pictures)
     unclear: list[str] = []
     labelling = settle(masks, table, unclear) if masks else None
     if problems := [*broken, *unclear, *missing, *wrong]:
         raise DataError.listing(f"{root}: pictures and label maps must fit together:", problems)
-    sources = {split: DecodedSource(files, labelling.decode) for split, files in splits.items()}
+    sources = {
+        split: DecodedSource(files, labelling.decode, pictures) for split, files in splits.items()
+    }
     return Dataset(
         name or f"folder:{root}",
         labelling.names,
         sources["train"],
         sources["val"],
         notes=(*_unused(root, bool(class_names or labels)), *notes, *labelling.notes),
+        pictures=pictures,
     )
 
 

@@ -15,7 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from train.data.augment import MEAN, AugmentConfig, augment, pad
+from deeplab_jax.preprocessing import Preprocessing
+from train.data.augment import AugmentConfig, augment, pad
 from train.data.dataset import DataError, Source
 from train.metrics import IGNORE_LABEL
 
@@ -94,7 +95,8 @@ class TrainBatches:
         """This process's part of the batches from number `start` on.
 
         Yields:
-          {"image": uint8 `[b, H, W, 3]`, "label": uint8 `[b, H, W]`, "index": int32 `[b]`}.
+          {"image": uint8 `[b, H, W, 3]`, "label": uint8 `[b, H, W]`, "index": int32 `[b]`}; images of a
+          data set that is read band by band have its channels and type.
 
         Raises:
           DataError: an example cannot be read.
@@ -254,7 +256,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 16,
-    fill: tuple[int, int, int] = MEAN,
+    images: Preprocessing = Preprocessing(),
     unreadable: OnUnreadable = "stop",
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of the batches of `plan_evaluation`: every example once, at its own size.
@@ -265,7 +267,7 @@ def eval_batches(
       source, batch_size, bucket, size_multiple: see `plan_evaluation`.
       process_index, process_count: which of how many processes this is.
       threads: that read.
-      fill: RGB of the padding.
+      images: what says their channels and type.
       unreadable: "stop" raises a DataError with the example's name; "skip" logs it and leaves its
         row without an image.
 
@@ -292,7 +294,7 @@ def eval_batches(
     rows = slice(process_index * local, (process_index + 1) * local)
     steps = [EvalStep(step.size, step.indices[rows]) for step in plan]
     examples = [(step.size, index) for step in steps for index in step.indices]
-    read = grain.MapDataset.source(examples).map(_ReadWhole(source, fill, unreadable))
+    read = grain.MapDataset.source(examples).map(_ReadWhole(source, images, unreadable))
     ahead = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(threads, _AHEAD * local)
     )
@@ -308,12 +310,13 @@ def eval_batches(
 @dataclasses.dataclass(frozen=True)
 class _ReadWhole(grain.transforms.Map):
     source: Source
-    fill: tuple[int, int, int]
+    images: Preprocessing
     unreadable: OnUnreadable
 
     def map(self, step: tuple[tuple[int, int], int]) -> dict[str, np.ndarray]:
         size, index = step
-        image, label = np.zeros((0, 0, 3), np.uint8), np.zeros((0, 0), np.uint8)
+        channels = len(self.images.mean)
+        label = np.zeros((0, 0), np.uint8)
         if index >= 0:
             try:
                 example = self.source[index]
@@ -325,11 +328,10 @@ class _ReadWhole(grain.transforms.Map):
                 index = -1
         inner = np.array(label.shape, np.int32)
         if index < 0:
-            image, label = (
-                np.full((1, 1, 3), self.fill, np.uint8),
-                np.full((1, 1), IGNORE_LABEL, np.uint8),
-            )
-        image, label = pad(image, label, size, self.fill)
+            image = np.zeros((1, 1, channels), self.images.pixels)
+            label = np.full((1, 1), IGNORE_LABEL, np.uint8)
+        # Any value will do: the model sees zeros there.
+        image, label = pad(image, label, size, (0,) * channels)
         return {"image": image, "label": label, "index": np.int32(index), "size": inner}
 
 

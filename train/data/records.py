@@ -8,7 +8,8 @@ from train.data.class_table import ClassTable
 from train.data.dataset import DataError, Dataset, DecodedSource, Encoded, Selection
 from train.data.labelling import settle
 from train.data.pairs import HELD_OUT, TRAIN, VAL
-from train.data.survey import survey
+from train.data.pictures import Bands
+from train.data.survey import pictures_of, survey
 
 NAMES = ("file_name", "filename", "image_name", "image_id", "name", "id")
 """Features that may tell what an example is called, the first that there is."""
@@ -115,6 +116,7 @@ def dataset_of(
     *,
     origin: str,
     in_folder: bool = False,
+    bands: Bands | None = None,
 ) -> Dataset:
     """A data set of records, all of which are looked at.
 
@@ -126,11 +128,13 @@ def dataset_of(
       note: where the records come from, a sentence.
       origin: the same in a word or two, for messages.
       in_folder: see `labelling.settle`.
+      bands: of pictures that are read band by band; None is RGB.
 
     Raises:
       DataError: listing examples that cannot be read, and ids whose class is not clear.
     """
-    masks, broken, wrong = survey(records)
+    pictures = pictures_of(records, bands)
+    masks, broken, wrong = survey(records, pictures)
     unclear: list[str] = []
     labelling = settle(masks, table, unclear, in_folder=in_folder) if masks else None
     if problems := [*broken, *unclear, *wrong]:
@@ -138,7 +142,7 @@ def dataset_of(
     notes = [note]
     if table is None:
         notes.append(f"The data set names no classes: they are {', '.join(labelling.names)}.")
-    sources = [DecodedSource(encoded, labelling.decode) for encoded in records.values()]
+    sources = [DecodedSource(encoded, labelling.decode, pictures) for encoded in records.values()]
     train, *val = records
     if not val:
         sources = _hold_out(sources[0])
@@ -148,7 +152,9 @@ def dataset_of(
         )
     elif val[0] not in ("val", "validation"):
         notes.append(f"The split for validation is {val[0]}.")
-    return Dataset(name, labelling.names, *sources, notes=(*notes, *labelling.notes))
+    return Dataset(
+        name, labelling.names, *sources, notes=(*notes, *labelling.notes), pictures=pictures
+    )
 
 
 def _hold_out(source: DecodedSource) -> list[Selection]:

@@ -5,10 +5,19 @@ import functools
 from collections import defaultdict
 from collections.abc import Mapping
 
-from deeplab_jax.images import check_end, open_picture
-from deeplab_jax.orientation import STORED, orientation, stored_size, turned_size
-from train.data.dataset import Encoded, a_few, in_threads, sizes_differ, unreadable
+from deeplab_jax.bands import BandReader, layout_of
+from deeplab_jax.images import NotRgbError
+from deeplab_jax.orientation import STORED, turned_size
+from train.data.dataset import (
+    DataError,
+    Encoded,
+    a_few,
+    in_threads,
+    sizes_differ,
+    unreadable,
+)
 from train.data.masks import LossyLabel, Mask, read_mask
+from train.data.pictures import RGB, Bands, ByBand, Pictures
 
 _AS_STORED = (
     "an orientation tag (EXIF) turns the picture or its label map, and their sizes fit together only "
@@ -24,9 +33,39 @@ _TURN = (
     "FILE"
 )
 
+_BY_BAND = "To train on all bands as they are stored: --data.bands all (--bands for `data`)"
 
-def survey(splits: Mapping[str, Encoded]) -> tuple[dict[str, Mask], list[str], list[str]]:
+
+def pictures_of(splits: Mapping[str, Encoded], bands: Bands | None) -> Pictures:
+    """How the pictures of a data set are read: band by band, as the first one is, where `bands` says so.
+
+    Raises:
+      DataError: the first picture cannot be read, or has not got these bands.
+    """
+    if bands is None:
+        return RGB
+    chosen = None if bands == "all" else tuple(bands)
+    if chosen is not None and min(chosen, default=0) < 1:
+        raise DataError(f"bands must be numbers from 1 on, or all, got {bands}")
+    encoded = next(filter(len, splits.values()))
+    try:
+        (file,) = encoded.open(0, "image")
+        with file:
+            layout = layout_of(file)
+        reader = BandReader(len(chosen or range(layout.count)), layout.pixels, chosen)
+        reader.check(layout)
+    except Exception as error:  # damaged files make decoders raise nearly anything
+        raise DataError(unreadable(encoded.name(0), error)) from error
+    return ByBand(reader)
+
+
+def survey(
+    splits: Mapping[str, Encoded], pictures: Pictures = RGB
+) -> tuple[dict[str, Mask], list[str], list[str]]:
     """Reads every label map, and of every picture the header and, where the end is missing, the pixels.
+
+    Args:
+      pictures: how they are read.
 
     Returns:
       All label maps by name; what is wrong with many examples alike; what is wrong with single ones.
@@ -35,7 +74,7 @@ def survey(splits: Mapping[str, Encoded]) -> tuple[dict[str, Mask], list[str], l
     alike: dict[str, list[str]] = defaultdict(list)
     wrong: list[str] = []
     for split, encoded in splits.items():
-        check = functools.partial(_check, encoded)
+        check = functools.partial(_check, encoded, pictures)
         results = in_threads(check, len(encoded), "checking label maps")
         for index, (mask, problem) in enumerate(results):
             if mask:
@@ -56,7 +95,9 @@ class _Broken:
     example: str
 
 
-def _check(encoded: Encoded, index: int) -> tuple[Mask | None, _Broken | str | None]:
+def _check(
+    encoded: Encoded, pictures: Pictures, index: int
+) -> tuple[Mask | None, _Broken | str | None]:
     """A label map, if it can be read, and what is wrong with it or with its picture."""
     picture, label = (encoded.name(index, part) for part in ("image", "label"))
     try:
@@ -69,10 +110,10 @@ def _check(encoded: Encoded, index: int) -> tuple[Mask | None, _Broken | str | N
         return None, unreadable(label, error)
     try:
         (file,) = encoded.open(index, "image")
-        with file, open_picture(file) as image:
-            tag = orientation(image)
-            stored = stored_size(image, tag)
-            check_end(file, image)
+        with file:
+            stored, tag = pictures.check(file)
+    except NotRgbError as error:
+        return mask, _Broken(f"{error}. {_BY_BAND}", picture)
     except Exception as error:
         return mask, unreadable(picture, error)
     return mask, _misfit(picture, stored, tag, label, mask)

@@ -15,6 +15,7 @@ from deeplab_jax.buckets import local_copy, url_of
 from train.data.class_table import folder_classes, named_classes
 from train.data.dataset import DataError, Dataset, Part, a_few, in_threads
 from train.data.pairs import visible_files
+from train.data.pictures import Bands
 from train.data.records import by_split, choose_splits, dataset_of
 
 PICTURES = ("jpg", "jpeg", "webp", "png")
@@ -52,6 +53,7 @@ def open_webdataset(
     keys: str | None = None,
     class_names: tuple[str, ...] | None = None,
     labels: str | None = None,
+    bands: Bands | None = None,
 ) -> Dataset:
     """A data set in tar files of pictures and label maps, see `FORMS`.
 
@@ -65,6 +67,7 @@ def open_webdataset(
       keys: the endings of picture and label map, such as "jpg,mask.png", where there are several.
       class_names: of the ids 0, 1, ...
       labels: the class of each id, such as "0=background,100=road,200=car".
+      bands: of pictures that are read band by band; None is RGB.
 
     Raises:
       DataError: tars are missing, compressed or damaged; or listing members without their other half,
@@ -87,7 +90,7 @@ def open_webdataset(
     table = named_classes(class_names, labels) or folder_classes(root)
     note = f"Read from {', '.join(f'{len(splits[s])} tar files for {s}' for s in chosen)}."
     name = f"webdataset:{pattern}"
-    return dataset_of(name, records, table, note, origin=name, in_folder=True)
+    return dataset_of(name, records, table, note, origin=name, in_folder=True, bands=bands)
 
 
 @dataclasses.dataclass(frozen=True)
