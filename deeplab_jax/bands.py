@@ -146,9 +146,9 @@ def to_show(pixels: np.ndarray) -> np.ndarray:
     few = pixels[..., : 3 if pixels.shape[-1] >= 3 else 1].astype(np.float32)
     finite = np.where(np.isfinite(few), few, np.nan)
     step = max(1, int(np.sqrt(few.shape[0] * few.shape[1] / 1e6)))  # a million tell enough
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a band that is NaN everywhere
-        low, high = np.nanpercentile(finite[::step, ::step], _SHOWN, axis=(0, 1))
+    sample = finite[::step, ::step].reshape(-1, few.shape[-1])
+    known = [band[~np.isnan(band)] for band in sample.T]
+    low, high = np.array([np.percentile(b, _SHOWN) if b.size else (0, 0) for b in known]).T
     shown = (finite - low) / np.where(high > low, high - low, 1)
     shown = np.nan_to_num(shown.clip(0, 1)) * 255
     return np.broadcast_to(np.rint(shown).astype(np.uint8), (*pixels.shape[:2], 3))
@@ -167,24 +167,25 @@ def pixel_type(dtype: str | np.dtype) -> PixelType:
 
 
 def rasterio() -> Any:
-    """The package, which most people do not need; ImageError where it is not installed."""
+    """The package, which most people do not need; ImageError where it is not installed.
+
+    What it says of files without a georeference is off from then on, in all threads.
+    """
     try:
         import rasterio
     except ModuleNotFoundError as error:
         raise ImageError(
             "TIFFs that are read band by band need rasterio: pip install 'deeplab-jax[geotiff]'"
         ) from error
+    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
     return rasterio
 
 
 @contextlib.contextmanager
-def open_tiff(file: File) -> Iterator[Any]:
-    """A TIFF as rasterio opens it, which says nothing of a missing georeference."""
-    package = rasterio()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", package.errors.NotGeoreferencedWarning)
-        with package.open(file) as dataset:
-            yield dataset
+def open_tiff(file: File, mode: str = "r", **options: Any) -> Iterator[Any]:
+    """A TIFF as `rasterio.open` opens it."""
+    with rasterio().open(file, mode, **options) as dataset:
+        yield dataset
 
 
 # ---------------------------------------------------------------------------- two packages

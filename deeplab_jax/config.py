@@ -43,8 +43,9 @@ class Config:
         and foreground, and the foreground's name alone will do.
       preprocessing: what images go through before the model. ImageNet's statistics are of RGB: for
         another number of channels the default only scales to [0, 1].
-      activation: what makes probabilities of logits. "softmax" over the classes, or, for one channel,
-        "sigmoid": each pixel's probability of being foreground. None takes the one that fits.
+      activation: what makes probabilities of logits. "softmax" over the classes; or "sigmoid", of one
+        channel, which is each pixel's probability of being foreground, or of each of several labels for
+        itself, of which a pixel may then have any number. None is "sigmoid" for one channel alone.
     """
 
     backbone: BackboneConfig | FeaturesConfig
@@ -69,6 +70,11 @@ class Config:
     def in_channels(self) -> int | None:
         """Channels of the images; None for a model that is called with features."""
         return None if isinstance(self.backbone, FeaturesConfig) else self.backbone.in_channels
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a pixel may have several labels at once, or none."""
+        return self.activation == "sigmoid" and self.num_classes > 1
 
     def _check_parts(self) -> None:
         problems = []
@@ -97,18 +103,14 @@ class Config:
         object.__setattr__(self, field, value)  # a frozen dataclass has no other way
 
     def _fitting_activation(self) -> str:
-        fitting = "sigmoid" if self.num_classes == 1 else "softmax"
-        if self.activation not in (None, fitting):
-            why = (
-                "the softmax of one channel is 1 everywhere"
-                if self.num_classes == 1
-                else "a mask has one class per pixel, not several"
-            )
+        if self.activation not in (None, "softmax", "sigmoid"):
+            raise ValueError(f"activation must be softmax or sigmoid, got {self.activation!r}")
+        if self.num_classes == 1 and self.activation == "softmax":
             raise ValueError(
-                f"activation must be {fitting!r} for num_classes={self.num_classes}, got "
-                f"{self.activation!r}: {why}. Leave it out, and the fitting one is taken"
+                "activation must be 'sigmoid' for num_classes=1, got 'softmax': the softmax of one channel "
+                "is 1 everywhere. Leave it out, and the fitting one is taken"
             )
-        return fitting
+        return self.activation or ("sigmoid" if self.num_classes == 1 else "softmax")
 
     def _fitting_names(self) -> tuple[str, ...] | None:
         names = self.class_names

@@ -48,7 +48,8 @@ class Prediction(Generic[Array]):
     """What a model says of pictures, of NumPy or of JAX.
 
     Attributes:
-      ids: the class of every pixel, `[B, H, W]`, uint8 or, for more than 256 classes, uint16.
+      ids: the class of every pixel, `[B, H, W]`, uint8 or, for more than 256 classes, uint16; of a model
+        with several labels for a pixel, uint8 `[B, H, W, labels]`, 1 where a pixel has the label.
       probabilities: float16 `[B, H, W, K]`, see `Top`; None where they are not wanted.
       classes: `[B, H, W, K]`, whose they are; None where they are all classes' in order.
     """
@@ -92,7 +93,8 @@ def predict(
         squared if that is above 1. That is 3.9 million pixels of 21 classes, 0.8 million of 1000.
 
     Returns:
-      `[H, W]` or `[B, H, W]`: uint8, or uint16 for more than 256 classes.
+      `[H, W]` or `[B, H, W]`: uint8, or uint16 for more than 256 classes; `[..., labels]`, 0 or 1, of a
+      model with several labels for a pixel (`Config.multilabel`).
 
     Raises:
       ImageError: the file is not a picture.
@@ -171,35 +173,39 @@ def segment(
       views: see `views_of`; of several, the probabilities are averaged.
     """
     logits = [_logits(model, pixels, *view) for view in views]
+    single = model.config.activation == "sigmoid"
     small = jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16
+    total = functools.reduce(jnp.add, [probabilities_of(x, single=single) for x in logits])
     if len(views) == 1:
-        ids = most_likely(logits[0])
+        ids = most_likely(logits[0], single=single)
     else:
-        total = functools.reduce(jnp.add, map(probabilities_of, logits))
-        ids = most_likely(total, threshold=0.5 * len(views))
+        ids = most_likely(total, single=single, threshold=0.5 * len(views))
     if top is None:
         return Prediction(ids.astype(small))
-    probabilities = functools.reduce(jnp.add, map(probabilities_of, logits)) / len(views)
+    probabilities = total / len(views)
     if top == "all":
         return Prediction(ids.astype(small), probabilities.astype(jnp.float16))
     highest, classes = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
     return Prediction(ids.astype(small), highest.astype(jnp.float16), classes.astype(small))
 
 
-def most_likely(scores: Array, *, threshold: float = 0.0) -> Array:
+def most_likely(scores: Array, *, single: bool, threshold: float = 0.0) -> Array:
     """The most likely class of each pixel: `[..., classes]` -> ids `[...]`.
 
     Args:
-      scores: logits or probabilities, of NumPy or of JAX. A single channel is the foreground's, see
-        `Config.activation`: the ids are 0, background, and 1, foreground.
-      threshold: what the foreground's score has to exceed; a probability of .5 is a logit of 0.
+      scores: logits or probabilities, of NumPy or of JAX.
+      single: each channel is for itself ("sigmoid" in `Config.activation`). Of one channel the ids are 0,
+        background, and 1, foreground; of several, the result is `[..., labels]`, whether each is there.
+      threshold: what the score of a channel has to exceed then; a probability of .5 is a logit of 0.
     """
-    return scores.squeeze(-1) > threshold if scores.shape[-1] == 1 else scores.argmax(-1)
+    if not single:
+        return scores.argmax(-1)
+    there = scores > threshold
+    return there.squeeze(-1) if scores.shape[-1] == 1 else there
 
 
-def probabilities_of(logits: jax.Array) -> jax.Array:
-    """Of each class, or of the foreground where there is one channel."""
-    single = logits.shape[-1] == 1
+def probabilities_of(logits: jax.Array, *, single: bool) -> jax.Array:
+    """Of each class, or of each channel for itself, see `most_likely`."""
     return jax.nn.sigmoid(logits) if single else jax.nn.softmax(logits, axis=-1)
 
 

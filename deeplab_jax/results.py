@@ -1,14 +1,16 @@
 """The files that prediction writes for a picture, and how it knows them again.
 
 `NAME.png` are the class ids, `NAME_overlay.jpg` is to look at, `NAME_probabilities.npz` has what its name
-says. Into the PNG goes a key: the SHA-256 of all that the results depend on, the picture among it. So a
-folder that was cut short is finished, and what has changed since is done anew.
+says. A model with several labels for a pixel has a `NAME_LABEL.png` for each of them, of 0 and 1. Into the
+PNG goes a key: the SHA-256 of all that the results depend on, the picture among it. So a folder that was
+cut short is finished, and what has changed since is done anew.
 """
 
 import dataclasses
 import hashlib
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +46,7 @@ class ResultFiles:
       alpha: strength of its tint.
       top: of which classes `NAME_probabilities.npz` is written, if it is.
       made_by: digest of the model and of all options.
+      multilabel: whether a pixel may have several labels.
     """
 
     colors: np.ndarray
@@ -52,6 +55,7 @@ class ResultFiles:
     alpha: float
     top: Top
     made_by: str
+    multilabel: bool = False
 
     def key(self, picture: str) -> str:
         """The key of the results of a picture file with this digest."""
@@ -59,13 +63,13 @@ class ResultFiles:
 
     def are_there(self, target: Path, picture: Path) -> bool:
         """Whether all results of a picture are there, and of just this picture, model and options."""
-        wanted = [self._labels(target)]
+        wanted = [*self._labels(target)]
         wanted += [self._overlay(target)] if self.overlay else []
         wanted += [self._probabilities(target)] if self.top is not None else []
         if not all(file.is_file() for file in wanted):
             return False
         try:
-            with Image.open(wanted[0], formats=["PNG"]) as labels:
+            with Image.open(self._labels(target)[-1], formats=["PNG"]) as labels:
                 found = labels.info.get(KEY)
             return found is not None and found == self.key(digest_of_picture(picture))
         except (OSError, SyntaxError):  # what is damaged is read, or written, once more
@@ -81,7 +85,8 @@ class ResultFiles:
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.overlay:
-            shown = visualize.overlay(
+            draw = visualize.overlay_of_labels if self.multilabel else visualize.overlay
+            shown = draw(
                 picture, made.ids, self.colors, alpha=self.alpha, class_names=self.class_names
             )
             if max(shown.size) > _JPEG_SIDE:
@@ -95,11 +100,23 @@ class ResultFiles:
                 packed, allow_pickle=False, probabilities=made.probabilities, **classes
             )
             write_file(self._probabilities(target), packed.getvalue())
-        visualize.save_labels(self._labels(target), made.ids, self.colors, texts={KEY: key})
+        files = self._labels(target)
+        masks = np.moveaxis(made.ids, -1, 0) if self.multilabel else [made.ids]
+        for number, (file, ids) in enumerate(zip(files, masks, strict=True)):
+            colors = [(0, 0, 0), self.colors[number]] if self.multilabel else self.colors
+            visualize.save_labels(file, ids, np.array(colors), texts={KEY: key})
 
-    @staticmethod
-    def _labels(target: Path) -> Path:
-        return Path(f"{target}.png")
+    def _labels(self, target: Path) -> list[Path]:
+        """The label map, or one for each label."""
+        if not self.multilabel:
+            return [Path(f"{target}.png")]
+        names = self.class_names or [f"label_{i}" for i in range(len(self.colors))]
+        plain = [re.sub(r"[^\w-]+", "_", name) for name in names]
+        unique = len({name.casefold() for name in plain}) == len(plain)
+        return [
+            Path(f"{target}_{name}.png" if unique else f"{target}_{i}_{name}.png")
+            for i, name in enumerate(plain)
+        ]
 
     @staticmethod
     def _overlay(target: Path) -> Path:
@@ -142,13 +159,18 @@ def result_files(
         "top": top,
         **options,
     }
+    if config.multilabel:  # black is for what has none
+        colors = visualize.palette(config.num_classes + 1)[1:]
+    else:
+        colors = visualize.palette(mask_classes(config.num_classes), config.class_names)
     return ResultFiles(
-        colors=visualize.palette(mask_classes(config.num_classes), config.class_names),
+        colors=colors,
         class_names=config.class_names,
         overlay=overlay,
         alpha=alpha,
         top=top,
         made_by=digest_of(weights, repr(depends_on)),
+        multilabel=config.multilabel,
     )
 
 

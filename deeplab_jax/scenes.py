@@ -100,9 +100,11 @@ class SceneFiles:
           ImageError: it cannot be read, or is no picture for this model.
           OSError: a file cannot be written; it is then as it was.
         """
-        if self.results.top is not None:
+        if self.results.top is not None or self.config.multilabel:
+            what = "labels of which a pixel may have several" if self.config.multilabel else ""
             raise ImageError(
-                f"{scene}: probabilities of a scene, which is done window by window, are not written"
+                f"{scene}: {what or 'probabilities'} of a scene, which is done window by window, are not "
+                "written"
             )
         key = self.results.key(digest_of_picture(scene))
         labels = self._labels(target)
@@ -256,7 +258,7 @@ def _written(path: Path, like: Any, profile: dict[str, Any]) -> Iterator[Any]:
     grid = {name: getattr(like, name) for name in ("width", "height", "crs", "transform")}
     points, of_points = like.gcps
     try:
-        with rasterio().open(partial, "w", **profile, **grid) as out:
+        with open_tiff(partial, "w", **profile, **grid) as out:
             if points:
                 out.gcps = points, of_points
             yield out

@@ -228,6 +228,34 @@ def overlay(
     return with_legend(picture, _areas(labels), colors, class_names) if legend else picture
 
 
+def overlay_of_labels(
+    image: Image.Image | np.ndarray,
+    labels: np.ndarray,
+    colors: np.ndarray,
+    *,
+    alpha: float = 0.5,
+    class_names: Sequence[str] | None = None,
+) -> Image.Image:
+    """As `overlay`, of labels of which a pixel may have several: the smallest is drawn last.
+
+    Args:
+      labels: `[H, W, labels]`, not 0 where a pixel has the label.
+      colors: of each label.
+      class_names: of each label.
+    """
+    areas = np.count_nonzero(labels, axis=(0, 1))
+    shown = np.zeros(labels.shape[:2], np.uint16)
+    for label in np.argsort(-areas, kind="stable").tolist():
+        shown[labels[..., label] != 0] = label + 1
+    table = np.concatenate([np.zeros((1, 3), np.uint8), colors])
+    picture = overlay(image, shown, table, alpha=alpha, legend=False)
+    names = class_names or [f"label {i}" for i in range(len(colors))]
+    none = np.count_nonzero(shown == 0)
+    return with_legend(
+        picture, np.array([none, *areas]), table, ("none", *names), pixels=shown.size
+    )
+
+
 def _outlines(labels: np.ndarray) -> np.ndarray:
     """Pixels at most a line's width from another class; the line grows with the picture."""
     edges = np.zeros(labels.shape, bool)
@@ -245,13 +273,15 @@ def with_legend(
     areas: np.ndarray,
     colors: np.ndarray,
     class_names: Sequence[str] | None = None,
+    pixels: int | None = None,
 ) -> Image.Image:
     """The picture with a panel beneath or beside it that lists classes, see `overlay`.
 
     Args:
       areas: pixels of each class, and of those that are ignored at 255.
+      pixels: of which areas are shares; None is their sum.
     """
-    entries, rest = _legend_entries(areas, len(colors), class_names)
+    entries, rest = _legend_entries(areas, len(colors), class_names, pixels)
     size = min(max(13, round(max(picture.size) / 55)), 120)
     font = _font(size, "".join(name for _, name, _ in entries))
     gap, swatch, row = round(size * 0.6), size, round(size * 1.6)
@@ -286,13 +316,13 @@ def with_legend(
 
 
 def _legend_entries(
-    areas: np.ndarray, num_classes: int, class_names: Sequence[str] | None
+    areas: np.ndarray, num_classes: int, class_names: Sequence[str] | None, pixels: int | None
 ) -> tuple[list[tuple[int, str, str]], int]:
     """(id, name, share of the picture) of the largest classes, and how many more there are."""
     order = [i for i in np.argsort(-areas, kind="stable").tolist() if areas[i]]
     entries = []
     for i in order[:_SHOWN_CLASSES]:
-        percent = 100 * areas[i] / areas.sum()
+        percent = 100 * areas[i] / (pixels or areas.sum())
         share = f"{percent:.1f} %" if percent >= 0.05 else "<0.1 %"
         known = class_names[i] if class_names and i < num_classes else f"class {i}"
         entries.append((i, known if i < num_classes else "ignored", share))

@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deeplab_jax.bands import read_picture
 from deeplab_jax.checkpoint import check_parent, check_place, save
 from deeplab_jax.command import PLUGIN_HELP, keep_compiled_programs, run
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.heads import ClassifierConfig
-from deeplab_jax.images import ImageError, find_images, read_image
+from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import SegmentationModel
-from deeplab_jax.preprocessing import Preprocessing, normalize
+from deeplab_jax.preprocessing import PixelType, Preprocessing, normalize
 from deeplab_jax.progress import progress
 from deeplab_jax.whole_file import write_file
 from port.convert import Conversion, convert
@@ -55,6 +56,7 @@ def port(
     class_names: Path | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    pixels: PixelType = "uint8",
     ema: bool = False,
     prefix: str | None = None,
     ignore: tuple[str, ...] = (),
@@ -84,6 +86,8 @@ def port(
         class_names: A text file with a class per line, kept in the model folder for legends.
         mean: Of each channel of images scaled to [0, 1], as the training code subtracted it.
         std: Of each channel, as the training code divided by it.
+        pixels: The numbers of its images, which are scaled to [0, 1] by 255 (uint8), by 65535 (uint16), or
+            not at all (float32).
         ema: Take the moving average of the weights where the file has both.
         prefix: What stands before the names of the network, `student.`; by default found.
         ignore: Patterns of names to leave out, `loss.*`.
@@ -114,7 +118,7 @@ def port(
         ignore=ignore,
         **fields,
     )
-    conversion = _described(conversion, class_names, mean, std)
+    conversion = _described(conversion, class_names, mean, std, pixels)
     _tell(console, conversion)
     if verified:
         outcome = _verify(console, conversion, against, images, report)
@@ -154,6 +158,7 @@ def _described(
     class_names: Path | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    pixels: PixelType,
 ) -> Conversion:
     """With what only the user knows of the model: class names and the images' statistics."""
     config = conversion.model.config
@@ -164,7 +169,7 @@ def _described(
             raise ValueError(
                 f"--{name} takes a value for each of the {channels} channels, got {values}"
             )
-    preprocessing = dataclasses.replace(config.preprocessing, **statistics)
+    preprocessing = dataclasses.replace(config.preprocessing, pixels=pixels, **statistics)
     names = config.class_names
     if class_names is not None:
         names = _lines(class_names)
@@ -210,8 +215,10 @@ def _demo() -> Path:
 
 def _tell(console: Console, conversion: Conversion) -> None:
     config, layout = conversion.model.config, conversion.layout
-    single = config.activation == "sigmoid"
-    classes = "one channel (sigmoid)" if single else f"{config.num_classes} classes"
+    classes = f"{config.num_classes} classes"
+    if config.activation == "sigmoid":
+        labels = f"{config.num_classes} labels, any number of them for a pixel"
+        classes = f"{labels if config.multilabel else 'one channel'} (sigmoid)"
     console.print(
         f"[bold]{layout.name}[/] ({layout.code}): {config.head.kind} on {_network(conversion)}, "
         f"{classes}, {len(conversion.tensors)} tensors"
@@ -299,8 +306,9 @@ def _verify(
     result = dataclasses.replace(result, assumed=_unproven(conversion, against))
     console.print(_table(result))
     if result.agreement is not None:
+        what = "labels" if model.config.multilabel else "class"
         console.print(
-            f"Same class on {100 * result.agreement:.4f} % of the pixels of {result.images} image(s) "
+            f"Same {what} on {100 * result.agreement:.4f} % of the pixels of {result.images} image(s) "
             f"(at least {100 * AGREEMENT:g} % is asked for)."
         )
     if (row := result.first_difference) is not None:
@@ -451,17 +459,16 @@ def _batches(config: Config, images: Path | None, graph: FrozenGraph | None) -> 
 
 
 def _pictures(config: Config, images: Path) -> list[np.ndarray]:
-    """uint8 `[H, W, 3]`. Raises ImageError, listing them, for files that are no pictures."""
-    channels = config.in_channels
-    if channels != 3:
+    """As the model takes them, `[H, W, C]`; raises ImageError, listing files that are no such pictures."""
+    if config.in_channels is None:
         raise ValueError(
-            f"--images are RGB and this model takes {channels or 'features'}: without --images it "
-            "is verified on random numbers"
+            "--images are pictures and this model takes features: without --images it is verified on "
+            "random numbers"
         )
     pictures, problems = [], []
     for path in find_images([images]):
         try:
-            pictures.append(read_image(path))
+            pictures.append(read_picture(path, config.preprocessing))
         except ImageError as error:
             problems.append(str(error))
     if problems:

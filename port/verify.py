@@ -10,6 +10,7 @@ A frozen graph of TensorFlow's is run the same two ways.
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from deeplab_jax.config import Config
 from deeplab_jax.heads import ClassifierHead
 from deeplab_jax.layers import BatchNorm
 from deeplab_jax.model import FeaturesModel, SegmentationModel
@@ -199,7 +201,7 @@ def verify(
             exact, rounded = run_torch(torch_module, arguments, names, channels_last)
             yield _Outputs(run_ours(*arguments), exact, rounded, size)
 
-    return _report(outputs(), _norm_rolls(model, family), progress)
+    return _report(outputs(), model.config, _norm_rolls(model, family), progress)
 
 
 def verify_graph(
@@ -240,7 +242,7 @@ def verify_graph(
             exact, rounded = graph.run(picture, names)
             yield _Outputs(run_ours(x), exact, rounded, size)
 
-    report = _report(outputs(), _norm_rolls(model, family), progress)
+    report = _report(outputs(), model.config, _norm_rolls(model, family), progress)
     return dataclasses.replace(report, framework="TensorFlow")
 
 
@@ -257,8 +259,12 @@ class _Outputs(NamedTuple):
 
 
 def _report(
-    batches: Iterable[_Outputs], rolls: Mapping[str, int], progress: Callable[[int], None]
+    batches: Iterable[_Outputs],
+    config: Config,
+    rolls: Mapping[str, int],
+    progress: Callable[[int], None],
 ) -> Report:
+    decide = functools.partial(most_likely, single=config.activation == "sigmoid")
     worst: dict[str, Row] = {}
     agreeing = pixels = count = 0
     for done, (ours, exact, rounded, size) in enumerate(batches, 1):
@@ -269,7 +275,8 @@ def _report(
             if row.path not in worst or row.badness > worst[row.path].badness:
                 worst[row.path] = row
         if "logits" in exact:
-            same = most_likely(ours["logits"]) == most_likely(exact["logits"])
+            same = decide(ours["logits"]) == decide(exact["logits"])
+            same = same.all(-1) if config.multilabel else same
             same = same[:, : size[0], : size[1]] if size else same
             agreeing, pixels = agreeing + int(same.sum()), pixels + same.size
         count += len(ours["logits"])

@@ -147,6 +147,11 @@ def check_classes(config: Config, dataset: Dataset) -> None:
 
     Names may differ; what is refused is another number of them, and the same names in another order.
     """
+    if config.multilabel:
+        raise DataError(
+            f"the model has {config.num_classes} labels, of which a pixel may have several, where label "
+            "maps have one class for a pixel: such models predict and are exported, but are not scored"
+        )
     ours, theirs = config.class_names or (), dataset.class_names
     classes = mask_classes(config.num_classes)
     if classes != len(theirs):

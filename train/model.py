@@ -114,7 +114,8 @@ def _config(
             base = base.override(last_conv="none")
     else:
         base = source
-    fields = {"num_classes": len(class_names), "class_names": class_names}
+    # A label map has one class for a pixel, whatever the model was trained on before.
+    fields = {"num_classes": len(class_names), "class_names": class_names, "activation": "softmax"}
     if config.output_stride is not None:
         fields["output_stride"] = config.output_stride
     if config.aux_head:

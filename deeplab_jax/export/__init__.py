@@ -174,6 +174,9 @@ def _behind(axis: int, logits: np.ndarray, ids: np.ndarray) -> float:
 
     Half of it: two logits that both move may change places.
     """
+    if ids.shape == logits.shape:  # of several labels, each for itself
+        missed = np.maximum(logits, 0) - np.where(ids, logits, 0)
+        return float(missed.max() / 2 / _largest(logits))
     if logits.shape[axis] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis)
     best = logits.max(axis)

@@ -39,7 +39,8 @@ class Interface:
     Attributes:
       images: "normalized" float32, see `preprocessing.normalize`, or "pixels", uint8 RGB as a rule.
       output: float32 "logits" or "probabilities" of each class, or "classes", the id of every pixel:
-        `[B, H, W]`, uint8, or uint16 of more than 256 classes.
+        `[B, H, W]`, uint8, or uint16 of more than 256 classes. Of a model with several labels for a pixel
+        they are uint8, of the shape of logits, 1 where a pixel has the label.
       layout: of images, logits and probabilities: "nhwc" is `[B, H, W, C]`, "nchw" `[B, C, H, W]`.
       size: rows and columns of all images; None is any of at least `SMALLEST`.
       batch: images at once; None is any number.
@@ -133,6 +134,7 @@ def function_of(model: Model, interface: Interface) -> Function:
       model: in evaluation mode.
     """
     preprocessing = config_of(model).preprocessing
+    single = model.config.activation == "sigmoid"
     to_ours, to_theirs = (0, 1, 2, 3), (0, 1, 2, 3)
     if interface.layout == "nchw":
         to_ours, to_theirs = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -146,8 +148,10 @@ def function_of(model: Model, interface: Interface) -> Function:
         for axis, size in ((1, rows), (2, columns)):
             logits = jax.lax.slice_in_dim(logits, 0, size, axis=axis)
         if interface.output == "classes":
-            return most_likely(logits).astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.uint16)
-        scores = logits if interface.output == "logits" else probabilities_of(logits)
+            ids = most_likely(logits, single=single)
+            ids = ids.astype(jnp.uint8 if logits.shape[-1] <= 256 else jnp.uint16)
+            return ids.transpose(to_theirs) if model.config.multilabel else ids
+        scores = logits if interface.output == "logits" else probabilities_of(logits, single=single)
         return scores.transpose(to_theirs)
 
     return run
