@@ -146,3 +146,49 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once():
         AugmentConfig(crop=(0, 5), scale=(2.0, 1.0), scales=(0.0,), flip=2.0, hue=0.7)
     for name in ("crop", "scale ", "scales", "flip", "hue"):
         assert name in str(error.value)
+
+
+# ---------------------------------------------------------------------------- a user's own
+
+
+def inverting():
+    """A step as people write one, see `AugmentConfig.extra`."""
+
+    def step(image, label, rng):
+        return 255 - image, np.where(label == 2, rng.integers(3, 5), label).astype(np.uint8)
+
+    return step
+
+
+def cutting():
+    return lambda image, label, rng: (image[1:], label[1:])
+
+
+def test_a_step_of_ones_own_comes_last():
+    image, label = np.full((9, 9, 3), 30, np.uint8), np.full((9, 9), 2, np.uint8)
+    config = AugmentConfig(crop=(9, 9), scale=(1.0, 1.0), extra=f"{__name__}:inverting")
+    views = [augment(image, label, config, np.random.default_rng(seed)) for seed in range(8)]
+    assert all((view == 225).all() for view, _ in views)
+    assert {int(labels[0, 0]) for _, labels in views} == {3, 4}  # it draws from the same generator
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("inverting", "extra must be module:factory"),
+        ("nowhere:step", "extra=nowhere:step cannot be made: ModuleNotFoundError"),
+        ("builtins:int", r"must give a function \(image, label, rng\), got 0"),
+    ],
+)
+def test_what_is_no_step_is_an_error_before_training(extra, words):
+    with pytest.raises(ValueError, match=words):
+        AugmentConfig(extra=extra)
+
+
+def test_a_step_that_changes_sizes_is_an_error():
+    config = AugmentConfig(crop=(9, 9), scale=(1.0, 1.0), extra=f"{__name__}:cutting")
+    image, label = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8)
+    with pytest.raises(
+        ValueError, match=r"must keep the image uint8 \[9, 9, 3\], it gave uint8 \[8"
+    ):
+        augment(image, label, config, np.random.default_rng(0))

@@ -10,10 +10,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from deeplab_jax.images import read_image
 from train.data import DataError, open_dataset
-from train.data.dataset import DecodedSource
+from train.data.dataset import DecodedSource, in_proportion
 from train.data.masks import decode_label
 from train.data.pairs import Files
 from train.data.pictures import RGB
+from train.data_command import data_command
 
 
 def picture(path, size=(8, 6), seed=0):
@@ -332,3 +333,54 @@ def test_a_list_of_a_split_without_names_is_an_error(tmp_path, split, content, w
         (lists / f"{other}.txt").write_bytes(content if other == split else b"a\nb\n")
     with pytest.raises(DataError, match=rf"{split}\.txt must .*{words}"):
         open_dataset(f"folder:{tmp_path}")
+
+
+# ---------------------------------------------------------------------------- on request
+
+
+def test_what_is_alone_is_left_out_on_request(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"images/{n}.jpg")
+    for n in (*range(3), 9):
+        label_map(tmp_path / f"labels/{n}.png")
+    with pytest.raises(DataError, match=r"fit together \(--data\.unpaired skip, --unpaired skip"):
+        open_dataset(f"folder:{tmp_path}")
+    data = open_dataset(f"folder:{tmp_path}", unpaired="skip")
+    assert len(data.train) + len(data.val) == 3
+    left_out = "Left out: images/3.jpg has no label map, labels/9.png has no picture."
+    assert left_out in data.notes
+    with pytest.raises(DataError, match="unpaired and resize_labels can be given for folder"):
+        open_dataset("shapes", unpaired="skip")
+
+
+def test_label_maps_of_another_size_are_resized_on_request(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / split / "images/a.png", size=(16, 12))
+        label_map(tmp_path / split / "labels/a.png", ids=(0, 1, 2), size=(8, 6))
+    with pytest.raises(DataError, match=r"its label map 8 x 6 .*; --data\.resize-labels"):
+        open_dataset(f"folder:{tmp_path}")
+    data = open_dataset(f"folder:{tmp_path}", resize_labels=True)
+    label = data.train[0]["label"]
+    np.testing.assert_array_equal(label, np.kron(data.train.label(0), np.ones((2, 2), np.uint8)))
+    label_map(tmp_path / "val/labels/a.png", ids=(0, 1, 2), size=(8, 8))
+    with pytest.raises(DataError, match="its label map 8 x 8, in another proportion"):
+        open_dataset(f"folder:{tmp_path}", resize_labels=True)
+
+
+def test_sizes_are_in_proportion_if_they_are_but_for_rounding():
+    for one, other in (((480, 360), (240, 180)), ((375, 500), (94, 125)), ((720, 960), (361, 480))):
+        assert in_proportion(one, other)
+        assert in_proportion(other, one)
+    assert not in_proportion((480, 360), (360, 480))
+    assert not in_proportion((480, 360), (240, 190))
+
+
+def test_the_data_command_finds_pictures_that_are_in_both_splits(tmp_path, capsys):
+    for split, seeds in (("train", (1, 2, 3)), ("val", (4, 2))):
+        for seed in seeds:
+            picture(tmp_path / split / f"images/{split}{seed}.png", seed=seed)
+            label_map(tmp_path / split / f"labels/{split}{seed}.png")
+    assert data_command(f"folder:{tmp_path}", sheet=tmp_path / "sheet.png") == 0
+    said = capsys.readouterr().out
+    assert "Warning: 1 of the 2 pictures for validation are for training too" in said
+    assert "val/images/val2.png is train/images/train2.png" in said

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from train.data import AugmentConfig
+from train.data.pairs import Unpaired
 from train.data.pictures import Bands
 from train.loss import LossConfig
 from train.optim import OptimConfig
@@ -41,6 +42,10 @@ class DataConfig:
       mean, std: of each channel of pictures scaled to [0, 1] (8 bits by 255, 16 bits by 65535, floating
         point not at all). None is what `init` was trained with, ImageNet's for RGB, and otherwise what is
         measured on the training split.
+      unpaired: stop at pictures of a folder without label map, and label maps without picture, or skip
+        them.
+      resize_labels: resize label maps of a folder that are of another size than their pictures, in the same
+        proportion, by nearest neighbour.
       unreadable: stop at an example that cannot be read, or skip it, count it and report it.
       threads: number of threads that read and augment, in each process.
       workers: number of processes that do it instead; worth it where threads cannot keep the device busy.
@@ -54,6 +59,8 @@ class DataConfig:
     bands: Bands | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    unpaired: Unpaired = "stop"
+    resize_labels: bool = False
     unreadable: Literal["stop", "skip"] = "stop"
     threads: int = 16
     workers: int = 0

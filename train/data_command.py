@@ -18,6 +18,7 @@ from train.data.dataset import (
     DataError,
     Dataset,
     Source,
+    a_few,
     class_frequencies,
     class_weights,
     in_threads,
@@ -33,6 +34,7 @@ from train.data.descriptions import (
     how_to_get,
     open_dataset,
 )
+from train.data.pairs import Unpaired
 from train.data.pictures import Bands, Rgb
 from train.data.statistics import measure
 
@@ -48,6 +50,8 @@ def data_command(
     labels: str | None = None,
     keys: str | None = None,
     bands: Bands | None = None,
+    unpaired: Unpaired = "stop",
+    resize_labels: bool = False,
     statistics: bool = False,
     augment: AugmentConfig = AugmentConfig(),
     examples: int = 12,
@@ -66,6 +70,9 @@ def data_command(
         image,segmentation_mask,file_name; the endings of webdataset:, such as jpg,seg.png.
       bands: Read pictures of folder: and webdataset: band by band: all, or those with these numbers, from 1
         on. This is for what is more or other than RGB of 8 bits, such as GeoTIFFs.
+      unpaired: Stop at pictures of a folder without label map, and label maps without picture, or skip
+        them.
+      resize_labels: Resize label maps of a folder that are of another size than their pictures.
       statistics: Print the mean and the standard deviation of each channel, of pictures scaled to [0, 1].
       augment: How training would augment; the sheet shows the result, without the padding of a crop that is
         larger than the largest picture.
@@ -78,7 +85,14 @@ def data_command(
         _print_names(console, data_dir)
         return 0
     dataset = open_dataset(
-        name, data_dir=data_dir, class_names=class_names, labels=labels, keys=keys, bands=bands
+        name,
+        data_dir=data_dir,
+        class_names=class_names,
+        labels=labels,
+        keys=keys,
+        bands=bands,
+        unpaired=unpaired,
+        resize_labels=resize_labels,
     )
     for note in dataset.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -91,6 +105,8 @@ def data_command(
         console.print(f"pictures: {read.channels} bands of {read.pixels}", highlight=False)
     if statistics:
         console.print(f"{measure(dataset.train)}, as --data.mean and --data.std take them")
+    if warning := _in_both_splits(dataset):
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)
     console.print(_frequencies(dataset))
     sheet.parent.mkdir(parents=True, exist_ok=True)
     crop = tuple(np.minimum(augment.crop, sizes["train"].max(0)).tolist())
@@ -152,6 +168,26 @@ def _print_names(console: Console, data_dir: Path | None) -> None:
 def _read_sizes(source: Source) -> np.ndarray:
     """Rows and columns of each example, `[N, 2]`."""
     return np.array(list(in_threads(source.size, len(source), "reading sizes")))
+
+
+def _in_both_splits(dataset: Dataset) -> str | None:
+    """A warning of pictures that are for training and for validation: scores of them are too good."""
+    train, val = (
+        list(in_threads(source.digest, len(source), "looking for duplicates"))
+        for source in (dataset.train, dataset.val)
+    )
+    first = {digest: index for index, digest in reversed(list(enumerate(train)))}
+    both = [
+        f"{dataset.val.name(index)} is {dataset.train.name(first[digest])}"
+        for index, digest in enumerate(val)
+        if digest in first
+    ]
+    if not both:
+        return None
+    return (
+        f"Warning: {len(both)} of the {len(val)} pictures for validation are for training too, and scores "
+        f"will be too good: {a_few(both)}."
+    )
 
 
 def _in_words(sizes: np.ndarray) -> str:

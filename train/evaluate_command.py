@@ -26,6 +26,7 @@ from train.config import MeshConfig
 from train.data import DataError, Dataset, Selection, open_dataset
 from train.data.class_table import CLASS_FILE
 from train.data.descriptions import RECORDS, folder_of
+from train.data.pairs import Unpaired
 from train.data.pictures import Bands, Pictures
 from train.evaluate import Evaluator, Values
 from train.output_stride import with_output_stride
@@ -44,6 +45,8 @@ def evaluate_command(
     data_dir: Path | None = None,
     labels: str | None = None,
     keys: str | None = None,
+    unpaired: Unpaired = "stop",
+    resize_labels: bool = False,
     split: Literal["val", "train", "all"] = "val",
     step: str | None = None,
     watch: bool = False,
@@ -69,6 +72,10 @@ def evaluate_command(
         folder.
       keys: The features of tfds: and hf: that are picture, label map and (optional) name, or the endings of
         webdataset:; by default what the model was trained with, likewise.
+      unpaired: Stop at pictures of a folder without label map, and label maps without picture, or skip
+        them; by default as in training, likewise.
+      resize_labels: Resize label maps of a folder that are of another size than their pictures, in the same
+        proportion; likewise.
       split: The split to evaluate on; `all` is for folders without splits.
       step: Of a run: best (by mIoU in validation), latest, or the number of a checkpoint that is kept; by
         default the run's model, and of a run that has none yet the best checkpoint.
@@ -92,7 +99,8 @@ def evaluate_command(
     network, origin, values = _model(found, step, watch)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
-    dataset = _open(data, data_dir, labels, keys, origin, network.config)
+    how = {"unpaired": unpaired, "resize_labels": resize_labels}
+    dataset = _open(data, data_dir, labels, keys, how, origin, network.config)
     for note in dataset.notes:
         Console().print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
@@ -195,15 +203,16 @@ def _open(
     data_dir: Path | None,
     labels: str | None,
     keys: str | None,
+    how: Mapping[str, Any],
     model: Path,
     config: Config,
 ) -> Dataset:
     """Opens the data set, with the classes of training where neither the command nor the data names any.
 
-    Without a name it is that of training.
+    Without a name it is that of training, and what is to be done about its files is what was done then.
     """
     trained, class_names = _training_data(model), config.class_names
-    bands = _bands(config.preprocessing)
+    options = dict(how) | {"bands": _bands(config.preprocessing)}
     if data is None:
         if not trained["name"]:
             raise DataError(
@@ -211,24 +220,25 @@ def _open(
                 "trained on"
             )
         data = trained["name"]
+        options |= {name: trained[name] for name in how if trained.get(name)}
     if data_dir is None and trained["name"] == data and trained["data_dir"] is not None:
         data_dir = Path(trained["data_dir"])
     if data.startswith(RECORDS):
-        return _open_as_trained(data, data_dir, labels, keys, bands, trained)
+        return _open_as_trained(data, data_dir, labels, keys, options, trained)
     folder = folder_of(data)
     if folder is None or labels is not None or keys is not None:
-        return open_dataset(data, data_dir=data_dir, labels=labels, keys=keys, bands=bands)
+        return open_dataset(data, data_dir=data_dir, labels=labels, keys=keys, **options)
     labels, trained_on = trained["labels"], folder_of(trained["name"])
     same_folder = trained_on is not None and folder.resolve() == trained_on.resolve()
     named = (folder / CLASS_FILE).is_file()
     if labels is not None and trained_on is not None and (not named or same_folder):
         note = f"Ids are the classes that they were in training: {labels}."
-        dataset = open_dataset(data, labels=labels, bands=bands)
+        dataset = open_dataset(data, labels=labels, **options)
     elif class_names is not None and not named:
         note = f"The folder names no classes; the model's are used: {', '.join(class_names)}."
-        dataset = open_dataset(data, class_names=class_names, bands=bands)
+        dataset = open_dataset(data, class_names=class_names, **options)
     else:
-        return open_dataset(data, bands=bands)
+        return open_dataset(data, **options)
     return dataclasses.replace(dataset, notes=(note, *dataset.notes))
 
 
@@ -237,7 +247,7 @@ def _open_as_trained(
     data_dir: Path | None,
     labels: str | None,
     keys: str | None,
-    bands: Bands | None,
+    options: Mapping[str, Any],
     trained: Mapping[str, Any],
 ) -> Dataset:
     """Opens a data set of records, as it was in training where the model was trained on it."""
@@ -254,7 +264,7 @@ def _open_as_trained(
         class_names=class_names and tuple(class_names),
         labels=labels,
         keys=keys,
-        bands=bands,
+        **options,
     )
     return dataclasses.replace(dataset, notes=(*filter(None, (note,)), *dataset.notes))
 

@@ -168,6 +168,8 @@ def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
         labels=config.data.labels,
         keys=config.data.keys,
         bands=config.data.bands,
+        unpaired=config.data.unpaired,
+        resize_labels=config.data.resize_labels,
     )
     start = make_model(
         config.model,

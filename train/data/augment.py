@@ -4,6 +4,9 @@ Everything random comes from the generator that is passed in.
 """
 
 import dataclasses
+import functools
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -39,6 +42,9 @@ class AugmentConfig:
       saturation: likewise, about each pixel's grey.
       hue: shifted to either side by up to this part of the colour circle, at most 0.5.
       blur: probability of a Gaussian blur, with a sigma of 0.1 to 2 pixels.
+      extra: module:factory, a function of yours that makes the last step: a function (image, label, rng) ->
+        (image, label) of arrays as `augment` gives them, which must keep their shapes and types. The module
+        is looked for in the current folder too.
       fill: RGB, or the value of each band, of what a picture does not fill; None is what is zero to the
         model that is trained, the mean of its preprocessing, and `MEAN` where there is no model.
     """
@@ -54,6 +60,7 @@ class AugmentConfig:
     saturation: float = 0.0
     hue: float = 0.0
     blur: float = 0.0
+    extra: str | None = None
     fill: tuple[float, ...] | None = None
 
     def __post_init__(self):
@@ -73,6 +80,11 @@ class AugmentConfig:
         for name, most in (("scale_step", np.inf), ("rotation", 180)):
             if not 0 <= (value := getattr(self, name)) <= most:
                 problems.append(f"{name} must be 0 to {most}, got {value}")
+        if self.extra is not None:
+            try:
+                _extra(self.extra)
+            except ValueError as error:
+                problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -108,7 +120,8 @@ def augment(
     if config.rotation:
         image, label = _rotate(image, label, rng.uniform(-1, 1) * config.rotation, fill)
     rows, columns = config.crop
-    return pad(image, label, (rows + -rows % height_multiple, columns), fill)
+    image, label = pad(image, label, (rows + -rows % height_multiple, columns), fill)
+    return _checked(_extra(config.extra), image, label, rng) if config.extra else (image, label)
 
 
 def pad(
@@ -256,3 +269,42 @@ def _change_bands(image: np.ndarray, config: AugmentConfig, rng: np.random.Gener
         sigma = rng.uniform(0.1, 2.0)
         image = _by_bands(lambda bands, _: cv2.GaussianBlur(bands, (0, 0), sigma), image)
     return image
+
+
+# ---------------------------------------------------------------------------- a user's own
+
+Step = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+@functools.cache
+def _extra(name: str) -> Step:
+    """The step that `AugmentConfig.extra` names; raises ValueError where there is none."""
+    module, colon, factory = name.partition(":")
+    if not (module and colon and factory):
+        raise ValueError(f"extra must be module:factory, got {name!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # installed commands do not look in the current folder
+    try:
+        step = getattr(importlib.import_module(module), factory)()
+    except Exception as error:  # of anybody's code
+        raise ValueError(f"extra={name} cannot be made: {type(error).__name__}: {error}") from error
+    if not callable(step):
+        raise ValueError(f"extra={name} must give a function (image, label, rng), got {step!r}")
+    return step
+
+
+def _checked(
+    step: Step, image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a user's step makes of an example; raises ValueError where it changed shapes or types."""
+    changed = step(image, label, rng)
+    if not (isinstance(changed, tuple) and len(changed) == 2):
+        raise ValueError(f"augment.extra must give (image, label), got {type(changed).__name__}")
+    for name, before, after in zip(("image", "label"), (image, label), changed, strict=True):
+        after = np.asarray(after)
+        if (after.shape, after.dtype) != (before.shape, before.dtype):
+            raise ValueError(
+                f"augment.extra must keep the {name} {before.dtype} {list(before.shape)}, it gave "
+                f"{after.dtype} {list(after.shape)}"
+            )
+    return np.ascontiguousarray(changed[0]), np.ascontiguousarray(changed[1])

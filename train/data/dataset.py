@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Literal, Protocol, TypeVar
 
+import cv2
 import numpy as np
 
 from deeplab_jax.images import ImageError
@@ -65,6 +67,10 @@ class Source(Protocol):
         """(H, W) of an example, from its header."""
         ...
 
+    def digest(self, index: int) -> str:
+        """SHA-256 of the picture's file: the same for the same picture."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
@@ -94,6 +100,10 @@ class Selection:
     def size(self, index: int) -> tuple[int, int]:
         source, place = self.places[index]
         return source.size(place)
+
+    def digest(self, index: int) -> str:
+        source, place = self.places[index]
+        return source.digest(place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +157,7 @@ class DecodedSource:
       decode_label: what makes uint8 `[H, W]` of the file of a label map: classes, and 255 where it is
         ignored; see `train.data.masks`. Called from many threads, and pickled.
       pictures: what makes pixels of the file of a picture.
+      resize_labels: resize label maps that are in proportion to their pictures, see `in_proportion`.
     """
 
     def __init__(
@@ -154,10 +165,13 @@ class DecodedSource:
         encoded: Encoded,
         decode_label: Callable[[BinaryIO], np.ndarray],
         pictures: Pictures = RGB,
+        *,
+        resize_labels: bool = False,
     ):
         self._encoded = encoded
         self._decode_label = decode_label
         self._pictures = pictures
+        self._resize_labels = resize_labels
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
@@ -171,8 +185,11 @@ class DecodedSource:
                 image = self._pictures.decode(image_file)
             with self._naming(index, "label"):
                 label = self._decode_label(label_file)
-        if image.shape[:2] != label.shape:
-            raise DataError(f"{self.name(index)}: {sizes_differ(image.shape[:2], label.shape)}")
+        size = image.shape[:2]
+        if size != label.shape and self._resize_labels and in_proportion(size, label.shape):
+            label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        if size != label.shape:
+            raise DataError(f"{self.name(index)}: {sizes_differ(size, label.shape)}")
         if (
             image.dtype == np.float32
         ):  # NaN is "no data": where nothing was measured, nothing is learned
@@ -196,6 +213,12 @@ class DecodedSource:
                     self._sizes[index] = self._pictures.size(file)
         return self._sizes[index]
 
+    def digest(self, index: int) -> str:
+        with self._naming(index, "image"):
+            (file,) = self._encoded.open(index, "image")
+            with file:
+                return hashlib.sha256(file.read()).hexdigest()
+
     @contextlib.contextmanager
     def _naming(self, index: int, part: Part) -> Iterator[None]:
         """Damaged files make decoders raise nearly anything; whatever it is, the file is named."""
@@ -209,6 +232,13 @@ def unreadable(name: str, error: Exception) -> str:
     """What is wrong with a file that could not be decoded."""
     known = isinstance(error, DataError | ImageError)
     return f"{name} cannot be read: {error if known else f'{type(error).__name__}: {error}'}"
+
+
+def in_proportion(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes (H, W) differ in scale alone, but for the rounding of their sides."""
+    scales = [a / b for a, b in zip(one, other, strict=True)]
+    # Rounding, up or down, moves each side of the smaller one by less than a pixel.
+    return max(scales) / min(scales) <= 1 + 2 / min(*one, *other)
 
 
 def sizes_differ(image: Sequence[int], label: Sequence[int]) -> str:

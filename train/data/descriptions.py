@@ -10,6 +10,7 @@ from train.data import class_names as names
 from train.data.dataset import DataError, Dataset, DecodedSource
 from train.data.folder import open_folder
 from train.data.masks import ByIds
+from train.data.pairs import Unpaired
 from train.data.pictures import Bands
 from train.data.records import Keys
 from train.data.webdataset import open_webdataset
@@ -177,6 +178,8 @@ def open_dataset(
     labels: str | None = None,
     keys: str | None = None,
     bands: Bands | None = None,
+    unpaired: Unpaired = "stop",
+    resize_labels: bool = False,
 ) -> Dataset:
     """A data set by its name.
 
@@ -192,6 +195,7 @@ def open_dataset(
         "image,label,file_name"; of "webdataset:" the endings, "jpg,seg.png".
       bands: of the pictures of "folder:" and "webdataset:" where they are read band by band, which is more
         or other than RGB; "all", or their numbers from 1 on.
+      unpaired, resize_labels: of "folder:", see `folder.open_folder`.
 
     Raises:
       DataError: there is no such data set; it is not prepared, with how to get it; or its pictures and
@@ -205,7 +209,17 @@ def open_dataset(
         )
     if (path := folder_of(name)) is not None:
         return open_folder(
-            local_copy(path), class_names=class_names, labels=labels, bands=bands, name=name
+            local_copy(path),
+            class_names=class_names,
+            labels=labels,
+            bands=bands,
+            unpaired=unpaired,
+            resize_labels=resize_labels,
+            name=name,
+        )
+    if unpaired != "stop" or resize_labels:
+        raise DataError(
+            f"unpaired and resize_labels can be given for {FOLDER}PATH only, got {name}"
         )
     if name.startswith(TFDS):
         # Imported here as TFDS takes a second, which a folder does not need.

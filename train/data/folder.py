@@ -1,5 +1,6 @@
 """Any folder of pictures and label maps as a data set."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,9 +8,11 @@ from train.data.annotations import Drawn, Found, find_annotations
 from train.data.class_table import CLASS_FILE, folder_classes, named_classes
 from train.data.dataset import DataError, Dataset, DecodedSource, Encoded
 from train.data.labelling import settle
-from train.data.pairs import NoPairsError, find_splits, hold_out
+from train.data.pairs import NoPairsError, Unpaired, find_splits, hold_out
 from train.data.pictures import Bands
 from train.data.survey import pictures_of, survey
+
+_SKIP = "--data.unpaired skip, --unpaired skip for `data` and `evaluate`, leaves out what is alone"
 
 
 def open_folder(
@@ -18,6 +21,8 @@ def open_folder(
     class_names: tuple[str, ...] | None = None,
     labels: str | None = None,
     bands: Bands | None = None,
+    unpaired: Unpaired = "stop",
+    resize_labels: bool = False,
     name: str | None = None,
 ) -> Dataset:
     """The data set in a folder.
@@ -40,6 +45,9 @@ def open_folder(
       labels: the class of each id, such as "0=background,100=road,200=car", instead of both; see
         `class_table.parse_labels`.
       bands: of picture files that are read band by band, see `deeplab_jax.bands`; None is RGB.
+      unpaired: what to do about pictures without label map, and label maps without picture.
+      resize_labels: whether label maps of another size than their pictures are resized, by nearest
+        neighbour; their sides must be in the same proportion.
       name: that the data set goes by.
 
     Raises:
@@ -54,7 +62,7 @@ def open_folder(
     missing: list[str] = []
     splits: Mapping[str, Encoded]
     try:
-        splits, notes = find_splits(root, missing)
+        splits, notes = find_splits(root, missing, unpaired=unpaired)
     except NoPairsError:
         found = find_annotations(root, table, missing)
         if found is None:
@@ -62,14 +70,23 @@ def open_folder(
         table = found.classes.table(found.origin)
         splits, notes = _drawn(root, found, missing)
     pictures = pictures_of(splits, bands)
-    masks, broken, wrong = survey(splits, pictures)
+    masks, broken, wrong = survey(splits, pictures, resize_labels=resize_labels)
     unclear: list[str] = []
     labelling = settle(masks, table, unclear) if masks else None
     if problems := [*broken, *unclear, *missing, *wrong]:
-        raise DataError.listing(f"{root}: pictures and label maps must fit together:", problems)
-    sources = {
-        split: DecodedSource(files, labelling.decode, pictures) for split, files in splits.items()
-    }
+        alone = any(
+            problem.endswith((" has no label map", " has no picture")) for problem in missing
+        )
+        rule = f"{root}: pictures and label maps must fit together"
+        way_out = f" ({_SKIP})" if alone else ""
+        raise DataError.listing(f"{rule}{way_out}:", problems)
+    decoded = functools.partial(
+        DecodedSource,
+        decode_label=labelling.decode,
+        pictures=pictures,
+        resize_labels=resize_labels,
+    )
+    sources = {split: decoded(files) for split, files in splits.items()}
     return Dataset(
         name or f"folder:{root}",
         labelling.names,

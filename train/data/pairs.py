@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 from deeplab_jax.images import SUFFIXES
 from train.data.dataset import DataError, Part, a_few
@@ -54,6 +54,9 @@ LAYOUTS = """\
 
 T = TypeVar("T")
 
+Unpaired = Literal["stop", "skip"]
+"""What to do about pictures without label map, and label maps without picture."""
+
 Pair = tuple[Path, Path]
 """The files of a picture and of its label map."""
 
@@ -89,10 +92,13 @@ class Files:
         return self.pairs[index][0 if part == "image" else 1]
 
 
-def find_splits(root: Path, problems: list[str]) -> tuple[dict[str, Files], tuple[str, ...]]:
+def find_splits(
+    root: Path, problems: list[str], *, unpaired: Unpaired = "stop"
+) -> tuple[dict[str, Files], tuple[str, ...]]:
     """The pairs of "train" and of "val" in a folder, and what was assumed; see `LAYOUTS`.
 
-    Adds to `problems` all pictures without label map and the other way round.
+    Adds to `problems` what is wrong, and unless they are to be skipped all pictures without label map and
+    the other way round.
 
     Raises:
       NoPairsError: there is no pair.
@@ -100,17 +106,22 @@ def find_splits(root: Path, problems: list[str]) -> tuple[dict[str, Files], tupl
     folders, lists = _find(root), _lists(root)
     only = set() if "val" in folders else set().union(*lists.values())
     missing: list[str] = []
-    splits = {split: _pairs(root, *both, only, missing) for split, both in folders.items()}
+    alone: list[str] = []
+    splits = {split: _pairs(root, *both, only, missing, alone) for split, both in folders.items()}
     if not any(splits.values()):
-        raise _no_pairs(root, missing)
+        raise _no_pairs(root, missing + alone)
     problems += missing
     notes: tuple[str, ...] = ()
+    if unpaired == "stop":
+        problems += alone
+    elif alone:
+        notes = (f"Left out: {a_few(alone)}.",)
     if only:
         pairs = splits["train"]
         splits = {k: tuple(p for p in pairs if p[0].stem in names) for k, names in lists.items()}
     elif "val" not in splits:
         splits, note = hold_out(splits["train"], lambda pair: pair[0], problems)
-        notes = (note,)
+        notes = (*notes, note)
     return {split: Files(root, pairs) for split, pairs in splits.items()}, notes
 
 
@@ -188,9 +199,14 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _pairs(
-    root: Path, images: Path, labels: Path, only: set[str], problems: list[str]
+    root: Path,
+    images: Path,
+    labels: Path,
+    only: set[str],
+    problems: list[str],
+    alone: list[str],
 ) -> tuple[Pair, ...]:
-    """The pictures of one folder with their label maps in another; adds what is left to `problems`.
+    """The pictures of one folder with their label maps in another; adds what is left over to `alone`.
 
     If there are names in `only`, it is about those alone.
     """
@@ -230,8 +246,8 @@ def _pairs(
                 pairs.append((picture, label))
                 break
         else:
-            problems.append(f"{picture.relative_to(root)} has no label map")
-    problems += [f"{path.relative_to(root)} has no picture" for path in by_key.values()]
+            alone.append(f"{picture.relative_to(root)} has no label map")
+    alone += [f"{path.relative_to(root)} has no picture" for path in by_key.values()]
     return tuple(pairs)
 
 

@@ -12,6 +12,7 @@ from train.data.dataset import (
     DataError,
     Encoded,
     a_few,
+    in_proportion,
     in_threads,
     sizes_differ,
     unreadable,
@@ -60,12 +61,13 @@ def pictures_of(splits: Mapping[str, Encoded], bands: Bands | None) -> Pictures:
 
 
 def survey(
-    splits: Mapping[str, Encoded], pictures: Pictures = RGB
+    splits: Mapping[str, Encoded], pictures: Pictures = RGB, *, resize_labels: bool = False
 ) -> tuple[dict[str, Mask], list[str], list[str]]:
     """Reads every label map, and of every picture the header and, where the end is missing, the pixels.
 
     Args:
       pictures: how they are read.
+      resize_labels: whether label maps may be of another size, in proportion.
 
     Returns:
       All label maps by name; what is wrong with many examples alike; what is wrong with single ones.
@@ -74,7 +76,7 @@ def survey(
     alike: dict[str, list[str]] = defaultdict(list)
     wrong: list[str] = []
     for split, encoded in splits.items():
-        check = functools.partial(_check, encoded, pictures)
+        check = functools.partial(_check, encoded, pictures, resize_labels)
         results = in_threads(check, len(encoded), "checking label maps")
         for index, (mask, problem) in enumerate(results):
             if mask:
@@ -96,7 +98,7 @@ class _Broken:
 
 
 def _check(
-    encoded: Encoded, pictures: Pictures, index: int
+    encoded: Encoded, pictures: Pictures, resize_labels: bool, index: int
 ) -> tuple[Mask | None, _Broken | str | None]:
     """A label map, if it can be read, and what is wrong with it or with its picture."""
     picture, label = (encoded.name(index, part) for part in ("image", "label"))
@@ -116,6 +118,14 @@ def _check(
         return mask, _Broken(f"{error}. {_BY_BAND}", picture)
     except Exception as error:
         return mask, unreadable(picture, error)
+    upright = turned_size(stored, tag)
+    if resize_labels and tag == STORED and mask.size != upright:
+        if in_proportion(upright, mask.size):
+            return mask, None
+        return (
+            mask,
+            f"{picture}: {sizes_differ(upright, mask.size)}, in another proportion ({label})",
+        )
     return mask, _misfit(picture, stored, tag, label, mask)
 
 
@@ -129,7 +139,15 @@ def _misfit(
         return None
     sizes = {mask.size, turned_size(mask.size, mask.orientation)}
     if mask.orientation == tag == STORED or sizes.isdisjoint((stored, upright)):
-        return f"{picture}: {sizes_differ(upright, mask.size)} ({label})"
+        return (
+            f"{picture}: {sizes_differ(upright, mask.size)} ({label}){_way_out(upright, mask.size)}"
+        )
     rule = _CANNOT_TELL if mask.size == upright else _AS_STORED
     example = f"{picture} ({tag}) with {label} ({mask.orientation})"
     return _Broken(f"{rule}. {_TURN}", example)
+
+
+def _way_out(picture: tuple[int, int], label: tuple[int, int]) -> str:
+    if not in_proportion(picture, label):
+        return ""
+    return "; --data.resize-labels (--resize-labels for `data` and `evaluate`) resizes it"
