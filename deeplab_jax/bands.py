@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import PIL
@@ -157,10 +157,10 @@ def to_show(pixels: np.ndarray) -> np.ndarray:
 def pixel_type(dtype: str | np.dtype) -> PixelType:
     """What numbers of a file are read as; raises ImageError for those that are none, or are complex."""
     name = np.dtype(dtype).name
-    if name in get_args(PixelType):
-        return name
-    if name == "bool":
+    if name in ("bool", "uint8"):
         return "uint8"
+    if name == "uint16":
+        return "uint16"
     if np.dtype(dtype).kind not in "iuf":
         raise ImageError(f"its numbers are {name}: they must be whole or floating-point")
     return "float32"
@@ -242,12 +242,11 @@ class _StoredImage:
                 f"its pixels ({self.image.mode}) are no bands: save it as TIFF, or as a PNG without a "
                 "palette"
             )
-        pixels = "uint16" if self.image.mode.startswith("I;16") else "uint8"
+        pixels = pixel_type(np.uint16 if self.image.mode.startswith("I;16") else np.uint8)
         return Layout(upright_size(self.image), len(self.image.getbands()), pixels)
 
     def read(self, indices: tuple[int, ...]) -> np.ndarray:
-        pixels = np.asarray(ImageOps.exif_transpose(self.image))
-        pixels = pixels.astype(np.uint16 if self.image.mode.startswith("I;16") else np.uint8)
+        pixels = np.asarray(ImageOps.exif_transpose(self.image)).astype(self.layout.pixels)
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         return np.ascontiguousarray(pixels[..., [index - 1 for index in indices]])
 
@@ -270,9 +269,10 @@ def _opened(file: File) -> Iterator[_StoredTiff | _StoredImage]:
 @contextlib.contextmanager
 def _named(file: File) -> Iterator[None]:
     """Whatever goes wrong as an ImageError, with the path where the file has one."""
-    where = f"{file}: " if isinstance(file, str | os.PathLike) else ""
+    path = Path(file) if isinstance(file, str | os.PathLike) else None
+    where = f"{path}: " if path else ""
     try:
-        if where and Path(file).exists() and not Path(file).is_file():
+        if path and path.exists() and not path.is_file():
             raise ImageError("a picture must be a file")
         yield
         return

@@ -316,7 +316,10 @@ def with_legend(
 
 
 def _legend_entries(
-    areas: np.ndarray, num_classes: int, class_names: Sequence[str] | None, pixels: int | None
+    areas: np.ndarray,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    pixels: int | None = None,
 ) -> tuple[list[tuple[int, str, str]], int]:
     """(id, name, share of the picture) of the largest classes, and how many more there are."""
     order = [i for i in np.argsort(-areas, kind="stable").tolist() if areas[i]]

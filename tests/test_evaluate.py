@@ -61,9 +61,13 @@ class Foreground(Pictures):
 @dataclasses.dataclass(frozen=True)
 class TinyConfig:
     num_classes: int = CLASSES
-    activation: str = "softmax"
     # A mean that zero padding after normalisation is not black by, and sides that need some.
     preprocessing: Preprocessing = Preprocessing((0.5, 0.3, 0.4), (0.2, 0.2, 0.2), size_multiple=8)
+    multilabel: bool = False
+
+    @property
+    def activation(self) -> str:
+        return "sigmoid" if self.num_classes == 1 else "softmax"
 
 
 class Tiny(nnx.Module):

@@ -99,8 +99,10 @@ def evaluate_command(
     network, origin, values = _model(found, step, watch)
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
-    how = {"unpaired": unpaired, "resize_labels": resize_labels}
-    dataset = _open(data, data_dir, labels, keys, how, origin, network.config)
+    options = {"unpaired": unpaired, "resize_labels": resize_labels}
+    options |= {"bands": _bands(network.config.preprocessing)}
+    names = network.config.class_names
+    dataset = _open(data, data_dir, labels, keys, origin, names, **options)
     for note in dataset.notes:
         Console().print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
@@ -198,21 +200,24 @@ def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.casefold()))
 
 
+_ON_REQUEST = ("unpaired", "resize_labels")
+"""Options of the data of a training that hold for its evaluation too."""
+
+
 def _open(
     data: str | None,
     data_dir: Path | None,
     labels: str | None,
     keys: str | None,
-    how: Mapping[str, Any],
     model: Path,
-    config: Config,
+    class_names: tuple[str, ...] | None,
+    **options: Any,
 ) -> Dataset:
     """Opens the data set, with the classes of training where neither the command nor the data names any.
 
     Without a name it is that of training, and what is to be done about its files is what was done then.
     """
-    trained, class_names = _training_data(model), config.class_names
-    options = dict(how) | {"bands": _bands(config.preprocessing)}
+    trained = _training_data(model)
     if data is None:
         if not trained["name"]:
             raise DataError(
@@ -220,7 +225,7 @@ def _open(
                 "trained on"
             )
         data = trained["name"]
-        options |= {name: trained[name] for name in how if trained.get(name)}
+        options |= {name: trained[name] for name in _ON_REQUEST if trained.get(name)}
     if data_dir is None and trained["name"] == data and trained["data_dir"] is not None:
         data_dir = Path(trained["data_dir"])
     if data.startswith(RECORDS):
