@@ -242,7 +242,7 @@ class _StoredImage:
                 f"its pixels ({self.image.mode}) are no bands: save it as TIFF, or as a PNG without a "
                 "palette"
             )
-        pixels = pixel_type(np.uint16 if self.image.mode.startswith("I;16") else np.uint8)
+        pixels = pixel_type("uint16" if self.image.mode.startswith("I;16") else "uint8")
         return Layout(upright_size(self.image), len(self.image.getbands()), pixels)
 
     def read(self, indices: tuple[int, ...]) -> np.ndarray:
