@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OWN = {"deeplab_jax", "port", "train", "benchmarks"}
+OWN = {"deeplab_jax", "port", "train", "benchmarks", "docs"}
 EXTRAS = {
     "deeplab_jax": ("export", "hub"),
     "port": (
