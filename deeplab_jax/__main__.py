@@ -1,4 +1,4 @@
-"""The command `deeplab`: predict, list, summary, check, export, push."""
+"""The command `deeplab`: predict, list, summary, check, export, push, demo."""
 
 import fnmatch
 import logging
@@ -25,6 +25,7 @@ from deeplab_jax.checkpoint import (
     steps_in,
 )
 from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, run
+from deeplab_jax.demo import LARGEST, launch, page, write_space
 from deeplab_jax.digests import damage, has_digests
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
@@ -320,6 +321,47 @@ def push_model(
     return 0
 
 
+def demo(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    browser: bool = False,
+    title: str | None = None,
+    largest: int = LARGEST,
+    space: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+) -> int:
+    """Serve a page on which the model segments pictures, from files or a camera.
+
+    The page is Gradio's (pip install 'deeplab-jax[app]'). It is served from this machine, to this machine
+    alone unless --host says otherwise, and loads nothing from elsewhere.
+
+    Args:
+        model: A model folder or .safetensors file, as deeplab-port makes them, a training run's folder, or
+            hf://USER/NAME, with @REVISION or without.
+        host: 0.0.0.0 serves all who reach this machine. A browser gives its camera to localhost and to
+            https alone.
+        port: By default the first free one from 7860 on.
+        browser: Open the page in a browser.
+        title: Of the page; by default the model's name.
+        largest: Pixels of the longer side; larger pictures are shrunk.
+        space: Serve nothing, but write a folder that is a Space of the Hugging Face hub.
+    """
+    keep_compiled_programs(unless_slower=True)
+    network, title = load(model), title or model.stem
+    console = Console(soft_wrap=True, highlight=False)
+    if space is not None:
+        write_space(network, model, space, title=title, largest=largest)
+        name = escape(str(space))
+        console.print(
+            f"{name} is a Space. Try it: pip install -r {name}/requirements.txt, and in {name}"
+        )
+        console.print(f"python app.py. Upload it: hf upload USER/NAME {name} --repo-type space")
+        return 0
+    launch(page(network, title=title, largest=largest), host=host, port=port, inbrowser=browser)
+    return 0
+
+
 def _is_onnx(to: str | None, out: Path) -> bool:
     return (to or out.suffix.removeprefix(".")) == "onnx"
 
@@ -365,6 +407,7 @@ def main() -> None:
                 "check": check,
                 "export": export,
                 "push": push_model,
+                "demo": demo,
             },
             prog="deeplab",
             description=f"DeepLabv3 and v3+ in JAX and Flax. {PLUGIN_HELP}",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OWN = {"deeplab_jax", "port", "train", "benchmarks", "docs"}
 EXTRAS = {
-    "deeplab_jax": ("export", "hub"),
+    "deeplab_jax": ("app", "export", "hub", "video"),
     "port": (
         "port",
         "references",

@@ -94,7 +94,7 @@ def test_blocks_are_of_a_known_kind(page):
 OURS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "deeplab": (
         deeplab,
-        ("predict", "list_presets", "summary", "check", "export", "push_model"),
+        ("predict", "list_presets", "summary", "check", "export", "push_model", "demo"),
     ),
     "deeplab-port": (deeplab_port, ("port",)),
     "deeplab-train": (
@@ -112,6 +112,7 @@ OTHERS = (
     "cd",
     "mkdocs",
     "git clone",
+    "hf upload",
 )
 """What our commands stand beside, which has its own tests or is not ours."""
 

@@ -21,7 +21,7 @@ def test_the_tour_ports_verifies_trains_predicts_and_exports(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the models agree" in done.stdout
     right = re.search(r"^(\d+)% of the pixels are right", done.stdout, re.M)
-    assert int(right[1]) >= 80  # 90 were measured; 71 of 100 pixels are background
+    assert int(right[1]) >= 85  # 95 were measured; 72 of 100 pixels are background
     assert "100.0% of the pixels have the same class" in done.stdout
 
 
