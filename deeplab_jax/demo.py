@@ -215,7 +215,9 @@ def page(
             mask = gr.DownloadButton("Download the mask", size="md", interactive=False)
         classes = gr.CheckboxGroup(label="Classes in the picture", elem_id="classes")
         outputs = [found, shown_picture, classes, style, taken, mask]
-        picture.change(run, [picture, alpha], outputs, api_name="segment")
+        picture.change(
+            run, [picture, alpha], outputs, api_name="segment", show_progress_on=shown_picture
+        )
         gr.on(
             [alpha.release, classes.input],
             redraw,
@@ -267,9 +269,10 @@ def _gradio() -> Any:
 
 _APP = '''"""The page of a model, as a Space of the Hugging Face hub runs it."""
 
-from deeplab_jax import load
+from deeplab_jax import keep_memory, load
 from deeplab_jax.demo import launch, page
 
+keep_memory()
 launch(page(load({model!r}), title={title!r}, largest={largest}), host="0.0.0.0")
 '''
 
