@@ -1,8 +1,10 @@
 """A page on which a model segments pictures, served here or as a Space of Hugging Face."""
 
 import dataclasses
+import itertools
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Collection
@@ -32,6 +34,9 @@ LARGEST = 1024
 
 SHOWN = 20
 """Classes that may be switched on and off; those that cover less are always shown."""
+
+_SMALLEST = 32
+_KEPT_MASKS = 64  # of the latest pictures; Gradio has copies of the others for an hour
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1200px !important; margin: auto }
@@ -157,24 +162,31 @@ def page(
       largest: pixels of the longer side of a picture; larger ones are shrunk.
 
     Raises:
-      DemoError: Gradio is not installed, or the model takes something else than RGB pictures.
+      DemoError: Gradio is not installed, the model takes something else than RGB pictures, or `largest` is
+        too small.
     """
     channels = len(config_of(model).preprocessing.mean)
     if channels != 3:
         raise DemoError(f"the page takes RGB pictures; this model's have {channels} channels")
+    if largest < _SMALLEST:
+        raise DemoError(f"largest must be at least {_SMALLEST} pixels, got {largest}")
     gr = _gradio()
     legend, folded = Legend.of(model), fold_batch_norm(model)
-    masks = tempfile.TemporaryDirectory(prefix="deeplab_demo.")
+    masks, numbers = tempfile.TemporaryDirectory(prefix="deeplab_demo."), itertools.count()
 
     def run(path: str | None, alpha: float) -> tuple[Any, ...]:
         if path is None:
-            return None, None, gr.CheckboxGroup([], value=[]), "", "", gr.DownloadButton(value=None)
+            nothing = gr.DownloadButton(value=None, interactive=False)
+            return None, None, gr.CheckboxGroup([], value=[]), "", "", nothing
         try:
             found = segment(folded, path, largest)
         except ImageError as error:
             # The path is one of the server's.
             raise gr.Error(str(error).removeprefix(f"{path}: "), print_exception=False) from error
-        mask = Path(tempfile.mkdtemp(dir=masks.name)) / f"{Path(path).stem}_mask.png"
+        place = Path(masks.name) / str(next(numbers) % _KEPT_MASKS)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        mask = place / f"{Path(path).stem}_mask.png"
         save_labels(mask, found.ids, legend.colors)
         return (
             found,

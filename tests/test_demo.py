@@ -89,6 +89,11 @@ def test_the_page_is_for_rgb_models_alone():
         demo.page(build(config))
 
 
+def test_pictures_are_not_shrunk_to_nothing(model):
+    with pytest.raises(demo.DemoError, match="largest must be at least 32 pixels, got 0"):
+        demo.page(model, largest=0)
+
+
 def test_without_gradio_there_is_one_sentence(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(demo.DemoError, match=r"pip install 'deeplab-jax\[app\]'"):
