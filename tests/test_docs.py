@@ -104,6 +104,7 @@ OURS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
 }
 """Our commands, and what does their work once their arguments are parsed."""
 
+FLAG = re.compile(r"(?<!\S)--[a-z][\w.-]+|(?<=`)--[a-z][\w.-]+")
 OTHERS = (
     "python3 -m venv",
     "pip install",
@@ -185,6 +186,35 @@ def test_a_flag_that_does_not_exist_is_found(monkeypatch, capsys):
         test_a_command_is_one_that_its_parser_takes(
             "a page", ["deeplab", "predict", "m", "p.jpg", "--nosuch"], monkeypatch
         )
+
+
+HELP = [
+    *(["deeplab", name] for name in ("predict", "check", "export", "push", "demo", "summary")),
+    ["deeplab-port"],
+    *(
+        ["deeplab-train", name]
+        for name in ("camvid", "data", "prepare", "evaluate", "export-model")
+    ),
+]
+ELSEWHERE = {
+    "--command": "gcloud",
+    "--topology": "python -m benchmarks tpu",
+    "--target": "python -m benchmarks gpu",
+    "--batch-norm": "python -m benchmarks tpu",
+    "--plugin": "all commands, before they parse",
+}
+
+
+def test_every_flag_in_the_text_is_one_of_a_command(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    for words in HELP:
+        monkeypatch.setattr("sys.argv", [*words, "--help"])
+        with pytest.raises(SystemExit):
+            OURS[words[0]][0].main()
+    flags = set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out)) | ELSEWHERE.keys()
+    for page, text in PAGES.items():
+        found = {flag for code in re.findall(r"`[^`\n]+`", text) for flag in FLAG.findall(code)}
+        assert found <= flags, page
 
 
 def test_ci_runs_the_test_command_of_the_readme():
