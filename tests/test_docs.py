@@ -89,6 +89,16 @@ def test_blocks_are_of_a_known_kind(page):
     assert fences == 2 * len(re.findall(r"^```\w", PAGES[page], re.M)), "a block has no language"
 
 
+def test_what_the_readme_links_to_is_there():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 10
+    for link in links:
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).is_file(), link
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.M) if heading else [""]
+        assert heading in {title.lower().replace(" ", "-") for title in headings}, link
+
+
 # ---- commands
 
 OURS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
