@@ -86,7 +86,9 @@ class VideoResults:
 
 def split_videos(paths: Sequence[str | os.PathLike]) -> tuple[list[Path], list[Path]]:
     """Those of the paths that are videos, by `SUFFIXES`, each once; and the others."""
-    is_video = {Path(path): Path(path).suffix.lower() in SUFFIXES for path in paths}
+    is_video = {
+        path: path.suffix.lower() in SUFFIXES and not path.is_dir() for path in map(Path, paths)
+    }
     videos = {path.resolve(): path for path, video in is_video.items() if video}
     return list(videos.values()), [path for path, video in is_video.items() if not video]
 
