@@ -1,4 +1,4 @@
-"""The command `deeplab`: predict, list, summary, check, export, push."""
+"""The command `deeplab`: predict, list, summary, check, export, push, demo."""
 
 import fnmatch
 import logging
@@ -25,13 +25,16 @@ from deeplab_jax.checkpoint import (
     steps_in,
 )
 from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, run
+from deeplab_jax.demo import LARGEST, launch, page, write_space
 from deeplab_jax.digests import damage, has_digests
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import build
 from deeplab_jax.presets import PRESETS, close_names
 from deeplab_jax.push import push
+from deeplab_jax.results import output_names, targets_of
 from deeplab_jax.summary import summarize
+from deeplab_jax.video import check_videos, predict_videos, split_videos
 
 DEMO_IMAGES = ("chelsea.png", "coffee.png")  # photographs that scikit-image ships
 
@@ -54,17 +57,23 @@ def predict(
     overlay: bool = True,
     alpha: float = 0.5,
     probabilities: Annotated[int | Literal["all"] | None, tyro.conf.arg(metavar="K|all")] = None,
+    frame_masks: bool = False,
 ) -> int:
-    """Draw the masks of pictures.
+    """Draw the masks of pictures and videos.
 
     Writes for each picture NAME.png, the class of every pixel at the picture's size, and
     NAME_overlay.jpg, the picture with its classes in colour and a legend. All devices of this machine take
     part. Run again, it does what is new or has changed: picture, model or options.
 
+    Of a video, NAME_overlay.mp4 is written, without its sound, and NAME_overlay.jpg, its first frame with
+    the legend (pip install 'deeplab-jax[video]'). Of an animated picture or one of several pages, the first
+    is taken, and the command says so.
+
     Args:
         model: A model folder or .safetensors file, as deeplab-port makes them, a training run's folder, or
             hf://USER/NAME, with @REVISION or without.
-        images: Pictures and folders of pictures; `demo` is two photographs that scikit-image ships.
+        images: Pictures, folders of pictures, and videos; `demo` is two photographs that scikit-image
+            ships.
         out: The folder to write to.
         recursive: Take the pictures in folders of the folders too.
         files_from: A file with the path of a picture in each line, as seen from the current folder; - is
@@ -80,6 +89,7 @@ def predict(
         alpha: Strength of the colours in the overlay.
         probabilities: Write NAME_probabilities.npz too: of the K most likely classes of every pixel, or of
             all, in float16.
+        frame_masks: Write the masks of each frame of a video too, NAME_masks/000000.png and so on.
     """
     if not images and files_from is None:
         raise ValueError("name at least one picture or folder of pictures")
@@ -89,11 +99,16 @@ def predict(
     named = [p for image in images for p in (_demo() if image == "demo" else [image])]
     listed = [] if files_from is None else _listed(files_from)
     network = load(model)
-    paths = find_images([*named, *listed], recursive=recursive, leave_out=out)
+    videos, pictures = split_videos([*named, *listed])
+    check_videos(videos, overlay=overlay, masks=frame_masks, probabilities=probabilities)
+    paths = find_images(pictures, recursive=recursive, leave_out=out)
+    names = output_names([*paths, *videos])
+    targets = targets_of(videos, out, names[len(paths) :])
     done = predict_folder(
         network,
         paths,
         out,
+        names=names[: len(paths)],
         batch_size=batch_size,
         scales=scales,
         flip=flip,
@@ -104,12 +119,27 @@ def predict(
         shard=part,
         redo=redo,
     )
+    done += predict_videos(
+        network,
+        dict(list(targets.items())[part[0] :: part[1]]),
+        batch_size=batch_size,
+        scales=scales,
+        flip=flip,
+        tile=tile,
+        overlay=overlay,
+        alpha=alpha,
+        masks=frame_masks,
+        redo=redo,
+    )
+    for note in done.notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)
     for failure in done.failures:
         console.print(f"[red]error[/]: {escape(str(failure))}", soft_wrap=True)
     kept = f"; {done.kept} were there before (--redo does them again)" if done.kept else ""
     good = done.written + done.kept
+    what = "videos" if not paths else "pictures and videos" if videos else "pictures"
     console.print(
-        f"{good} of {good + len(done.failures)} pictures are in {escape(str(out))}{kept}",
+        f"{good} of {good + len(done.failures)} {what} are in {escape(str(out))}{kept}",
         soft_wrap=True,
         highlight=False,
     )
@@ -320,6 +350,47 @@ def push_model(
     return 0
 
 
+def demo(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    browser: bool = False,
+    title: str | None = None,
+    largest: int = LARGEST,
+    space: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+) -> int:
+    """Serve a page on which the model segments pictures, from files or a camera.
+
+    The page is Gradio's (pip install 'deeplab-jax[app]'). It is served from this machine, to this machine
+    alone unless --host says otherwise, and loads nothing from elsewhere.
+
+    Args:
+        model: A model folder or .safetensors file, as deeplab-port makes them, a training run's folder, or
+            hf://USER/NAME, with @REVISION or without.
+        host: 0.0.0.0 serves all who reach this machine. A browser gives its camera to localhost and to
+            https alone.
+        port: By default the first free one from 7860 on.
+        browser: Open the page in a browser.
+        title: Of the page; by default the model's name.
+        largest: Pixels of the longer side; larger pictures are shrunk.
+        space: Serve nothing, but write a folder that is a Space of the Hugging Face hub.
+    """
+    keep_compiled_programs(unless_slower=True)
+    network, title = load(model), title or model.stem
+    console = Console(soft_wrap=True, highlight=False)
+    if space is not None:
+        write_space(network, model, space, title=title, largest=largest)
+        name = escape(str(space))
+        console.print(
+            f"{name} is a Space. Try it: pip install -r {name}/requirements.txt, and in {name}"
+        )
+        console.print(f"python app.py. Upload it: hf upload USER/NAME {name} --repo-type space")
+        return 0
+    launch(page(network, title=title, largest=largest), host=host, port=port, inbrowser=browser)
+    return 0
+
+
 def _is_onnx(to: str | None, out: Path) -> bool:
     return (to or out.suffix.removeprefix(".")) == "onnx"
 
@@ -365,6 +436,7 @@ def main() -> None:
                 "check": check,
                 "export": export,
                 "push": push_model,
+                "demo": demo,
             },
             prog="deeplab",
             description=f"DeepLabv3 and v3+ in JAX and Flax. {PLUGIN_HELP}",

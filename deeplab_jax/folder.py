@@ -15,7 +15,7 @@ import numpy as np
 
 from deeplab_jax.bands import picture_size, read_picture, to_show
 from deeplab_jax.fold import fold_batch_norm
-from deeplab_jax.images import ImageError
+from deeplab_jax.images import ImageError, frames_of
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.predict import (
     Plan,
@@ -42,17 +42,28 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """What became of the pictures of a folder.
+    """What became of pictures, or of videos.
 
     Attributes:
-      written: pictures whose results were written.
-      kept: pictures whose results were there.
+      written: those whose results were written.
+      kept: those whose results were there.
       failures: what was wrong with those that could not be read, in their order.
+      notes: what is not as one may think.
     """
 
     written: int
     kept: int
     failures: tuple[ImageError, ...]
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: "Predicted") -> "Predicted":
+        """Both together."""
+        return Predicted(
+            self.written + other.written,
+            self.kept + other.kept,
+            self.failures + other.failures,
+            self.notes + other.notes,
+        )
 
 
 def predict_folder(
@@ -139,6 +150,7 @@ def predict_folder(
         devices=len(devices),
     )
     failures: dict[Path, ImageError] = {}
+    several: dict[Path, int] = {}
     saving: deque[Future] = deque()
     written = 0
     try:
@@ -149,6 +161,8 @@ def predict_folder(
                     failures[path] = result
                 else:
                     picture, made = result
+                    if picture.frames > 1:
+                        several[path] = picture.frames
                     key = results.key(picture.digest)
                     shown = to_show(picture.pixels)
                     saving.append(threads.submit(results.write, targets[path], shown, made, key))
@@ -180,7 +194,12 @@ def predict_folder(
         written=written,
         kept=len(all_paths[shard[0] :: shard[1]]) - len(paths),
         failures=tuple(failures[path] for path in paths if path in failures),
+        notes=tuple(_of_several(path, several[path]) for path in paths if path in several),
     )
+
+
+def _of_several(path: Path, count: int) -> str:
+    return f"{path}: has {count} frames or pages, of which the first was taken"
 
 
 def _check_shard(index: int, count: int) -> None:
@@ -196,16 +215,18 @@ def _check_shard(index: int, count: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Picture:
-    """A picture's pixels, and the digest of the file that they are from."""
+    """A picture's pixels, the first of so many frames, and the digest of the file that they are from."""
 
     pixels: np.ndarray
+    frames: int
     digest: str
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> _Picture:
     # The digest first: of a file that is replaced meanwhile, the results are done anew the next time.
     digest = digest_of_picture(path)
-    return _Picture(read_picture(path, preprocessing), digest)
+    frames = frames_of(path) if preprocessing.is_rgb else 1
+    return _Picture(read_picture(path, preprocessing), frames, digest)
 
 
 def _results(

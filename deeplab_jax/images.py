@@ -75,6 +75,19 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     return _open(Path(path), upright_size)
 
 
+def frames_of(path: str | os.PathLike) -> int:
+    """How many frames or pages a picture has, of which `read_image` takes the first.
+
+    A JPEG of several, MPO, is one picture with previews or another eye's view.
+
+    Raises:
+      ImageError: as `image_size`.
+    """
+    return _open(
+        Path(path), lambda image: 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    )
+
+
 def open_picture(file: File) -> Image.Image:
     """What `PIL.Image.open` gives, for a file in one of `FORMATS`; nothing is decoded yet.
 

@@ -21,7 +21,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Commands that run within the tests leave the user's folder of compiled programs alone.
 jax.config.update("jax_enable_compilation_cache", False)
 
-LONG = ("test_train_loop.py", "test_port_training.py", "test_sharding.py")
+LONG = ("test_train_loop.py", "test_port_training.py", "test_sharding.py", "test_tour.py")
 """What is begun first, so that no worker is left alone with one of them when all else is done."""
 
 

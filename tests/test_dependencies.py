@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OWN = {"deeplab_jax", "port", "train", "benchmarks"}
+OWN = {"deeplab_jax", "port", "train", "benchmarks", "docs"}
 EXTRAS = {
-    "deeplab_jax": ("export", "geotiff", "hub"),
+    "deeplab_jax": ("app", "export", "geotiff", "hub", "video"),
     "port": (
         "port",
         "references",

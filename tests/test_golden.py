@@ -1,88 +1,38 @@
-"""The code bases that no package has, by what they computed once.
+"""The code bases that no package has: a ported model gives what the original once computed."""
 
-A file of `tests/golden` holds the outputs of an original model in float64, how far the same model in
-float32 was from them (`rounding`), and the batch-norm statistics that were measured on it; its other
-weights are drawn from the names of the tensors, the same on every machine.
-"""
-
-import json
-import zlib
-from pathlib import Path
+import re
 
 import numpy as np
 import pytest
-from flax import nnx
-from references import quick_comparison, relative_error
+import recorded
 
-import port
+from docs.tables import PAGES
 from port.network import find_layout
 
-FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = 2e-5  # of the largest value: some hundred roundings, which a shallow network may have
 ROUNDINGS = (
     10  # times what PyTorch in float32 is away from the file: deep random networks amplify it
 )
+SPREAD = 4  # between processors and versions of XLA, which sum in other orders
 
 
-def tensor(name, shape):
-    """The value of a state_dict entry: He's normal for kernels, gains near 1, small biases."""
-    rng = np.random.RandomState(zlib.crc32(name.encode()))
-    kind = name.rpartition(".")[2]
-    if kind == "num_batches_tracked":
-        return np.asarray(1, np.int64)
-    if kind == "bias":
-        return (0.1 * rng.standard_normal(shape)).astype(np.float32)
-    if len(shape) == 1:
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    return (np.sqrt(2 / np.prod(shape[1:])) * rng.standard_normal(shape)).astype(np.float32)
+@pytest.mark.parametrize("name", recorded.NAMES)
+def test_the_ported_model_gives_the_recorded_outputs_as_the_page_says(name):
+    page = (PAGES / "exact.md").read_text()
+    roundings = recorded.meta(name)["rounding"]
+    for key, error in recorded.errors(name).items():
+        assert error <= max(TOLERANCE, ROUNDINGS * roundings[key]), key
+        row = re.search(rf"^\| `{name}` \| {key} \| (\S+) \| (\S+) \|$", page, re.M)
+        assert row, "run `python -m docs.tables exactness`"
+        assert 1 / SPREAD <= error / float(row[1]) <= SPREAD, (
+            "run `python -m docs.tables exactness`"
+        )
+        assert row[2] == f"{roundings[key]:.0e}"
 
 
-def read(name):
-    """(meta, state_dict, inputs and outputs `[B, H, W, C]`) of a file."""
-    file = np.load(FOLDER / f"{name}.npz")
-    meta = json.loads(file["meta"].tobytes())
-    statistics, at, state = file["bn_stats"], 0, {}
-    for key, shape in meta["entries"]:
-        if key.endswith(("running_mean", "running_var")):
-            state[key], at = statistics[at : at + shape[0]], at + shape[0]
-        else:
-            state[key] = tensor(key, tuple(shape))
-    inputs = [
-        np.random.RandomState(seed).standard_normal(shape).astype(np.float32).transpose(0, 2, 3, 1)
-        for seed, shape in meta["inputs"]
-    ]
-    outputs = {
-        key.removeprefix("out_"): file[key].transpose(0, 2, 3, 1)
-        for key in file.files
-        if key.startswith("out_")
-    }
-    return meta, state, inputs, outputs
-
-
-@nnx.jit
-def run(model, *inputs):
-    return model(*inputs)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.npz")))
-def test_the_ported_model_gives_the_recorded_outputs(name):
-    meta, state, inputs, outputs = read(name)
-    model = port.load_torch(state, **meta["options"])
-    with quick_comparison():
-        got = {"out": run(model, *inputs)} if "out" in outputs else {"decoder": run(model, *inputs)}
-        if "aspp" in outputs:
-            got["aspp"] = run(model.aspp, inputs[0])
-    assert got.keys() == outputs.keys()
-    stride = meta["stride"]  # the files keep every so many rows and columns
-    for key, expected in outputs.items():
-        value = np.asarray(got[key])[:, ::stride, ::stride]
-        allowed = max(TOLERANCE, ROUNDINGS * meta["rounding"][key])
-        assert relative_error(value, expected) <= allowed, key
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.npz")))
+@pytest.mark.parametrize("name", recorded.NAMES)
 def test_no_other_layout_takes_these_names_for_its_own(name):
-    meta = json.loads(np.load(FOLDER / f"{name}.npz")["meta"].tobytes())
+    meta = recorded.meta(name)
     tensors = {
         key: np.broadcast_to(np.float32(0), shape)  # takes no memory
         for key, shape in meta["entries"]

@@ -25,8 +25,8 @@ class DataConfig:
 
     Attributes:
       name: a data set's name (`deeplab-train data` lists them), `folder:PATH`, `tfds:NAME` for any other
-        that TFDS has prepared, NAME being NAME[/CONFIG][:VERSION], `hf:ORG/NAME[:CONFIG]` or `hf:PATH` for
-        one of Hugging Face, or `webdataset:PATTERN` for tar files.
+        that TFDS has prepared, NAME being `NAME[/CONFIG][:VERSION]`, `hf:ORG/NAME[:CONFIG]` or `hf:PATH`
+        for one of Hugging Face, or `webdataset:PATTERN` for tar files.
       data_dir: the folder of prepared data sets, or gs://BUCKET/FOLDER, of which the data set is copied to
         this machine first; None is TFDS's own.
       class_names: of a data set that has no name here, where no classes.txt names them.
