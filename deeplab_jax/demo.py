@@ -22,7 +22,7 @@ from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.hub import repository_of
 from deeplab_jax.images import ImageError, read_image
 from deeplab_jax.model import SegmentationModel
-from deeplab_jax.predict import config_of, predict
+from deeplab_jax.predict import check_plain, config_of, predict
 from deeplab_jax.version import version_of
 from deeplab_jax.visualize import overlay, palette, save_labels
 
@@ -162,12 +162,10 @@ def page(
       largest: pixels of the longer side of a picture; larger ones are shrunk.
 
     Raises:
-      DemoError: Gradio is not installed, the model takes something else than RGB pictures, or `largest` is
-        too small.
+      DemoError: Gradio is not installed, or `largest` is too small.
+      ValueError: see `predict.check_plain`.
     """
-    channels = len(config_of(model).preprocessing.mean)
-    if channels != 3:
-        raise DemoError(f"the page takes RGB pictures; this model's have {channels} channels")
+    check_plain(config_of(model), "pictures on the page")
     if largest < _SMALLEST:
         raise DemoError(f"largest must be at least {_SMALLEST} pixels, got {largest}")
     gr = _gradio()

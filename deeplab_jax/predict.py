@@ -127,6 +127,24 @@ def config_of(model: SegmentationModel) -> Config:
     return model.config
 
 
+def check_plain(config: Config, what: str) -> None:
+    """Raises ValueError for a model that takes other pictures than RGB, or gives several labels to a pixel.
+
+    Args:
+      what: those that are to be segmented, "videos".
+    """
+    given = config.preprocessing
+    if not given.is_rgb:
+        raise ValueError(
+            f"{what} are RGB of 8 bits, this model takes {len(given.mean)} bands of {given.pixels}"
+        )
+    if config.multilabel:
+        raise ValueError(
+            f"{what} are drawn with one class for a pixel, of this model's {config.num_classes} labels it "
+            "may have several: `deeplab predict` writes a mask for each of them"
+        )
+
+
 def check_options(
     *, scales: Sequence[float], tile: int | None, batch_size: int | None = None, top: Top = None
 ) -> None:

@@ -20,7 +20,15 @@ from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.folder import Predicted
 from deeplab_jax.images import ImageError, write_image
 from deeplab_jax.model import SegmentationModel
-from deeplab_jax.predict import Top, check_options, config_of, evaluator, in_batches, make_plan
+from deeplab_jax.predict import (
+    Top,
+    check_options,
+    check_plain,
+    config_of,
+    evaluator,
+    in_batches,
+    make_plan,
+)
 from deeplab_jax.progress import progress as shown_progress
 from deeplab_jax.results import KEY, ResultFiles, result_files
 from deeplab_jax.visualize import overlay as drawn_over
@@ -167,8 +175,7 @@ def predict_video(
     config = config_of(model)
     check_options(scales=scales, tile=tile, batch_size=batch_size)
     check_videos([video], overlay=overlay, masks=masks)
-    if len(config.preprocessing.mean) != 3:
-        raise ValueError(f"videos have 3 channels, this model takes {config.in_channels}")
+    check_plain(config, "videos")
     results = result_files(
         model,
         overlay=overlay,

@@ -85,7 +85,7 @@ def test_opacity_is_that_of_the_tint():
 
 def test_the_page_is_for_rgb_models_alone():
     config = Config(ResNetConfig(18, in_channels=4), FCNConfig(channels=8), 3)
-    with pytest.raises(demo.DemoError, match="this model's have 4 channels"):
+    with pytest.raises(ValueError, match="this model takes 4 bands of uint8"):
         demo.page(build(config))
 
 
