@@ -15,14 +15,16 @@ from train.steps import inference_values, initial_state, make_train_step
 STEPS = 4
 
 
-def states_of(ema):
+def states_of(ema, accumulate=1):
     """The states before the first step and after each, of a run whose weights move a lot."""
     config = TrainConfig(
         model=ModelConfig("fcn_stripes4"),
         optim=OptimConfig("sgd", learning_rate=0.1, schedule="constant"),
         ema=ema,
+        accumulate=accumulate,
     )
     start = make_model(config.model, ("a", "b"), seed=0, data_shards=1)
+    start.model.head.dropout.rate = 0.0
     optimizer, schedule = make_optimizer(config.optim, start.params, STEPS)
     make = functools.partial(initial_state, optimizer=optimizer, ema=ema > 0)
     step = jax.jit(
@@ -30,7 +32,7 @@ def states_of(ema):
         compiler_options={"xla_backend_optimization_level": 0},  # compiling is most of this test
     )
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    image = rng.integers(0, 256, (1, 32, 32, 3)).astype(np.uint8).repeat(2, axis=0)
     batch = {"image": image, "label": (image[..., 0] > 127).astype(np.uint8)}
     states = [jax.jit(make)(start.params, start.stats)]
     for _ in range(STEPS):
@@ -84,3 +86,11 @@ def test_the_average_does_not_change_what_is_learnt(averaged, plain):
     for kind in ("params", "stats"):
         for name, value in plain[-1][kind].items():
             np.testing.assert_array_equal(value, averaged[-1][kind][name], err_msg=name)
+
+
+def test_a_batch_in_parts_moves_the_weights_as_a_whole_one():
+    """Of which each half is the same, so that batch norm sees the same statistics."""
+    whole, parts = (states_of(ema=0, accumulate=n)[-1]["params"] for n in (1, 2))
+    for name, value in whole.items():
+        # Sums in another order, in four steps; a gradient twice as large would be off by half.
+        np.testing.assert_allclose(parts[name], value, rtol=0, atol=1e-4, err_msg=name)
