@@ -10,7 +10,14 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from deeplab_jax.images import ENDS, ImageError, open_picture, to_rgb, upright_size
+from deeplab_jax.images import (
+    ENDS,
+    ImageError,
+    check_checksums,
+    open_picture,
+    to_rgb,
+    upright_size,
+)
 from deeplab_jax.orientation import orientation, turned
 from deeplab_jax.progress import progress
 from train.metrics import IGNORE_LABEL
@@ -160,8 +167,7 @@ class DecodedSource:
         with image_file, label_file:
             with self._naming(index, "image"):
                 image = decode_image(image_file)
-            with self._naming(index, "label"):
-                label = self._decode_label(label_file)
+            label = self._label_in(label_file, index)
         if image.shape[:2] != label.shape:
             raise DataError(f"{self.name(index)}: {sizes_differ(image.shape[:2], label.shape)}")
         return {"image": image, "label": label}
@@ -169,8 +175,13 @@ class DecodedSource:
     def label(self, index: int) -> np.ndarray:
         with self._naming(index, "label"):
             (file,) = self._encoded.open(index, "label")
-            with file:
-                return self._decode_label(file)
+        with file:
+            return self._label_in(file, index)
+
+    def _label_in(self, file: BinaryIO, index: int) -> np.ndarray:
+        with self._naming(index, "label"):
+            check_checksums(file)
+            return self._decode_label(file)
 
     def name(self, index: int) -> str:
         return self._encoded.name(index)
@@ -200,6 +211,7 @@ def unreadable(name: str, error: Exception) -> str:
 
 def decode_image(file: BinaryIO) -> np.ndarray:
     """A picture as uint8 `[H, W, 3]`, RGB, as `deeplab_jax.images.read_image` gives it."""
+    check_checksums(file)
     with open_picture(file) as image:
         if image.mode in ("RGB", "L") and not image.has_transparency_data:
             tag = orientation(image)
