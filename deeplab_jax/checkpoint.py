@@ -212,7 +212,10 @@ def load(
             f"{path} is not a model folder: it must hold {CONFIG} and {WEIGHTS}/. A PyTorch checkpoint "
             "becomes one with `deeplab-port CHECKPOINT FOLDER`."
         )
-    model = build(config, dtype=dtype)
+    try:
+        model = build(config, dtype=dtype)
+    except MemoryError as error:  # which a few bytes can ask for
+        raise ModelError(f"the config of {path} asks for more memory than there is") from error
     model = with_values(model, read_weights(named_variables(model)))
     model.eval()
     return model

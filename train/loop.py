@@ -23,12 +23,12 @@ from jax.sharding import PartitionSpec as P
 
 import deeplab_jax
 from deeplab_jax import buckets
-from deeplab_jax.checkpoint import RUN_MODEL
+from deeplab_jax.checkpoint import RUN_CHECKPOINTS, RUN_MODEL
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
 from deeplab_jax.progress import duration
-from deeplab_jax.whole_file import write_file
+from deeplab_jax.whole_file import PARTIAL, write_file
 from train import early_stop, lock, report, sharding
 from train.checkpoint import Checkpoints, set_aside_damaged
 from train.cluster import is_main_process, join_processes
@@ -505,8 +505,16 @@ def _why_unusable(run: Path) -> str | None:
         return None
     if not run.is_dir():
         return f"{run} is a file"
-    names = {path.name for path in run.iterdir()} - {lock.NAME}  # a crash leaves that
+    left = (path for path in run.iterdir() if not _is_left_by_a_start(path))
+    names = {path.name for path in left}
     return f"{run} exists and is not a run's folder" if names and CONFIG not in names else None
+
+
+def _is_left_by_a_start(path: Path) -> bool:
+    """Whether a run that ended before it had written its config may have left this in its folder."""
+    if path.name == RUN_CHECKPOINTS and path.is_dir():
+        return not any(path.iterdir())
+    return path.name == lock.NAME or path.name.endswith(PARTIAL)
 
 
 def _check_resume(run: _Run, checkpoints: Checkpoints, step: int) -> None:
