@@ -202,6 +202,15 @@ def load(
     path = model_path(path)
     if not path.exists():
         raise ModelError(f"{path} does not exist; `deeplab-port` and trainings make model folders")
+    try:
+        return _load_here(path, dtype)
+    except MemoryError as error:  # a few bytes of a config can ask for any number
+        raise ModelError(
+            f"{path} cannot be read: its config asks for more memory than there is"
+        ) from error
+
+
+def _load_here(path: Path, dtype: jax.typing.DTypeLike) -> SegmentationModel:
     if path.is_file():
         config, read_weights = _read_file(path)
     elif _is_model(path):
@@ -212,10 +221,7 @@ def load(
             f"{path} is not a model folder: it must hold {CONFIG} and {WEIGHTS}/. A PyTorch checkpoint "
             "becomes one with `deeplab-port CHECKPOINT FOLDER`."
         )
-    try:
-        model = build(config, dtype=dtype)
-    except MemoryError as error:  # which a few bytes can ask for
-        raise ModelError(f"the config of {path} asks for more memory than there is") from error
+    model = build(config, dtype=dtype)
     model = with_values(model, read_weights(named_variables(model)))
     model.eval()
     return model
