@@ -28,6 +28,7 @@ from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
 from deeplab_jax.progress import duration
+from deeplab_jax.quiet import is_debugging
 from deeplab_jax.whole_file import PARTIAL, write_file
 from train import early_stop, lock, report, sharding
 from train.checkpoint import Checkpoints, set_aside_damaged
@@ -47,6 +48,7 @@ from train.journal import Journal, environment
 from train.meter import Diverged, Meter
 from train.model import Start, make_model
 from train.optim import OptimConfig, make_optimizer
+from train.peers import LOST, PEER_LOST
 from train.place import Place, place_of
 from train.profiler import Profiler, steps_to_trace
 from train.run_folder import ENVIRONMENT, chosen
@@ -66,8 +68,8 @@ CONFIG = "config.json"
 EXAMPLES = 4
 """Images of the validation split that TensorBoard shows; the best and worst ones in the folder."""
 
-FINISHED, DIVERGED, STOPPED, PEER_LOST = 0, 1, 143, 17
-"""Exit statuses: done; the loss is NaN or infinite; stopped by a signal, and saved; a peer died."""
+FINISHED, DIVERGED, STOPPED = 0, 1, 143
+"""Exit statuses: done; the loss is NaN or infinite; stopped by a signal, and saved. See `PEER_LOST` too."""
 
 
 def train(config: TrainConfig) -> int:
@@ -551,11 +553,8 @@ def _exit_at_once(error: Exception) -> NoReturn:
     if isinstance(error, ValueError | OSError) and not of_a_peer:
         status, message = BAD_USE, f"error: {error}"
     else:
-        traceback.print_exception(error)
-        status = PEER_LOST
-        message = (
-            "This process cannot continue, perhaps because another one died. Start all of them again "
-            "with the same command: the run resumes from its last checkpoint."
-        )
+        if is_debugging() or not of_a_peer:
+            traceback.print_exception(error)
+        status, message = PEER_LOST, LOST
     print(message, file=sys.stderr, flush=True)
     os._exit(status)
