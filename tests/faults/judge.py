@@ -75,16 +75,17 @@ def within_limits() -> Iterator[None]:
     def too_long(*_: object) -> None:
         raise TooLongError(f"more than {SECONDS} s")
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    # Not RLIMIT_AS: threads, of which Orbax starts dozens, reserve what they never touch.
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     before = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
     if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + MEMORY, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 

@@ -23,6 +23,9 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH")))),
 }
 STEPS = 8
+KILLS = int(os.environ.get("KILLS", "100"))
+"""Of the long form."""
+
 ENDS = 5
 """How often one run is ended before it may come to its own."""
 
@@ -108,7 +111,8 @@ def end(run: Path, process: subprocess.Popen[str], sent: Sequence[signal.Signals
 
 
 @pytest.mark.parametrize(
-    ("kills", "stops"), [(1, 1), pytest.param(100, 10, marks=pytest.mark.long_faults)]
+    ("kills", "stops"),
+    [(1, 1), pytest.param(KILLS, KILLS // 10, marks=pytest.mark.long_faults)],
 )
 def test_a_run_that_is_ended_at_any_moment_loses_nothing(
     kills, stops, data, undisturbed, tmp_path, tally
