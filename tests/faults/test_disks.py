@@ -99,24 +99,8 @@ def values(path: Path) -> dict[str, bytes]:
     return {n: np.asarray(v[...]).tobytes() for n, v in named_variables(load(path)).items()}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, bytes]:
-    config = config_in(tmp_path_factory.mktemp("undisturbed"))
-    assert loop.train(config) == loop.FINISHED
-    return values(config.run)
-
-
-@pytest.mark.parametrize(
-    "most",
-    [
-        2_000,
-        *(pytest.param(n, marks=pytest.mark.long_faults) for n in (0, 300, 2_000, 8_000, 30_000)),
-    ],
-)
-def test_a_run_that_does_not_fit_goes_on_where_there_is_room(
-    most, tmp_path, full_disk, capfd, tally, undisturbed
-):
-    config = config_in(tmp_path)
+def train_on_a_full_disk(config: TrainConfig, most: int, full_disk, capfd) -> str:
+    """What comes of a run of whose files none can be larger."""
 
     def run() -> None:
         full_disk(most)
@@ -125,7 +109,28 @@ def test_a_run_that_does_not_fit_goes_on_where_there_is_room(
         finally:
             full_disk(resource.RLIM_INFINITY)
 
-    assert judge(run, None, capfd) == REFUSED
+    return judge(run, None, capfd)
+
+
+def test_a_run_that_cannot_even_begin_says_so(tmp_path, full_disk, capfd, tally):
+    assert train_on_a_full_disk(config_in(tmp_path), 700, full_disk, capfd) == REFUSED
+    tally("full disk: run", REFUSED)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    config = config_in(tmp_path_factory.mktemp("undisturbed"))
+    assert loop.train(config) == loop.FINISHED
+    return values(config.run)
+
+
+@pytest.mark.long_faults
+@pytest.mark.parametrize("most", [0, 300, 700, 2_000, 8_000, 30_000])
+def test_a_run_that_did_not_fit_goes_on_where_there_is_room(
+    most, tmp_path, full_disk, capfd, tally, undisturbed
+):
+    config = config_in(tmp_path)
+    assert train_on_a_full_disk(config, most, full_disk, capfd) == REFUSED
     tally("full disk: run", REFUSED)
     assert loop.train(config) == loop.FINISHED
     assert values(config.run) == undisturbed
