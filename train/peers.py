@@ -55,9 +55,8 @@ def end_with_a_sentence() -> None:
         if lost.wait(_DECISION):
             os.write(stderr, f"{LOST}\n".encode())
             os._exit(PEER_LOST)
-        set_handler(
-            number, ctypes.cast(None, _Handler)
-        )  # of another cause: it ends as it would have
+        # Of another cause: abort() goes on, and the process ends as it would have.
+        set_handler(number, ctypes.cast(None, _Handler))
 
     def restore() -> None:
         sys.stderr.flush()
