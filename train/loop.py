@@ -69,7 +69,7 @@ EXAMPLES = 4
 """Images of the validation split that TensorBoard shows; the best and worst ones in the folder."""
 
 FINISHED, DIVERGED, STOPPED = 0, 1, 143
-"""Exit statuses: done; the loss is NaN or infinite; stopped by a signal, and saved. `PEER_LOST` is another."""
+"""Exit statuses: done; the loss is NaN or infinite; stopped by a signal, and saved; see `PEER_LOST` too."""
 
 
 def train(config: TrainConfig) -> int:
