@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from deeplab_jax.images import (
     File,
     ImageError,
+    check_checksums,
     image_size,
     is_tiff,
     open_picture,
@@ -254,8 +255,12 @@ class _StoredImage:
 @contextlib.contextmanager
 def _opened(file: File) -> Iterator[_StoredTiff | _StoredImage]:
     if not is_tiff(file):
-        with open_picture(file) as image:
-            yield _StoredImage(image)
+        with contextlib.ExitStack() as open_:
+            binary = file
+            if isinstance(file, str | os.PathLike):
+                binary = open_.enter_context(open(file, "rb"))
+            check_checksums(binary)
+            yield _StoredImage(open_.enter_context(open_picture(binary)))
         return
     with contextlib.ExitStack() as open_:
         dataset = open_.enter_context(open_tiff(file))

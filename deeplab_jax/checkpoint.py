@@ -9,13 +9,14 @@ A bucket cannot rename folders. There each save has weights under a name of its 
 names them, is written last. What is on the Hugging Face hub is read here, and written by `push`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
         saves to the same place left there when they were killed is removed, see `beside`.
 
     Raises:
-      ModelError: when something is there that may not be replaced, or `load` could not read the model.
+      ModelError: when something is there that may not be replaced, or `load` could not read the model, or
+        the disk is full or may not be written to.
     """
     path = Path(path)
     _check_loadable(model)
@@ -67,6 +69,14 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
     if (url := buckets.url_of(path)) is not None:
         _save_to_bucket(model, url)
         return path
+    with _writing(path):
+        _save_here(model, path)
+    # Not before: of a save that was killed at the worst moment, the old model is in what it left.
+    remove_leftovers(path)
+    return path
+
+
+def _save_here(model: SegmentationModel, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with folder_beside(path) as beside:
         new = beside / "new"
@@ -84,9 +94,17 @@ def save(model: SegmentationModel, path: str | os.PathLike, *, overwrite: bool =
                 if old.exists():
                     old.rename(path)
                 raise
-    # Not before: of a save that was killed at the worst moment, the old model is in what it left.
-    remove_leftovers(path)
-    return path
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns errors of a disk that cannot be written to into ModelErrors."""
+    try:
+        yield
+    except Exception as error:
+        if (reason := why_unwritable(error)) is None:
+            raise
+        raise ModelError(f"{path} cannot be written: {reason}") from error
 
 
 def _save_to_bucket(model: SegmentationModel, url: str) -> None:
@@ -184,6 +202,15 @@ def load(
     path = model_path(path)
     if not path.exists():
         raise ModelError(f"{path} does not exist; `deeplab-port` and trainings make model folders")
+    try:
+        return _load_here(path, dtype)
+    except MemoryError as error:  # a few bytes of a config can ask for any number
+        raise ModelError(
+            f"{path} cannot be read: its config asks for more memory than there is"
+        ) from error
+
+
+def _load_here(path: Path, dtype: jax.typing.DTypeLike) -> SegmentationModel:
     if path.is_file():
         config, read_weights = _read_file(path)
     elif _is_model(path):
@@ -426,7 +453,10 @@ def _read_folder(path: Path, header: _Header):
                 reason = why_unreadable(error)
                 if reason is None or isinstance(error, ModelError):
                     raise
-                raise ModelError(f"the weights of {path} cannot be read: {reason}") from error
+                raise ModelError(
+                    f"the weights of {path} cannot be read: {reason_of(reason)}. It is damaged: copy or "
+                    "port it again"
+                ) from error
         _check_digest(path, header.digest, digest_of(found))
         return found
 
@@ -443,6 +473,22 @@ def why_unreadable(error: Exception) -> Exception | None:
     if isinstance(reason, AttributeError | TypeError | NotImplementedError):
         return reason if _raised_by_orbax(reason) else None
     return reason if isinstance(reason, ValueError | KeyError | OSError) else None
+
+
+def why_unwritable(error: Exception) -> str | None:
+    """What a disk that cannot be written to says through Orbax or safetensors; None of other errors."""
+    from safetensors import SafetensorError
+
+    text = reason_of(error)
+    if isinstance(error, OSError):
+        return error.strerror or text
+    of_the_disk = isinstance(error, SafetensorError) or "os_error_code" in str(error)
+    return text.rpartition(": ")[2] if of_the_disk else None
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, without the specification of the file that tensorstore adds, of a page or two."""
+    return str(error).partition(" [tensorstore_spec")[0].partition(" [os_error_code")[0]
 
 
 def _raised_by_orbax(error: Exception) -> bool:

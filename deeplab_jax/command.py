@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from importlib import metadata
@@ -16,11 +17,12 @@ from rich.markup import escape
 
 from deeplab_jax.memory import keep_memory
 from deeplab_jax.ops import has_onednn
+from deeplab_jax.quiet import is_debugging, quieten
 from deeplab_jax.version import versions
 
 BAD_USE = 2
-BROKEN_PIPE = 141
-"""What a shell makes of a process that SIGPIPE ends."""
+INTERRUPTED, BROKEN_PIPE = 130, 141
+"""What a shell makes of a process that SIGINT (Ctrl-C) or SIGPIPE ends."""
 
 PLUGINS = "deeplab_jax.plugins"
 """The group of entry points whose modules every command imports."""
@@ -35,9 +37,10 @@ def run(command: Callable[[], int]) -> NoReturn:
 
     All errors that a user can cause are ValueErrors and OSErrors with the way out in their message.
     Plugins are imported before the command runs, so that it knows the presets that they register.
-    `--version` alone prints versions.
+    `--version` alone prints versions. With DEEPLAB_DEBUG=1 there are tracebacks, see `quiet`.
     """
     keep_memory()
+    quieten()
     # Of pictures that are large and not too large; those are errors.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
@@ -49,7 +52,11 @@ def run(command: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # of `... | head`
         sys.stdout = None  # which Python would flush once more
         status = BROKEN_PIPE
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     except (ValueError, OSError) as error:
+        if is_debugging():
+            traceback.print_exception(error)
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print(f"[red]error[/]: {escape(str(error))}")
         status = BAD_USE

@@ -13,6 +13,9 @@ from deeplab_jax.backbones.registry import FEATURES, families
 from deeplab_jax.heads import HEAD_CONFIGS, FCNConfig, HeadConfig
 from deeplab_jax.preprocessing import Preprocessing
 
+MOST_CLASSES = 2**16
+"""What the ids of masks can tell apart."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FeaturesConfig:
@@ -61,6 +64,11 @@ class Config:
         self._check_parts()
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if self.num_classes > MOST_CLASSES:
+            raise ValueError(
+                f"num_classes must be at most {MOST_CLASSES}, the ids that 16 bits hold, got "
+                f"{self.num_classes}"
+            )
         self._settle("num_classes", int(self.num_classes))
         self._settle("activation", self._fitting_activation())
         self._settle("class_names", self._fitting_names())

@@ -5,7 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deeplab_jax.whole_file import write_file
+from deeplab_jax.whole_file import PARTIAL, write_file
 
 FILE = "sha256.json"
 
@@ -39,7 +39,7 @@ def _digests(folder: Path) -> dict[str, str]:
     files = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / FILE and not path.name.endswith(".partial")
+        if path.is_file() and path != folder / FILE and not path.name.endswith(PARTIAL)
     }
     with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter's lock
         return dict(zip(files, threads.map(digest_of_file, files.values()), strict=True))

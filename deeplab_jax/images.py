@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -27,6 +28,8 @@ starts another program."""
 
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """The last bytes of a whole file of a format."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"  # how a PNG begins
 
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels. Their own colour is arbitrary, often black."""
@@ -63,7 +66,14 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
       ImageError: the file is missing, is not a picture, is damaged or is too large.
     """
-    return _open(Path(path), to_rgb)
+    path = Path(path)
+
+    def decode(image: Image.Image) -> np.ndarray:
+        with path.open("rb") as file:
+            check_checksums(file)
+        return to_rgb(image)
+
+    return _open(path, decode)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -143,6 +153,26 @@ def check_end(file: BinaryIO, image: Image.Image) -> None:
     if file.read() != mark:
         file.seek(place)
         image.load()
+
+
+def check_checksums(file: BinaryIO) -> None:
+    """Compares each chunk of a PNG with its checksum, to which decoders look now and then.
+
+    What is cut off is left to them. `file` is read from its start, and stays where it is.
+
+    Raises:
+      ImageError: a checksum is wrong.
+    """
+    place = file.tell()
+    file.seek(0)
+    is_png = file.read(len(_PNG)) == _PNG
+    try:
+        while is_png and len(head := file.read(8)) == 8:
+            body, kept = file.read(int.from_bytes(head[:4])), file.read(4)
+            if len(kept) == 4 and zlib.crc32(head[4:] + body) != int.from_bytes(kept):
+                raise ImageError("damaged, a checksum in it is wrong; fetch it anew")
+    finally:
+        file.seek(place)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

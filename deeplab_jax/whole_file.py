@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+PARTIAL = ".partial"
+"""How the names of files end that are not whole yet, or never will be, as their process was killed."""
+
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes a file under another name and renames it: `path` has all of `content` or is as it was.
@@ -16,10 +19,12 @@ def write_file(path: Path, content: str | bytes) -> None:
       OSError: the file cannot be written; nothing is left beside it.
     """
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a full disk it does not say which file
+            error.filename, error.filename2 = str(path), None
         raise

@@ -14,7 +14,7 @@ import sys
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ CHECKPOINT_ENDS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl
 INDEX_END = ".index.json"  # of the list of the files that a large model is cut into
 INDEX_FILES = tuple(name + INDEX_END for name in FOLDER_FILES)
 DEEPEST_WRAPPER = 8  # mappings in mappings
-SMALL = 2**20  # bytes that an expanded tensor may claim
+SMALL = 2**20  # bytes that an expanded tensor, or a zip archive, may claim in any case
+MOST_TIMES = 100  # its own size, that a zip archive may claim
 SETTINGS_FILE = "config.json"
 PADDLE = "StructuredToParameterName@@"  # what only a .pdparams has
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format
@@ -326,10 +327,38 @@ def _open_zip(path: Path) -> Any:
         some = ", ".join(map(shown, sorted(files)[:5]))
         rule = f"{path} must have torch's data.pkl, but is a zip archive of {some}"
         raise CheckpointError(f"{rule}. Unpack it and pass the file inside.")
+    size, claimed = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if claimed > max(SMALL, MOST_TIMES * size):
+        rule = f"{path} has {size:,} bytes and claims to unpack to {claimed:,}"
+        raise CheckpointError(
+            f"{rule}, more than {MOST_TIMES} times as many. No weights shrink so."
+        )
+    if damaged := _damaged_record(path, entries):
+        raise _damaged(path, "zip archive", ValueError(f"{shown(damaged)} is not what was written"))
     # torch maps records as they lie in the file: one that a zip program compressed would be noise.
     # And it hands a path that ends in .safetensors to that library, whatever is inside.
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     return _open_torch(path, mmap=stored and path.suffix != ".safetensors")
+
+
+def _damaged_record(path: Path, entries: Sequence[zipfile.ZipInfo]) -> str | None:
+    """The first record whose checksum is not that of its bytes, to which torch does not look.
+
+    None where no record's is: torch can be told not to compute them, and then writes others.
+    """
+    with zipfile.ZipFile(path) as archive:
+        wrong = [entry.filename for entry in entries if not _is_whole(archive, entry)]
+    return wrong[0] if wrong and len(wrong) < len(entries) else None
+
+
+def _is_whole(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(entry) as record:
+            while record.read(2**20):
+                pass
+    except Exception:  # zipfile.BadZipFile, or whatever a decompressor makes of noise
+        return False
+    return True
 
 
 def _open_torch(path: Path, *, mmap: bool) -> Any:

@@ -423,6 +423,32 @@ def test_a_flipped_bit_anywhere_in_the_weights_of_a_folder_is_no_other_model(tmp
     assert caught > 5
 
 
+def test_names_and_shapes_are_part_of_the_digest():
+    one, other = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    digests = [
+        checkpoint.digest_of(weights, "text")
+        for weights in (
+            {"a": one, "b": other},
+            {"b": one, "c": other},
+            {"a": one.reshape(3, 2), "b": other},
+            {"a": one.view(np.int32), "b": other},
+        )
+    ]
+    assert len({*digests}) == len(digests)
+    assert checkpoint.digest_of({"b": other, "a": one}, "text") == digests[0]
+    assert checkpoint.digest_of({"a": one, "b": other}, "texts") != digests[0]
+
+
+@pytest.mark.parametrize("elsewhere", ["../other/weights", "weights/../../other/weights", "/tmp"])
+def test_weights_outside_of_the_folder_are_refused(elsewhere, tmp_path):
+    save(make(), tmp_path / "other")
+    path = save(make(), tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"weights": elsewhere}))
+    with pytest.raises(ModelError, match="weights must be the name of a folder in it, got"):
+        load(path)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_swapped_weights_of_equal_shape_are_an_error(name, tmp_path, monkeypatch):
     path = save(make(seed=1), tmp_path / name)

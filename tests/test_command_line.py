@@ -194,6 +194,31 @@ def test_bad_use_of_deeplab_ends_with_status_2(
     assert "Traceback" not in error
 
 
+def fails():
+    raise ValueError("choose another")
+
+
+def test_an_error_is_a_sentence_and_whoever_looks_for_a_bug_gets_the_traceback(monkeypatch, capsys):
+    for value, traced in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv("DEEPLAB_DEBUG", value)
+        with pytest.raises(SystemExit) as ended:
+            run_command(fails)
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert ("Traceback" in err) == traced
+        assert err.endswith("error: choose another\n")
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(interrupted)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_summary_adds_up(monkeypatch, capsys):
     # torchvision's LR-ASPP has 3,221,538 parameters with 21 classes
     assert run(deeplab.main, monkeypatch, "summary", "lraspp_mobilenet_v3_large") == 0

@@ -1,5 +1,6 @@
 """Prepared data sets: our builders on small copies of the real folders, and both of TFDS's formats."""
 
+import contextlib
 import errno
 import gzip
 import importlib
@@ -335,6 +336,36 @@ def test_a_file_that_is_no_whole_archive_is_an_error(tmp_path, name):
     with pytest.raises(DataError, match="zip or tar archive, and whole"):
         prepare_command("voc2012", source=(tmp_path / name,), data_dir=tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def member(name, **fields):
+    found = tarfile.TarInfo(name)
+    for field, value in fields.items():
+        setattr(found, field, value)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link", "through a link", "device"])
+def test_an_archive_writes_nothing_outside(tmp_path, kind):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    members = {
+        "parent": [member("../outside/made")],
+        "absolute": [member(f"{outside}/made")],
+        "link": [member("made", type=tarfile.SYMTYPE, linkname=f"{outside}/made")],
+        "through a link": [
+            member("link", type=tarfile.SYMTYPE, linkname="../outside"),
+            member("link/made"),
+        ],
+        "device": [member("made", type=tarfile.CHRTYPE, devmajor=1, devminor=3)],
+    }[kind]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for info in members:
+            archive.addfile(info)
+    with contextlib.suppress(unpacking.ArchiveError):  # or what is absolute is taken as relative
+        unpacking.unpack(tmp_path / "a.tar", tmp_path / "into")
+    assert list(outside.iterdir()) == []
+    assert not any(path.is_symlink() for path in (tmp_path / "into").rglob("*"))
 
 
 def flip_bit(path, place):

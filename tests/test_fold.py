@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_backbone  # noqa: F401 (registers a small one)
 import pytest
 from flax import nnx
 
@@ -87,6 +88,14 @@ def test_a_convolutions_own_bias_is_scaled_too():
     parent.eval()
     x = np.random.default_rng(1).standard_normal((1, 2, 2, 3), np.float32)
     np.testing.assert_allclose(fold_batch_norm(parent)(x), parent(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_epsilon_of_a_norm_is_folded_with_it():
+    model = with_statistics(create("fcn_stripes4", num_classes=2, rngs=nnx.Rngs(0)))
+    for norm in parts(model, BatchNorm):
+        norm.var[...] = jnp.full(norm.var.shape, norm.epsilon)  # which it doubles
+    model.eval()
+    assert_same_logits(fold_batch_norm(model), model)
 
 
 def test_a_batch_norm_without_a_convolution_before_it_stays():

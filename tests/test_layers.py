@@ -16,6 +16,7 @@ from deeplab_jax.layers import (
     BatchNorm,
     Conv,
     ConvNormAct,
+    LayerNorm,
     Norm,
     SeparableConvNormAct,
     SqueezeExcite,
@@ -85,6 +86,37 @@ def test_three_steps_of_training_then_evaluation_equal_torch(momentum, epsilon):
     x = batch(3)
     np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), **NEAR)
     assert_same_statistics(ours, theirs)
+
+
+TINY = 1e-3
+"""A deviation of which the variance, 1e-6, is less than any epsilon: a wrong one shows in all digits."""
+
+
+@pytest.mark.parametrize("epsilon", [None, 1e-3, 1e-6])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_epsilon_is_torchs_by_default_and_the_given_one_otherwise(training, epsilon):
+    given = {} if epsilon is None else {"epsilon": epsilon}
+    ours = BatchNorm(CHANNELS, **given)
+    theirs = torch.nn.BatchNorm2d(CHANNELS, **({} if epsilon is None else {"eps": epsilon}))
+    assert Norm(**given)(CHANNELS).epsilon == theirs.eps
+    ours.var[...], theirs.running_var[:] = jnp.full(CHANNELS, TINY**2), TINY**2
+    if not training:
+        ours.eval()
+        theirs.eval()
+    x = TINY * normal(2, 7, 6, CHANNELS)
+    expected = to_numpy(theirs(to_torch(x)))
+    # Values of up to 3: a few roundings. An epsilon that is off by a tenth makes 5 % of difference.
+    np.testing.assert_allclose(ours(jnp.asarray(x)), expected, **NEAR)
+
+
+def test_layer_norm_is_torchs_its_epsilon_too():
+    x = TINY * normal(2, 7, 6, CHANNELS)
+    for ours, theirs in (
+        (LayerNorm(CHANNELS), torch.nn.LayerNorm(CHANNELS)),
+        (LayerNorm(CHANNELS, epsilon=1e-6), torch.nn.LayerNorm(CHANNELS, eps=1e-6)),
+    ):
+        expected = theirs(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(ours(jnp.asarray(x)), expected, **NEAR)
 
 
 @pytest.mark.parametrize("training", [True, False])

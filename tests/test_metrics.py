@@ -31,6 +31,13 @@ def test_label_255_is_ignored():
     np.testing.assert_array_equal(confusion_matrix(labels, predictions, 2), [[1, 0], [1, 0]])
 
 
+def test_label_255_is_ignored_however_many_classes_there_are():
+    labels = np.array([254, 255, 256], np.uint16)
+    found = np.asarray(confusion_matrix(labels, labels, 300))
+    assert found[[254, 255, 256], [254, 255, 256]].tolist() == [1, 0, 1]
+    assert found.sum() == 2
+
+
 def test_equals_numpy_on_random_labels():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 21, (2, 33, 47)).astype(np.uint8)

@@ -139,6 +139,7 @@ def test_schedules_rise_and_fall():
         return [round(float(schedule(jnp.int32(step))), 4) for step in (0, 1, 2, 6, 10)]
 
     assert rates(schedule="poly", power=1) == [2, 1.8, 1.6, 0.8, 0]
+    assert rates(schedule="poly", power=0.5) == [2, 1.8974, 1.7889, 1.2649, 0]
     assert rates(schedule="poly", power=1, warmup_steps=2) == [1, 2, 2, 1, 0]
     assert rates(schedule="cosine", warmup_steps=2) == [1, 2, 2, 1, 0]
     assert rates(schedule="constant", warmup_steps=4) == [0.5, 1, 1.5, 2, 2]

@@ -5,6 +5,7 @@ import builtins
 import collections
 import datetime
 import functools
+import io
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from port import unpickle
 from port.read import CheckpointError, StateDict, read
 
 RNG = np.random.default_rng(0)
@@ -130,6 +132,17 @@ def test_a_model_in_several_files_is_read_by_its_index(tmp_path):
 def test_an_index_that_does_not_fit_its_files_is_refused(index, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         read(shards(tmp_path, **index))
+
+
+def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    shards(tmp_path / "model")
+    name = "model-00001-of-00002.safetensors"
+    (tmp_path / "model" / name).rename(tmp_path / name)  # where somebody else's file may be
+    places = {"conv.weight": f"../{name}", "bn.bias": "model-00002-of-00002.safetensors"}
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    assert f"not beside it: ../{name}" in refusal(index)
 
 
 @pytest.mark.parametrize("wrap", [lambda tree: tree, lambda tree: {"model": tree}])
@@ -310,6 +323,24 @@ def test_a_function_of_torchs_cannot_be_changed_by_a_file(tmp_path):
     (tmp_path / "a.pkl").write_bytes(data)
     refusal(tmp_path / "a.pkl")
     assert not hasattr(torch._utils._rebuild_tensor_v2, "poisoned")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.load",
+        "torch.compile",
+        "torch.Tensor.map_",
+        "torch.hub.load",
+        "torch.nn.Module",
+        "torch._utils._import_dotted_name",
+        "torch._utils._rebuild_wrapper_subclass",
+    ],
+)
+def test_of_torch_only_what_makes_tensors_is_called(name):
+    found = unpickle.Unpickler(io.BytesIO()).find_class(*name.rsplit(".", 1))
+    assert issubclass(found, unpickle.Foreign)
+    assert found.name == name
 
 
 @pytest.mark.parametrize(

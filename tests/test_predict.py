@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from deeplab_jax import DeepLabV3, ResNet, ResNetConfig, folder, images
 from deeplab_jax.folder import Predicted, predict_folder
 from deeplab_jax.images import ImageError, find_images, image_size, read_image, to_rgb
 from deeplab_jax.layers import BatchNorm
+from deeplab_jax.orientation import turned, turned_size
 from deeplab_jax.predict import cuts, evaluator, predict
-from deeplab_jax.preprocessing import Preprocessing
+from deeplab_jax.preprocessing import Preprocessing, normalize
 from deeplab_jax.results import output_names
 
 MODULE = sys.modules["deeplab_jax.predict"]  # the package's attribute of that name is the function
@@ -113,6 +114,13 @@ def test_normalisation_is_the_config_s():
     config = FakeConfig(preprocessing=Preprocessing(mean=(0.0, 0.0, 0.9), std=(1.0, 1.0, 1.0)))
     image = np.full((2, 2, 3), (100, 10, 200), np.uint8)
     assert (predict(Brightest(config), image) == 0).all()
+
+
+def test_normalisation_is_to_0_and_1_and_then_by_mean_and_deviation():
+    pixels = np.array([[[[0, 51, 255]]]], np.uint8)
+    found = normalize(jnp.asarray(pixels), Preprocessing((0.5, 0.1, 0.0), (0.25, 0.5, 2.0)))
+    # Three roundings of float32.
+    np.testing.assert_allclose(found, [[[[-2.0, 0.2, 0.5]]]], rtol=1e-6)
 
 
 def test_more_than_256_classes_are_uint16():
@@ -300,18 +308,30 @@ def test_wrong_images_and_options_say_what_is_right():
 # ---------------------------------------------------------------------------- reading
 
 
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_pixels_are_turned_as_pillow_turns_them(tag):
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    image = Image.fromarray(pixels)
+    image.getexif()[ExifTags.Base.Orientation] = tag
+    expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(turned(pixels, tag), expected)
+    assert turned_size((4, 5), tag) == expected.shape[:2]
+
+
 def test_exif_orientation_is_applied(tmp_path):
     pixels = picture(4, 6)
-    for orientation, turned in {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels, -1)}.items():
+    for orientation, upright in {1: pixels, 3: pixels[::-1, ::-1], 6: np.rot90(pixels, -1)}.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
         for name in ("a.png", "a.tif"):
             Image.fromarray(pixels).save(tmp_path / name, exif=exif)
-            np.testing.assert_array_equal(read_image(tmp_path / name), turned)
+            np.testing.assert_array_equal(read_image(tmp_path / name), upright)
         for name in ("a.jpg", "a.tif", "a.webp"):
             Image.fromarray(pixels).save(tmp_path / name, exif=exif)
-            assert read_image(tmp_path / name).shape == turned.shape
-        assert image_size(tmp_path / "a.jpg") == image_size(tmp_path / "a.webp") == turned.shape[:2]
+            assert read_image(tmp_path / name).shape == upright.shape
+        assert (
+            image_size(tmp_path / "a.jpg") == image_size(tmp_path / "a.webp") == upright.shape[:2]
+        )
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,16 @@ def test_damaged_checkpoints_are_moved_aside_and_the_one_before_is_taken(folder)
     assert kept == {path for path in before if path.parts[0] == "2"}
 
 
+def test_of_several_damaged_checkpoints_all_are_moved(folder):
+    for step in ("1", "2"):
+        (data, *_) = sorted((folder / step).rglob("d/*"))
+        flip_a_bit(data, 5)
+    lines = set_aside_damaged(folder)
+    assert [re.search(r"step (\d)", line)[1] for line in lines] == ["2", "1"]
+    assert {path.name for path in (folder.parent / "damaged").iterdir()} == {"1.0", "2.0"}
+    assert not list(folder.glob("[0-9]*"))
+
+
 def test_what_reads_a_step_refuses_one_that_is_damaged(folder):
     (data, *_) = sorted((folder / "2").rglob("d/*"))
     flip_a_bit(data, 5)

@@ -44,6 +44,8 @@ def test_black_is_the_background_s_alone():
 
 def test_known_names_have_their_data_set_s_colors_in_any_order_and_spelling():
     assert palette(2, ("SignSymbol", "sky")).tolist() == [[192, 128, 128], [128, 128, 128]]
+    road_and_car = palette(2, ("road", "car")).tolist()
+    assert road_and_car == [[128, 64, 128], [0, 0, 142]]  # as Cityscapes' own scripts have them
     names = tuple(PALETTES["cityscapes"])[::-1]
     np.testing.assert_array_equal(palette(19, names), list(PALETTES["cityscapes"].values())[::-1])
 

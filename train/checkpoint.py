@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +13,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from deeplab_jax.buckets import url_of
-from deeplab_jax.checkpoint import steps_in, why_unreadable
+from deeplab_jax.checkpoint import reason_of, steps_in, why_unreadable, why_unwritable
 from deeplab_jax.digests import damage, has_digests, write_digests
 from train.config import CheckpointConfig
 
 BEST = "miou"
-
-_NOISE = (
-    "Requested `tracked_metric`; did not provide metrics.",  # of each checkpoint between evaluations
-    "CheckpointManagerOptions.read_only=True",
-    "Given directory is read only",
-)
-"""How Orbax's warnings of what is meant begin."""
-logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith(_NOISE))
 
 DAMAGED = "damaged"
 """In a run's folder: checkpoints that were damaged, and are kept."""
@@ -207,8 +198,8 @@ class Checkpoints:
             folder = self._manager.directory / str(step)
             before = max((s for s in self._manager.all_steps() if s != step), default=0)
             raise CheckpointError(
-                f"{folder} cannot be read: {reason}. It is damaged: choose another --run, or remove it to "
-                f"resume from step {before}"
+                f"{folder} cannot be read: {reason_of(reason)}. It is damaged: choose another --run, or "
+                f"remove it to resume from step {before}"
             ) from error
 
     @contextlib.contextmanager
@@ -216,12 +207,11 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError) as error:
-            # How tensorstore, which writes, tells of a full disk and its like.
-            if "os_error_code" not in str(error) and not isinstance(error, PermissionError):
+            if (reason := why_unwritable(error)) is None:
                 raise
             raise CheckpointError(
-                f"a checkpoint cannot be written: {str(error).rpartition(': ')[2]}. Fix that, and "
-                f"run the same command again: it resumes from step {self.latest() or 0}"
+                f"a checkpoint cannot be written: {reason}. Fix that, and run the same command again: it "
+                f"resumes from step {self.latest() or 0}"
             ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from train.config import DistributedConfig
+from train.peers import end_with_a_sentence
 
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 POD = "JOB_COMPLETION_INDEX"
@@ -40,6 +41,7 @@ def join_processes(config: DistributedConfig) -> None:
     )
     if arguments is None:
         return
+    end_with_a_sentence()
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=config.heartbeat)
     except Exception as error:  # of JAX, and of the clients of many clusters

@@ -23,13 +23,14 @@ from jax.sharding import PartitionSpec as P
 
 import deeplab_jax
 from deeplab_jax import buckets
-from deeplab_jax.checkpoint import RUN_MODEL
+from deeplab_jax.checkpoint import RUN_CHECKPOINTS, RUN_MODEL
 from deeplab_jax.command import BAD_USE
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.model import with_values
 from deeplab_jax.preprocessing import FULL_SCALE
 from deeplab_jax.progress import duration
-from deeplab_jax.whole_file import write_file
+from deeplab_jax.quiet import is_debugging
+from deeplab_jax.whole_file import PARTIAL, write_file
 from train import early_stop, lock, report, sharding
 from train.checkpoint import Checkpoints, set_aside_damaged
 from train.cluster import is_main_process, join_processes
@@ -49,6 +50,7 @@ from train.journal import Journal, environment
 from train.meter import Diverged, Meter
 from train.model import Start, make_model
 from train.optim import OptimConfig, make_optimizer
+from train.peers import LOST, PEER_LOST
 from train.place import Place, place_of
 from train.profiler import Profiler, steps_to_trace
 from train.run_folder import ENVIRONMENT, chosen
@@ -68,8 +70,8 @@ CONFIG = "config.json"
 EXAMPLES = 4
 """Images of the validation split that TensorBoard shows; the best and worst ones in the folder."""
 
-FINISHED, DIVERGED, STOPPED, PEER_LOST = 0, 1, 143, 17
-"""Exit statuses: done; the loss is NaN or infinite; stopped by a signal, and saved; a peer died."""
+FINISHED, DIVERGED, STOPPED = 0, 1, 143
+"""Exit statuses: done; the loss is NaN or infinite; stopped by a signal, and saved; see `PEER_LOST` too."""
 
 
 def train(config: TrainConfig) -> int:
@@ -537,8 +539,16 @@ def _why_unusable(run: Path) -> str | None:
         return None
     if not run.is_dir():
         return f"{run} is a file"
-    names = {path.name for path in run.iterdir()} - {lock.NAME}  # a crash leaves that
+    left = (path for path in run.iterdir() if not _is_left_by_a_start(path))
+    names = {path.name for path in left}
     return f"{run} exists and is not a run's folder" if names and CONFIG not in names else None
+
+
+def _is_left_by_a_start(path: Path) -> bool:
+    """Whether a run that ended before it had written its config may have left this in its folder."""
+    if path.name == RUN_CHECKPOINTS and path.is_dir():
+        return not any(path.iterdir())
+    return path.name == lock.NAME or path.name.endswith(PARTIAL)
 
 
 def _check_resume(run: _Run, checkpoints: Checkpoints, step: int) -> None:
@@ -575,11 +585,8 @@ def _exit_at_once(error: Exception) -> NoReturn:
     if isinstance(error, ValueError | OSError) and not of_a_peer:
         status, message = BAD_USE, f"error: {error}"
     else:
-        traceback.print_exception(error)
-        status = PEER_LOST
-        message = (
-            "This process cannot continue, perhaps because another one died. Start all of them again "
-            "with the same command: the run resumes from its last checkpoint."
-        )
+        if is_debugging() or not of_a_peer:
+            traceback.print_exception(error)
+        status, message = PEER_LOST, LOST
     print(message, file=sys.stderr, flush=True)
     os._exit(status)

@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from deeplab_jax.images import ImageError
+from deeplab_jax.images import ImageError, check_checksums
 from deeplab_jax.progress import progress
 from train.data.pictures import RGB, Pictures
 from train.metrics import IGNORE_LABEL
@@ -183,24 +183,27 @@ class DecodedSource:
         with image_file, label_file:
             with self._naming(index, "image"):
                 image = self._pictures.decode(image_file)
-            with self._naming(index, "label"):
-                label = self._decode_label(label_file)
+            label = self._label_in(label_file, index)
         size = image.shape[:2]
         if size != label.shape and self._resize_labels and in_proportion(size, label.shape):
             label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         if size != label.shape:
             raise DataError(f"{self.name(index)}: {sizes_differ(size, label.shape)}")
-        if (
-            image.dtype == np.float32
-        ):  # NaN is "no data": where nothing was measured, nothing is learned
+        # NaN is "no data": where nothing was measured, nothing is learned.
+        if image.dtype == np.float32:
             label = np.where(np.isnan(image).all(-1), np.uint8(IGNORE_LABEL), label)
         return {"image": image, "label": label}
 
     def label(self, index: int) -> np.ndarray:
         with self._naming(index, "label"):
             (file,) = self._encoded.open(index, "label")
-            with file:
-                return self._decode_label(file)
+        with file:
+            return self._label_in(file, index)
+
+    def _label_in(self, file: BinaryIO, index: int) -> np.ndarray:
+        with self._naming(index, "label"):
+            check_checksums(file)
+            return self._decode_label(file)
 
     def name(self, index: int) -> str:
         return self._encoded.name(index)

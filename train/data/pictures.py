@@ -8,7 +8,15 @@ import cv2
 import numpy as np
 
 from deeplab_jax.bands import BandReader
-from deeplab_jax.images import ENDS, check_end, check_rgb, open_picture, to_rgb, upright_size
+from deeplab_jax.images import (
+    ENDS,
+    check_checksums,
+    check_end,
+    check_rgb,
+    open_picture,
+    to_rgb,
+    upright_size,
+)
 from deeplab_jax.orientation import STORED, orientation, stored_size, turned
 from deeplab_jax.preprocessing import PixelType
 
@@ -60,6 +68,7 @@ class Rgb:
 
     def decode(self, file: BinaryIO) -> np.ndarray:
         """See `Pictures.decode`."""
+        check_checksums(file)
         with open_picture(file) as image:
             if image.mode in ("RGB", "L") and not image.has_transparency_data:
                 tag = orientation(image)

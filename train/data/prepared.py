@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from train.data.class_table import ClassTable, from_names, named_classes
 from train.data.dataset import DataError, Dataset
 from train.data.records import ASK_FOR_KEYS, NAMES, Keys, choose_splits, dataset_of, parse_keys
-from train.data.tfds import INFO_FILE, Records, find_prepared
+from train.data.tfds import INFO_FILE, Records, find_prepared, info_of
 
 _FORM = re.compile(r"(?P<set>\w+(/[\w.+-]+)?)(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -44,7 +44,7 @@ def open_prepared(
         cannot be read, and ids whose class is not clear.
     """
     folder = _find(name, data_dir)
-    info = _info(folder)
+    info = info_of(folder)
     features = _parse_keys(keys, info.features) if keys else _default_keys(info.features)
     table = named_classes(class_names, labels) or _own_names(
         info.features[features.label], features
@@ -73,13 +73,6 @@ def _find(name: str, data_dir: Path) -> Path:
         + ("Prepared there:" if shown else "Nothing is prepared there."),
         shown,
     )
-
-
-def _info(folder: Path) -> tfds.core.DatasetInfo:
-    try:
-        return tfds.builder_from_directory(folder).info
-    except Exception as error:  # of files of any age and in any state
-        raise DataError(f"{folder} is not a data set that TFDS can read: {error}") from error
 
 
 # ---------------------------------------------------------------------------- features

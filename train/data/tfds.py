@@ -32,30 +32,32 @@ class Records:
         place in the split, such as "train[12]".
 
     Raises:
-      DataError: the files are in another format than array_record and tfrecord, or cut off.
+      DataError: the files are in another format than array_record and tfrecord, or damaged.
     """
 
     def __init__(self, folder: Path, split: str, keys: Keys):
         self._keys = {"image": keys.image, "label": keys.label}
         self._name, self._split = keys.name, split
-        info = tfds.builder_from_directory(folder).info
+        info = info_of(folder)
         if info.file_format not in _FORMATS:
             raise DataError(
                 f"{folder} must have been prepared as array_record or tfrecord, got "
                 f"{info.file_format.value}: prepare it again with --file_format=array_record"
             )
+        wanted = [name for name in (keys.image, keys.label, keys.name) if name is not None]
+        if missing := [name for name in wanted if name not in info.features]:
+            raise DataError(f"{folder} has no feature {', '.join(missing)}. Prepare it again")
         self._features = tfds.features.FeaturesDict(
-            {
-                feature: info.features[feature]
-                for feature in (keys.image, keys.label, keys.name)
-                if feature is not None
-            }
+            {feature: info.features[feature] for feature in wanted}
         )
         files = info.splits[split].file_instructions
         tfrecord = info.file_format == tfds.core.FileFormat.TFRECORD
-        self._records: Sequence[bytes] = (
-            TFRecords(files) if tfrecord else ArrayRecordDataSource(files)
-        )
+        try:
+            self._records: Sequence[bytes] = (
+                TFRecords(files) if tfrecord else ArrayRecordDataSource(files)
+            )
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{folder} cannot be read: {error}. Prepare it again") from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -69,7 +71,10 @@ class Records:
         """The name in the record, of both parts, or the example's place."""
         if self._name is None:
             return f"{self._split}[{index}]"
-        name = self._read(index)[self._name]
+        try:
+            name = self._read(index)[self._name]
+        except Exception:  # damaged, which is said of this example to whom reads it
+            return f"{self._split}[{index}]"
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def _read(self, index: int) -> dict[str, bytes]:
@@ -137,9 +142,20 @@ def directory(data_dir: Path | None, name: str | None = None) -> Path:
     return local_copy(f"{url}/{re.split('[/:]', name)[0]}").parent
 
 
+def info_of(folder: Path) -> tfds.core.DatasetInfo:
+    """What TFDS says of the prepared data set in a folder. Raises DataError where it can say nothing."""
+    try:
+        return tfds.builder_from_directory(folder).info
+    except Exception as error:  # of files of any age and in any state
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{folder} is not a data set that TFDS can read: {reason}. Prepare it again"
+        ) from error
+
+
 def splits(folder: Path) -> tuple[str, ...]:
     """The splits of the prepared data set in a folder."""
-    return tuple(tfds.builder_from_directory(folder).info.splits)
+    return tuple(info_of(folder).splits)
 
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:
