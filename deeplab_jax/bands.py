@@ -256,11 +256,10 @@ class _StoredImage:
 def _opened(file: File) -> Iterator[_StoredTiff | _StoredImage]:
     if not is_tiff(file):
         with contextlib.ExitStack() as open_:
-            binary = file
             if isinstance(file, str | os.PathLike):
-                binary = open_.enter_context(open(file, "rb"))
-            check_checksums(binary)
-            yield _StoredImage(open_.enter_context(open_picture(binary)))
+                file = open_.enter_context(open(file, "rb"))
+            check_checksums(file)
+            yield _StoredImage(open_.enter_context(open_picture(file)))
         return
     with contextlib.ExitStack() as open_:
         dataset = open_.enter_context(open_tiff(file))

@@ -154,8 +154,8 @@ BUGS = (
     ),
     Bug(
         "deeplab_jax/preprocessing.py",
-        "x = images.astype(jnp.float32) / 255",
-        "x = images.astype(jnp.float32) / 256",
+        'FULL_SCALE = {"uint8": 255,',
+        'FULL_SCALE = {"uint8": 256,',
         "test_predict.py::test_normalisation_is_to_0_and_1_and_then_by_mean_and_deviation",
     ),
     # ---- prediction
@@ -351,8 +351,8 @@ BUGS = (
     ),
     Bug(
         "train/data/augment.py",
-        "image, label = cv2.flip(image, 1), cv2.flip(label, 1)",
-        "image = cv2.flip(image, 1)",
+        "label = cv2.flip(label, 1)",
+        "label = label.copy()",
         "test_properties.py::test_a_picture_and_its_label_map_stay_together",
     ),
     Bug(
@@ -396,6 +396,37 @@ BUGS = (
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         "test_lock.py::test_a_second_run_is_told_whose_the_folder_is",
+    ),
+    # ---- bands, scenes, several labels
+    Bug(
+        "deeplab_jax/bands.py",
+        "[index - 1 for index in indices]",
+        "[index - 2 for index in indices]",
+        "test_bands.py::test_the_four_channels_of_a_png_are_bands",
+    ),
+    Bug(
+        "deeplab_jax/scenes.py",
+        "slice(s.start + kept.start, s.start + kept.stop)",
+        "slice(s.start, s.start + kept.stop - kept.start)",
+        "test_bands.py::test_windows_of_a_scene_are_those_of_a_picture",
+    ),
+    Bug(
+        "deeplab_jax/scenes.py",
+        "source.dataset_mask(window=window) > 0",
+        "source.dataset_mask(window=window) >= 0",
+        "test_bands.py::test_labels_of_a_scene_are_in_its_place_on_earth",
+    ),
+    Bug(
+        "deeplab_jax/predict.py",
+        "there = scores > threshold",
+        "there = scores == scores.max(-1, keepdims=True)",
+        "test_multilabel.py::test_each_label_is_where_its_own_probability_is_above_a_half",
+    ),
+    Bug(
+        "train/data/statistics.py",
+        "np.maximum(square / number - mean**2, 0)",
+        "np.maximum(square / number, 0)",
+        "test_data_bands.py::test_statistics_are_those_of_all_pixels_that_have_data",
     ),
 )
 
