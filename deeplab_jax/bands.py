@@ -247,7 +247,8 @@ class _StoredImage:
         return Layout(upright_size(self.image), len(self.image.getbands()), pixels)
 
     def read(self, indices: tuple[int, ...]) -> np.ndarray:
-        pixels = np.asarray(ImageOps.exif_transpose(self.image)).astype(self.layout.pixels)
+        kind = self.layout.pixels  # of the header, which is gone once the pixels are read
+        pixels = np.asarray(ImageOps.exif_transpose(self.image)).astype(kind)
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         return np.ascontiguousarray(pixels[..., [index - 1 for index in indices]])
 

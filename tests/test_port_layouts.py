@@ -126,7 +126,10 @@ def _original(ported: Ported) -> nn.Module:
     return fresh.eval()
 
 
-@pytest.mark.parametrize("ported", [*COMPARED, *DEEPER], indirect=True)
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in DEEPER]
+
+
+@pytest.mark.parametrize("ported", [*COMPARED, *LONG], indirect=True)
 def test_every_layer_agrees_with_pytorch(ported):
     inputs = [images(*shape) for shape in ported.case.shapes]
     report = verify(ported.model, ported.module, *inputs)

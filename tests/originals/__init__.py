@@ -1,8 +1,8 @@
 """The models of the original code bases that the port is held against, a file per code base or backbone.
 
 `COMPARED` are representatives of each path through the code. `DEEPER` are the same paths, only longer,
-wider or with other options of the same kind: what they export has the bits of the checkpoint, and they
-are not run once more. To add one, add a file with both and list it here.
+wider or with other options of the same kind: what they export has the bits of the checkpoint, and their
+layers are compared in the long tests only. To add one, add a file with both and list it here.
 """
 
 from originals import (
