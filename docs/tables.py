@@ -22,8 +22,9 @@ def layouts() -> str:
     ]
     for layout in LAYOUTS.values():
         options = ", ".join(f"`{choice}`" for choice in layout.choices)
+        models = layout.models.replace("*", r"\*")  # two would be emphasis
         rows.append(
-            f"| `{layout.name}` | {layout.code} | {layout.models} | {_proof(layout)} | {options} |"
+            f"| `{layout.name}` | {layout.code} | {models} | {_proof(layout)} | {options} |"
         )
     return "\n".join(rows)
 

@@ -20,6 +20,7 @@ import deeplab_jax
 import port
 from deeplab_jax import Config, ResNetConfig, build, save
 from deeplab_jax import __main__ as deeplab
+from deeplab_jax.backbones import registry
 from deeplab_jax.heads import FCNConfig
 from deeplab_jax.model import fill
 from docs import tables
@@ -243,6 +244,8 @@ LARGE = re.compile(r'"deeplabv3(plus)?_(resnet|mobilenet)\w+"')
 def scene(tmp_path, monkeypatch):
     """A folder with the files that the pages name, and what they call `images` and so on."""
     monkeypatch.chdir(tmp_path)
+    # What the pages register is forgotten at the end.
+    monkeypatch.setattr(registry, "_families", dict(registry.families()))
     config = Config(ResNetConfig(18, output_stride=32), FCNConfig(channels=8), 3)
     save(fill(build(config), nnx.Rngs(0)), tmp_path / "camvid")
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from deeplab_jax import Config, ResNetConfig, build, predict, save, video
 from deeplab_jax import __main__ as deeplab
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.heads import FCNConfig
+from deeplab_jax.images import frames_of
 from deeplab_jax.model import fill
 
 SIZE = (49, 63)  # H.264 has no odd sides
@@ -165,6 +166,16 @@ def test_without_pyav_there_is_one_sentence(model, clip, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(video.VideoError, match=r"pip install 'deeplab-jax\[video\]'"):
         video.predict_video(model, clip, tmp_path / "clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count"),
+    [("a.gif", "GIF", 3), ("a.tif", "TIFF", 3), ("a.webp", "WEBP", 3), ("a.jpg", "MPO", 1)],
+)
+def test_frames_and_pages_of_a_picture_are_counted(tmp_path, name, kind, count):
+    pages = [Image.new("RGB", (16, 16), (80 * i, 0, 0)) for i in range(3)]
+    pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:])
+    assert frames_of(tmp_path / name) == count
 
 
 # ---- the command
