@@ -41,10 +41,11 @@ def named_config(name: str) -> Config:
     if name in PRESETS:
         return PRESETS[name]
     near = close_names(name)
-    hint = f"did you mean {near}? There are" if near else "there are"
+    hint = f"Did you mean {near}? " if near else ""
     raise ValueError(
-        f"no preset is called {name!r}; {hint} {', '.join(PRESETS)}. Those of a backbone of your own are "
-        "known once the module that registers it is imported (in the commands by --plugin MODULE)"
+        f"no preset is called {name!r}. {hint}`deeplab list` prints all {len(PRESETS)}; those of a "
+        "backbone of your own are known once the module that registers it is imported (in the commands by "
+        "--plugin MODULE)"
     )
 
 

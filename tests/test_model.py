@@ -116,12 +116,11 @@ def test_created_models_take_images_of_any_channels_and_give_any_classes(name):
     assert logits_shape(model, 2, 33, 50, 4) == (2, 33, 50, CLASSES)
 
 
-def test_an_unknown_preset_is_refused_with_all_that_there_are():
-    match = "no preset is called 'deeplabv4_resnet50'; did you mean deeplabv3_resnet50 or "
+def test_an_unknown_preset_is_refused_with_those_that_are_near():
+    match = "no preset is called 'deeplabv4_resnet50'. Did you mean deeplabv3_resnet50 or "
     with pytest.raises(ValueError, match=match) as error:
         create("deeplabv4_resnet50", rngs=nnx.Rngs(0))
-    for name in PRESETS:
-        assert name in str(error.value)
+    assert f"`deeplab list` prints all {len(PRESETS)}" in str(error.value)
 
 
 def test_an_unknown_field_is_refused_with_all_that_there_are():

@@ -131,13 +131,14 @@ def test_the_last_layer_of_an_imagenet_network_is_left_out(tmp_path):
     start = start_of(init=folder)
     assert start.model.config.backbone == MobileNetV2Config()
     assert start.params["head.aspp.pool.conv.kernel"].shape[2] == 320
+    assert start.origin.endswith("The backbone of deeplabv3plus_resnet50 is not used")
 
 
 def test_a_segmentation_folder_keeps_its_head_but_for_another_number_of_classes(tmp_path):
     config = Config(ResNetConfig(18), FCNConfig(channels=8), 3)
     folder = save(fill(build(config), nnx.Rngs(1)), tmp_path / "model")
     same = start_of(init=folder)
-    assert same.origin.endswith("all weights")
+    assert same.origin.endswith("all weights. The head of deeplabv3plus_resnet50 is not used")
     other = start_of(("a", "b"), init=folder)
     assert other.model.config.head == FCNConfig(channels=8)
     np.testing.assert_array_equal(
@@ -174,7 +175,7 @@ def test_an_auxiliary_head_is_added(classifier):
 
 
 def test_a_start_that_is_none_says_what_is_one(tmp_path):
-    with pytest.raises(ValueError, match="'resnet50'; did you mean fcn_resnet50"):
+    with pytest.raises(ValueError, match="'resnet50'. Did you mean fcn_resnet50"):
         make_model(ModelConfig("resnet50"), CLASSES, seed=0, data_shards=1)
     with pytest.raises(ModelError, match="does not exist"):
         start_of(init=tmp_path / "nothing")

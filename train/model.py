@@ -93,6 +93,7 @@ def make_model(
         new = sorted({name.split(".")[0] for name in values if name not in taken})
         what = f"new weights in {', '.join(new)}" if new else "all weights"
         origin = f"{wanted.head.kind} on {wanted.backbone.kind} from {config.init}, {what}"
+        origin += _not_of(config.preset, preset, wanted)
     if not wanted.preprocessing.is_rgb:
         used = Statistics(wanted.preprocessing.mean, wanted.preprocessing.std)
         origin += f"\n{pictures.channels} bands of {pictures.pixels}: {used}"
@@ -121,6 +122,14 @@ def _config(
     if config.aux_head:
         fields["aux_head"] = FCNConfig(tap="aux")
     return base.override(**fields)
+
+
+def _not_of(name: str, preset: Config, wanted: Config) -> str:
+    """What of a preset is not used beside a model that training starts from, in words."""
+    parts = {"backbone": (preset.backbone, wanted.backbone), "head": (preset.head, wanted.head)}
+    others = [part for part, (asked, taken) in parts.items() if asked.kind != taken.kind]
+    verb = "is" if len(others) == 1 else "are"
+    return f". The {' and the '.join(others)} of {name} {verb} not used" if others else ""
 
 
 def _for_pictures(
