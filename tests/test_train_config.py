@@ -175,7 +175,7 @@ def test_an_auxiliary_head_is_added(classifier):
 
 
 def test_a_start_that_is_none_says_what_is_one(tmp_path):
-    with pytest.raises(ValueError, match="'resnet50'. Did you mean fcn_resnet50"):
+    with pytest.raises(ValueError, match=r"'resnet50'\. Did you mean fcn_resnet50"):
         make_model(ModelConfig("resnet50"), CLASSES, seed=0, data_shards=1)
     with pytest.raises(ModelError, match="does not exist"):
         start_of(init=tmp_path / "nothing")
