@@ -370,7 +370,9 @@ def _open_torch(path: Path, *, mmap: bool) -> Any:
         # it: our own unpickler imports nothing either, and passes them by.
         options = {"map_location": "cpu", "weights_only": False, "mmap": mmap}
         with warnings.catch_warnings():
+            # Of classes in a file, whose source it looks for: they are not what is loaded.
             warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            warnings.filterwarnings("ignore", "Couldn't retrieve source code")
             return _checked(path, lambda: torch.load(source, pickle_module=unpickle, **options))
 
 
