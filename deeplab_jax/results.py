@@ -94,11 +94,11 @@ class ResultFiles:
             # Colour at full resolution: at half of it outlines, a pixel wide, would smear.
             write_image(self._overlay(target), shown, quality=92, subsampling=0)
         if made.probabilities is not None:
-            classes = {} if made.classes is None else {"classes": made.classes}
             packed = io.BytesIO()
-            np.savez_compressed(
-                packed, allow_pickle=False, probabilities=made.probabilities, **classes
-            )
+            if made.classes is None:
+                np.savez_compressed(packed, probabilities=made.probabilities)
+            else:
+                np.savez_compressed(packed, probabilities=made.probabilities, classes=made.classes)
             write_file(self._probabilities(target), packed.getvalue())
         files = self._labels(target)
         masks = np.moveaxis(made.ids, -1, 0) if self.multilabel else [made.ids]
