@@ -81,6 +81,7 @@ class BandReader:
         """
         with _named(file), _opened(file) as stored:
             self.check(stored.layout)
+            _check_pixels(*stored.layout.size)
             return stored.read(self.indices)
 
     def size(self, file: File) -> tuple[int, int]:
@@ -184,8 +185,8 @@ def rasterio() -> Any:
 
 @contextlib.contextmanager
 def open_tiff(file: File, mode: str = "r", **options: Any) -> Iterator[Any]:
-    """A TIFF as `rasterio.open` opens it."""
-    with rasterio().open(file, mode, **options) as dataset:
+    """A TIFF as `rasterio.open` opens it; GDAL's other formats, some of which name other files, are not."""
+    with rasterio().open(file, mode, **{"driver": "GTiff", **options}) as dataset:
         yield dataset
 
 
@@ -292,6 +293,16 @@ def _named(file: File) -> Iterator[None]:
     except Exception as error:  # damaged files make decoders raise nearly anything
         problem = f"damaged, cannot be decoded ({type(error).__name__}: {error}); fetch it anew"
     raise ImageError(f"{where}{problem}")
+
+
+def _check_pixels(height: int, width: int) -> None:
+    """Raises ImageError for more pixels than Pillow decodes: a small file may claim any number."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and height * width > 2 * most:
+        raise ImageError(
+            f"too large to be read at once: {width} x {height} pixels. `deeplab predict` does TIFFs window "
+            "by window; or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
 
 
 def _bands(count: int) -> str:

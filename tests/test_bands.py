@@ -113,6 +113,16 @@ def test_other_bands_or_numbers_than_the_models_are_refused(tmp_path):
         BandReader(3, "uint8").read(path)
 
 
+def test_a_small_file_that_claims_to_be_huge_is_refused(tmp_path):
+    shape = {"width": 40_000, "height": 30_000, "count": 4, "dtype": "uint16"}
+    options = {"tiled": True, "compress": "deflate", "sparse_ok": True}
+    with open_tiff(tmp_path / "a.tif", "w", **shape, **options, **GRID):
+        pass
+    assert (tmp_path / "a.tif").stat().st_size < 10**6
+    with pytest.raises(ImageError, match="too large to be read at once: 40000 x 30000 pixels"):
+        BandReader(4, "uint16").read(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("content", [b"", b"II*\0 cut off", b"no picture"])
 def test_what_is_no_picture_is_an_error_with_its_path(tmp_path, content):
     (tmp_path / "a.tif").write_bytes(content)
