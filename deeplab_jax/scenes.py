@@ -156,7 +156,6 @@ class SceneFiles:
         whole = all("all_valid" in (f.name for f in flags) for flags in source.mask_flag_enums)
         nothing = None if whole or classes > visualize.IGNORED else visualize.IGNORED
         return {
-            "driver": "GTiff",
             "dtype": "uint8" if classes <= 256 else "uint16",
             "count": 1,
             "nodata": nothing,

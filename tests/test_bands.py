@@ -23,7 +23,7 @@ def tiff(path, pixels, **options):
     """Writes pixels `[H, W, C]` as a TIFF of C bands."""
     height, width, count = pixels.shape
     shape = {"width": width, "height": height, "count": count, "dtype": pixels.dtype}
-    with open_tiff(path, "w", driver="GTiff", **shape, **(GRID | options)) as file:
+    with open_tiff(path, "w", **shape, **(GRID | options)) as file:
         file.write(np.moveaxis(pixels, -1, 0))
     return path
 

@@ -35,7 +35,7 @@ def folder(root, kind="uint16", bands=5, examples=4, size=(20, 24)):
             shape = {"height": size[0], "width": size[1], "count": bands, "dtype": kind}
             nodata = {"nodata": NODATA} if kind == "float32" else {}
             path = root / split / "images" / f"{i}.tif"
-            with open_tiff(path, "w", driver="GTiff", **shape, **nodata) as file:
+            with open_tiff(path, "w", **shape, **nodata) as file:
                 file.write(pixels)
             Image.fromarray(label.astype(np.uint8)).save(root / split / "labels" / f"{i}.png")
     return f"folder:{root}"
