@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from types import TracebackType
 
 DEBUG = "DEEPLAB_DEBUG"
@@ -29,6 +30,7 @@ def quieten() -> None:
         return
     logging.getLogger("absl").addFilter(_is_not_orbaxs)
     logging.getLogger("asyncio").addFilter(lambda record: False)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
 
     def on_unraisable(found: "sys.UnraisableHookArgs") -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from rasterio.transform import from_origin
+from rasterio import Affine
 
 from deeplab_jax import Preprocessing, create, load, normalize, predict, save, scenes
 from deeplab_jax.bands import BandReader, Layout, layout_of, open_tiff, read_picture, to_show
@@ -16,7 +16,7 @@ from deeplab_jax.scenes import is_scene
 RNG = np.random.default_rng(0)
 FOUR = Preprocessing((0.3,) * 4, (0.2,) * 4, pixels="uint16")
 NODATA = 0
-GRID = {"crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 10, 10)}
+GRID = {"crs": "EPSG:32633", "transform": Affine(10, 0, 5e5, 0, -10, 5e6)}
 
 
 def tiff(path, pixels, **options):

@@ -26,6 +26,9 @@ from train.config import CheckpointConfig
 from train.data import open_dataset
 from train.data_command import prepare_command
 
+# What Orbax leaves behind where one of several reads fails; `quiet` keeps it from the commands.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+
 Read = Callable[[Path], Any]
 
 
