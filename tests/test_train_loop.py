@@ -215,18 +215,22 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(data, undistur
     assert losses(run) == losses(undisturbed)
 
 
-def start_two(data, run, told="by flags"):
-    """Two processes of a run that are told of each other in one of the ways that there are."""
+def start_several(data, run, count, told="by flags"):
+    """Processes of a run that are told of each other in one of the ways that there are."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     environment = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    both = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost"}
+    both = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    slurm = {
+        "SLURM_NTASKS": str(count),
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+    }
     slurm |= {"SLURM_JOB_ID": str(os.getpid() % 4096)}  # JAX makes a port of it
     processes = []
-    for index in map(str, range(2)):
-        flags = ["--distributed.coordinator", address, "--distributed.processes", "2"]
+    for index in map(str, range(count)):
+        flags = ["--distributed.coordinator", address, "--distributed.processes", str(count)]
         flags += ["--distributed.process", index]
         told_of = {
             "by flags": {},
@@ -240,7 +244,7 @@ def start_two(data, run, told="by flags"):
 
 def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
     run = tmp_path / "two"
-    first, second = start_two(data, run)
+    first, second = start_several(data, run, 2)
     wait_for_another_save(first, run)
     second.kill()
     second.communicate()
@@ -252,7 +256,7 @@ def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
     assert "stack trace" not in err
 
     for told in ("by Kubernetes", "by Slurm"):
-        pair = start_two(data, run, told)
+        pair = start_several(data, run, 2, told)
         wait_for_another_save(pair[0], run)
         pair[1].send_signal(signal.SIGTERM)  # one host is told to end: all of them save and do
         for process in pair:
@@ -261,6 +265,25 @@ def test_two_processes_survive_what_one_does(data, undisturbed, tmp_path):
 
     finish(data, run)  # one process, two devices
     # Float32 sums in another order, carried through a few steps; other examples would be 10 % off.
+    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
+@pytest.mark.long_faults
+def test_four_processes_end_with_the_one_that_dies_and_two_go_on(data, undisturbed, tmp_path):
+    run = tmp_path / "four"
+    *others, last = start_several(data, run, 4)
+    wait_for_another_save(others[0], run)
+    last.kill()
+    last.communicate()
+    for process in others:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 17, err
+        assert "Start all of them again" in err
+        assert "Traceback" not in err
+    for process in start_several(data, run, 2):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    # As above: sums in another order.
     assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-3)
 
 
