@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -104,32 +104,29 @@ def predict(
     paths = find_images(pictures, recursive=recursive, leave_out=out)
     names = output_names([*paths, *videos])
     targets = targets_of(videos, out, names[len(paths) :])
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "scales": scales,
+        "flip": flip,
+        "tile": tile,
+        "overlay": overlay,
+        "alpha": alpha,
+        "redo": redo,
+    }
     done = predict_folder(
         network,
         paths,
         out,
         names=names[: len(paths)],
-        batch_size=batch_size,
-        scales=scales,
-        flip=flip,
-        tile=tile,
-        overlay=overlay,
-        alpha=alpha,
         probabilities=probabilities,
         shard=part,
-        redo=redo,
+        **options,
     )
     done += predict_videos(
         network,
         dict(list(targets.items())[part[0] :: part[1]]),
-        batch_size=batch_size,
-        scales=scales,
-        flip=flip,
-        tile=tile,
-        overlay=overlay,
-        alpha=alpha,
         masks=frame_masks,
-        redo=redo,
+        **options,
     )
     for note in done.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True, highlight=False)

@@ -64,7 +64,7 @@ class ResultFiles:
     def are_there(self, target: Path, picture: Path) -> bool:
         """Whether all results of a picture are there, and of just this picture, model and options."""
         wanted = [*self._labels(target)]
-        wanted += [self._overlay(target)] if self.overlay else []
+        wanted += [self.overlay_of(target)] if self.overlay else []
         wanted += [self._probabilities(target)] if self.top is not None else []
         if not all(file.is_file() for file in wanted):
             return False
@@ -85,14 +85,7 @@ class ResultFiles:
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.overlay:
-            draw = visualize.overlay_of_labels if self.multilabel else visualize.overlay
-            shown = draw(
-                picture, made.ids, self.colors, alpha=self.alpha, class_names=self.class_names
-            )
-            if max(shown.size) > _JPEG_SIDE:
-                shown.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
-            # Colour at full resolution: at half of it outlines, a pixel wide, would smear.
-            write_image(self._overlay(target), shown, quality=92, subsampling=0)
+            self.write_overlay(target, picture, made.ids)
         if made.probabilities is not None:
             packed = io.BytesIO()
             if made.classes is None:
@@ -105,6 +98,15 @@ class ResultFiles:
         for number, (file, ids) in enumerate(zip(files, masks, strict=True)):
             colors = [(0, 0, 0), self.colors[number]] if self.multilabel else self.colors
             visualize.save_labels(file, ids, np.array(colors), texts={KEY: key})
+
+    def write_overlay(self, target: Path, picture: np.ndarray, ids: np.ndarray) -> None:
+        """Writes `NAME_overlay.jpg` alone; raises OSError where it cannot."""
+        draw = visualize.overlay_of_labels if self.multilabel else visualize.overlay
+        shown = draw(picture, ids, self.colors, alpha=self.alpha, class_names=self.class_names)
+        if max(shown.size) > _JPEG_SIDE:
+            shown.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
+        # Colour at full resolution: at half of it outlines, a pixel wide, would smear.
+        write_image(self.overlay_of(target), shown, quality=92, subsampling=0)
 
     def _labels(self, target: Path) -> list[Path]:
         """The label map, or one for each label."""
@@ -119,7 +121,8 @@ class ResultFiles:
         ]
 
     @staticmethod
-    def _overlay(target: Path) -> Path:
+    def overlay_of(target: Path) -> Path:
+        """Where the overlay is."""
         return Path(f"{target}_overlay.jpg")
 
     @staticmethod

@@ -25,7 +25,7 @@ from deeplab_jax.bands import (
     to_show,
 )
 from deeplab_jax.config import Config, mask_classes
-from deeplab_jax.images import MOST_TRANSLUCENT, ImageError, is_tiff, write_image
+from deeplab_jax.images import MOST_TRANSLUCENT, ImageError, is_tiff
 from deeplab_jax.predict import Plan, Prediction, cuts, in_batches
 from deeplab_jax.results import KEY, ResultFiles, digest_of_picture
 
@@ -68,7 +68,7 @@ class SceneFiles:
 
     def are_there(self, target: Path, scene: Path) -> bool:
         """Whether all results of a scene are there, and of just this scene, model and options."""
-        labels, overlay = self._labels(target), self._overlay(target)
+        labels, overlay = self._labels(target), self.results.overlay_of(target)
         if not labels.is_file() or (self.results.overlay and not overlay.is_file()):
             return False
         try:
@@ -101,10 +101,10 @@ class SceneFiles:
           OSError: a file cannot be written; it is then as it was.
         """
         if self.results.top is not None or self.config.multilabel:
-            what = "labels of which a pixel may have several" if self.config.multilabel else ""
+            several = "labels of which a pixel may have several"
+            what = several if self.config.multilabel else "probabilities"
             raise ImageError(
-                f"{scene}: {what or 'probabilities'} of a scene, which is done window by window, are not "
-                "written"
+                f"{scene}: {what} of a scene, which is done window by window, are not written"
             )
         key = self.results.key(digest_of_picture(scene))
         labels = self._labels(target)
@@ -180,22 +180,11 @@ class SceneFiles:
         picture = to_show(read_bands(source, indices, kind, **small))
         with open_tiff(self._labels(target)) as labels:
             ids = labels.read(1, out_shape=shape)
-        shown = visualize.overlay(
-            picture,
-            ids,
-            self.results.colors,
-            alpha=self.results.alpha,
-            class_names=self.results.class_names,
-        )
-        write_image(self._overlay(target), shown, quality=92, subsampling=0)
+        self.results.write_overlay(target, picture, ids)
 
     @staticmethod
     def _labels(target: Path) -> Path:
         return Path(f"{target}.tif")
-
-    @staticmethod
-    def _overlay(target: Path) -> Path:
-        return Path(f"{target}_overlay.jpg")
 
 
 def _indices(source: Any, config: Config) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from train.data.annotations import Drawn, Found, find_annotations
 from train.data.class_table import CLASS_FILE, folder_classes, named_classes
-from train.data.dataset import DataError, Dataset, DecodedSource, Encoded
+from train.data.dataset import DataError, Dataset, DecodedSource, Encoded, a_few
 from train.data.labelling import settle
 from train.data.pairs import NoPairsError, Unpaired, find_splits, hold_out
 from train.data.pictures import Bands
@@ -60,9 +60,10 @@ def open_folder(
         raise DataError(f"{root}: no such folder")
     table = named_classes(class_names, labels) or folder_classes(root)
     missing: list[str] = []
+    alone: list[str] = []
     splits: Mapping[str, Encoded]
     try:
-        splits, notes = find_splits(root, missing, unpaired=unpaired)
+        splits, notes = find_splits(root, missing, alone)
     except NoPairsError:
         found = find_annotations(root, table, missing)
         if found is None:
@@ -73,10 +74,10 @@ def open_folder(
     masks, broken, wrong = survey(splits, pictures, resize_labels=resize_labels)
     unclear: list[str] = []
     labelling = settle(masks, table, unclear) if masks else None
-    if problems := [*broken, *unclear, *missing, *wrong]:
-        alone = any(
-            problem.endswith((" has no label map", " has no picture")) for problem in missing
-        )
+    if alone and unpaired == "skip":
+        notes = (f"Left out: {a_few(alone)}.", *notes)
+        alone = []
+    if problems := [*broken, *unclear, *missing, *alone, *wrong]:
         rule = f"{root}: pictures and label maps must fit together"
         way_out = f" ({_SKIP})" if alone else ""
         raise DataError.listing(f"{rule}{way_out}:", problems)

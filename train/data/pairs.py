@@ -93,12 +93,12 @@ class Files:
 
 
 def find_splits(
-    root: Path, problems: list[str], *, unpaired: Unpaired = "stop"
+    root: Path, problems: list[str], alone: list[str]
 ) -> tuple[dict[str, Files], tuple[str, ...]]:
     """The pairs of "train" and of "val" in a folder, and what was assumed; see `LAYOUTS`.
 
-    Adds to `problems` what is wrong, and unless they are to be skipped all pictures without label map and
-    the other way round.
+    Adds to `problems` what is wrong, and to `alone` all pictures without label map and the other way
+    round.
 
     Raises:
       NoPairsError: there is no pair.
@@ -106,22 +106,17 @@ def find_splits(
     folders, lists = _find(root), _lists(root)
     only = set() if "val" in folders else set().union(*lists.values())
     missing: list[str] = []
-    alone: list[str] = []
     splits = {split: _pairs(root, *both, only, missing, alone) for split, both in folders.items()}
     if not any(splits.values()):
         raise _no_pairs(root, missing + alone)
     problems += missing
     notes: tuple[str, ...] = ()
-    if unpaired == "stop":
-        problems += alone
-    elif alone:
-        notes = (f"Left out: {a_few(alone)}.",)
     if only:
         pairs = splits["train"]
         splits = {k: tuple(p for p in pairs if p[0].stem in names) for k, names in lists.items()}
     elif "val" not in splits:
         splits, note = hold_out(splits["train"], lambda pair: pair[0], problems)
-        notes = (*notes, note)
+        notes = (note,)
     return {split: Files(root, pairs) for split, pairs in splits.items()}, notes
 
 
