@@ -97,8 +97,8 @@ def find_splits(
 ) -> tuple[dict[str, Files], tuple[str, ...]]:
     """The pairs of "train" and of "val" in a folder, and what was assumed; see `LAYOUTS`.
 
-    Adds to `problems` what is wrong, and to `alone` all pictures without label map and the other way
-    round.
+    Where there are pairs, adds to `problems` what is wrong, and to `alone` all pictures without label map
+    and the other way round.
 
     Raises:
       NoPairsError: there is no pair.
@@ -106,10 +106,12 @@ def find_splits(
     folders, lists = _find(root), _lists(root)
     only = set() if "val" in folders else set().union(*lists.values())
     missing: list[str] = []
-    splits = {split: _pairs(root, *both, only, missing, alone) for split, both in folders.items()}
+    unpaired: list[str] = []
+    splits = {split: _pairs(root, *both, only, missing, unpaired) for split, both in folders.items()}
     if not any(splits.values()):
-        raise _no_pairs(root, missing + alone)
+        raise _no_pairs(root, missing + unpaired)
     problems += missing
+    alone += unpaired
     notes: tuple[str, ...] = ()
     if only:
         pairs = splits["train"]
