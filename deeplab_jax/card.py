@@ -16,11 +16,16 @@ _TASK = "image-segmentation"
 _ON_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")  # ORG/NAME[:CONFIG]
 _MEASURES = {
     "miou": ("mIoU", "mean_iou"),
+    "mean_dice": ("Dice", None),
     "pixel_accuracy": ("pixel accuracy", "accuracy"),
     "mean_accuracy": ("class accuracy", None),
     "mean_boundary": ("boundary F-score", None),
 }
 """The mean scores: for people, and what the hub calls those that it knows."""
+_FOREGROUND = _MEASURES | {"miou": ("IoU of the foreground", "mean_iou")}
+"""The same of a binary model, whose scores are those of its foreground."""
+_HEADINGS = {"iou": "IoU", "dice": "Dice"}
+"""Of columns that have another one than their name in scores.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Scores:
 
     Attributes:
       means: each mean score by its name in scores.json; None for one that is undefined.
-      classes: of each class, its "iou", "accuracy" and "boundary" in the same way.
+      classes: of each class, its "iou", "dice", "accuracy" and "boundary" in the same way.
       dataset: None where it is not recorded.
       options: how it was done, in words, such as "flip".
       images: how many there were.
@@ -67,6 +72,7 @@ def scores_from(data: Mapping[str, Any], training: Training | None = None) -> Sc
     Raises:
       KeyError, TypeError, ValueError: it is no such file.
     """
+    data = {"mean_dice": None} | dict(data)  # which older files have not
     dataset = _name_of_data(data["data"]) if "data" in data else None
     shown = ("step", "output_stride", "scales", "flip", "tile")
     return Scores(
@@ -115,7 +121,7 @@ def card(
         "## Model",
         "\n".join(_model(config, parameters)),
         "## Classes" if scores is None else "## Classes and scores",
-        *([] if scores is None else [_conditions(scores)]),
+        *([] if scores is None else [_conditions(config, scores)]),
         _classes(config, scores),
         *(["No scores are recorded with the model."] if scores is None else []),
         "## Origin",
@@ -140,7 +146,7 @@ def _metadata(config: Config, name: str, scores: Scores | None, licence: str | N
                 metric_name=called,
                 metric_value=round(value, 4),
             )
-            for key, (called, kind) in _MEASURES.items()
+            for key, (called, kind) in _measures(config).items()
             if kind is not None and (value := scores.means[key]) is not None
         ]
     data = ModelCardData(
@@ -167,11 +173,13 @@ def _usage(config: Config, repository: str) -> str:
     lines = ["    pip install 'deeplab-jax[hub]'"]
     plugin = f" --plugin {module}" if own else ""
     note = f"\n\nIts backbone is not {LIBRARY}'s: the module `{module}` must be there, which registers it."
+    shape = f"[H, W, {config.num_classes}]" if config.multilabel else "[H, W]"
     if config.in_channels == 3:
         lines += [f"    deeplab predict {repository} photos/ --out masks{plugin}"]
-        code = 'ids = predict(model, "photo.jpg")  # [H, W], the class of every pixel'
+        said = "which labels every pixel has" if config.multilabel else "the class of every pixel"
+        code = f'ids = predict(model, "photo.jpg")  # {shape}, {said}'
     elif config.in_channels is not None:
-        code = f"ids = predict(model, image)  # uint8 [H, W, {config.in_channels}] -> [H, W]"
+        code = f"ids = predict(model, image)  # uint8 [H, W, {config.in_channels}] -> {shape}"
     else:
         code = "logits = model(features)  # a head alone, on a backbone's features"
     imports = "load" if config.in_channels is None else "load, predict"
@@ -236,12 +244,16 @@ def _preprocessing(given: Preprocessing) -> str:
     return f"{order}, scaled to [0, 1], mean {mean}, standard deviation {std}{padded}"
 
 
-def _conditions(scores: Scores) -> str:
+def _measures(config: Config) -> Mapping[str, tuple[str, str | None]]:
+    return _FOREGROUND if config.num_classes == 1 else _MEASURES
+
+
+def _conditions(config: Config, scores: Scores) -> str:
     data = scores.dataset or "a data set whose name is not recorded"
     options = "".join(f", {option}" for option in scores.options)
     means = ", ".join(
         f"{called} {value:.4f}"
-        for key, (called, _) in _MEASURES.items()
+        for key, (called, _) in _measures(config).items()
         if (value := scores.means[key]) is not None
     )
     return f"{means}: on {scores.images} images of {data} (split {scores.split}{options})."
@@ -250,18 +262,20 @@ def _conditions(scores: Scores) -> str:
 def _classes(config: Config, scores: Scores | None) -> str:
     count = mask_classes(config.num_classes)
     names = config.class_names or ("not known",) * count
-    columns = ("iou", "accuracy", "boundary") if scores is not None else ()
+    rows: Sequence[Mapping[str, Any]] = scores.classes if scores is not None else [{}] * count
+    columns = [c for c in ("iou", "dice", "accuracy", "boundary") if c in rows[0]]
+    kind, kinds = ("label", "labels") if config.multilabel else ("class", "classes")
     table = [
-        " | ".join(["| id", "class", *(c if c != "iou" else "IoU" for c in columns)]) + " |",
+        " | ".join(["| id", kind, *(_HEADINGS.get(c, c) for c in columns)]) + " |",
         "|---" * (2 + len(columns)) + "|",
     ]
-    rows: Sequence[Mapping[str, Any]] = scores.classes if scores is not None else [{}] * count
     for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         cells = [_cell(_number(row[column])) for column in columns]
         table.append(" | ".join([f"| {number}", _escaped(name), *cells]) + " |")
     if config.class_names is None and scores is None:
-        return f"{count} classes. Their names are not recorded in the model."
-    return f"{count} classes.\n\n" + "\n".join(table)
+        return f"{count} {kinds}. Their names are not recorded in the model."
+    several = ", of which a pixel may have several" if config.multilabel else ""
+    return f"{count} {kinds}{several}.\n\n" + "\n".join(table)
 
 
 def _origin(training: Training | None) -> str:

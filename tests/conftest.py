@@ -43,6 +43,21 @@ def _forget_programs():
 @pytest.fixture
 def cache_settings():
     """JAX's settings of its compilation cache as they are outside the tests; the test may change them."""
+    with _cache_settings():
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """What a file's tests compile is kept for those that need it again."""
+    with _cache_settings():
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        yield
+
+
+@contextlib.contextmanager
+def _cache_settings():
     least = "jax_persistent_cache_min_compile_time_secs"
     outside = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": None, least: 1.0}
     found = {name: getattr(jax.config, name) for name in outside}

@@ -15,6 +15,7 @@ from train.data import (
     class_weights,
     eval_batches,
     plan_evaluation,
+    positive_weights,
 )
 
 CONFIG = AugmentConfig(crop=(12, 16), rotation=5.0, hue=0.1)
@@ -226,6 +227,10 @@ def test_class_weights_by_hand():
     np.testing.assert_allclose(
         class_weights(frequencies, "log"), [*(1 / np.log(1.02 + np.array([0.6, 0.3, 0.1]))), 0]
     )
+
+
+def test_weights_of_labels_are_the_pixels_without_by_those_with_them():
+    np.testing.assert_allclose(positive_weights(np.array([60, 30, 10, 0])), [70 / 30, 9, 1])
 
 
 def test_the_sources_of_tests_pickle():

@@ -20,6 +20,7 @@ from train.config import MeshConfig
 from train.data import DataError, Dataset
 from train.evaluate import Evaluator, _Total
 from train.evaluate_command import _open, check_classes
+from train.metrics import boundary_scores
 from train.output_stride import with_output_stride
 from train.sharding import make_mesh
 
@@ -67,7 +68,7 @@ class TinyConfig:
 
     @property
     def activation(self) -> str:
-        return "sigmoid" if self.num_classes == 1 else "softmax"
+        return "sigmoid" if self.num_classes == 1 or self.multilabel else "softmax"
 
 
 class Tiny(nnx.Module):
@@ -137,6 +138,60 @@ def test_one_channel_is_scored_as_background_and_foreground(mesh, options):
     )
 
 
+@dataclasses.dataclass
+class OneLabel(Pictures):
+    """The same with one label alone, a class but the first."""
+
+    number: int
+
+    def label(self, index):
+        ids = super().label(index)
+        return np.where(ids == 255, ids, ids == self.number + 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "tile": 16}], ids=["plain", "windows"])
+def test_several_labels_are_scored_each_for_itself(mesh, options):
+    class Labels(Tiny):
+        def __call__(self, x):
+            return super().__call__(x)[..., :2]
+
+    model, source = Labels(), Pictures()
+    model.config = TinyConfig(num_classes=2, multilabel=True)
+    evaluator = Evaluator(model, source, mesh, **options)
+    evaluation = evaluator(values_of(model, mesh))
+    predictions = [predict(model, source[i]["image"], **options) for i in range(len(source))]
+    for label in (0, 1):
+        alone = OneLabel(label)
+        ids = [prediction[..., label] for prediction in predictions]
+        expected = confusion_of(ids, alone, classes=2)
+        np.testing.assert_array_equal(evaluation.confusion[label], expected)
+        boundaries = [
+            boundary_scores(alone.label(i), ids[i], jnp.asarray(SIZES[i], jnp.int32), 2)
+            for i in range(len(source))
+        ]
+        expected = np.mean([score[1] for score, there in boundaries if there[1]])
+        assert evaluation.scores.boundary[label] == pytest.approx(expected, rel=1e-6)
+    (example,) = evaluator.examples(values_of(model, mesh), evaluation.images[:1])
+    np.testing.assert_array_equal(example.prediction, predictions[example.score.index])
+
+
+def test_an_image_without_foreground_is_right_where_none_is_found(mesh):
+    class Nothing(Tiny):
+        def __call__(self, x):
+            return super().__call__(x)[..., :1] * 0 - 1
+
+    class Empty(Pictures):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example | {"label": np.where(example["label"] == 255, 255, 0).astype(np.uint8)}
+
+    model = Nothing()
+    model.config = TinyConfig(num_classes=1)
+    evaluation = Evaluator(model, Empty(), mesh)(values_of(model, mesh))
+    assert {image.miou for image in evaluation.images} == {1.0}
+    assert np.isnan(evaluation.scores.miou)  # of no pixel at all nothing is said
+
+
 def test_values_are_those_that_are_given_and_images_come_worst_first(mesh):
     model, other, source = Tiny(0), Tiny(1), Pictures()
     evaluator = Evaluator(model, source, mesh)
@@ -179,7 +234,7 @@ def test_buckets_pad_with_what_zero_is_after_normalisation(mesh):
 
 
 def test_more_pixels_than_32_bits_hold_are_counted():
-    total = _Total(Pictures(), CLASSES)
+    total = _Total(Pictures(), TinyConfig())
     most = np.full((CLASSES, CLASSES), 2**31 - 1, np.int32)
     one = np.ones(CLASSES, np.int32)
     images = {name: np.full(1, 0.5, np.float32) for name in ("miou", "accuracy")}

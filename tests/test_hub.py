@@ -184,6 +184,25 @@ def test_the_card_of_a_run_has_its_scores_and_no_path_of_the_machine(served, fol
     assert "--plugin own_backbone" in text
 
 
+def test_the_card_of_a_binary_model_says_whose_iou_it_is_and_has_dice():
+    row = {"iou": 0.5, "dice": 2 / 3, "accuracy": 0.75, "boundary": None}
+    rows = [{"name": name} | row for name in ("ground", "leaf")]
+    scores = scores_from(evaluation(classes=rows, mean_dice=2 / 3, data="folder:leaves"))
+    config = Config(ResNetConfig(18), FCNConfig(), 1, class_names=("ground", "leaf"))
+    text = card(config, "hf://me/leaves", parameters=1, scores=scores)
+    assert "IoU of the foreground 0.6123, Dice 0.6667, pixel accuracy 0.8750" in text
+    assert "| 1 | leaf | 0.5000 | 0.6667 | 0.7500 | - |" in text
+    (found, _) = huggingface_hub.ModelCard(text).data.eval_results
+    assert (found.metric_name, found.metric_type) == ("IoU of the foreground", "mean_iou")
+
+
+def test_the_card_of_several_labels_says_what_is_predicted():
+    config = Config(ResNetConfig(18), FCNConfig(), 2, None, activation="sigmoid")
+    text = card(config, "hf://me/leaves", parameters=1)
+    assert "2 labels. Their names are not recorded" in text
+    assert 'predict(model, "photo.jpg")  # [H, W, 2], which labels every pixel has' in text
+
+
 def test_what_is_not_known_is_said():
     config = Config(ResNetConfig(50, output_stride=8), DeepLabV3PlusConfig())
     text = card(config, "hf://me/roads@v1", parameters=1234567)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import segmentation_models_pytorch.losses as smp
 import torch
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,9 +24,9 @@ def batch():
     return logits, labels
 
 
-def loss_and_gradient(logits, labels, config, weights=None):
+def loss_and_gradient(logits, labels, config, weights=None, *, single=False):
     def loss(logits):
-        return segmentation_loss(logits, labels, config, weights)
+        return segmentation_loss(logits, labels, config, weights, single=single)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     assert value.dtype == gradient.dtype == jnp.float32
@@ -233,3 +234,112 @@ def test_bfloat16_logits_are_summed_in_float32(batch):
 def test_what_is_wrong_in_a_config_is_listed_together():
     with pytest.raises(ValueError, match=r"(?s)one of .* above 0.*label_smoothing.*hard_fraction"):
         LossConfig(cross_entropy=0, label_smoothing=1, hard_fraction=0)
+
+
+# ---------------------------------------------------------------------------- sigmoids
+
+
+def of_each_label(labels, count):
+    """The target that smp takes `[B, labels, H, W]`: class 0 has no label, 255 is ignored."""
+    there = labels[:, None] == np.arange(1, count + 1)[:, None, None]
+    return torch.tensor(np.where(labels[:, None] == 255, 255, there).astype(np.float64))
+
+
+POSITIVE = np.array([0.5, 3, 2], np.float32)
+COUNTED = {"ignore_index": 255}
+
+
+def bce(_, x, y, **options):
+    """smp's sum by the number of pixels that count: its own mean counts those that are ignored too."""
+    return smp.SoftBCEWithLogitsLoss(reduction="sum", **options, **COUNTED)(x, y) / (y < 255).sum()
+
+
+def weighted_bce(mode, x, y):
+    weights = torch.tensor(POSITIVE[: x.shape[1], None, None], dtype=torch.float64)
+    return bce(mode, x, y, pos_weight=weights)
+
+
+def lovasz_of_each(_, x, y):
+    """The mean over the labels; smp's for several takes them for one, of which each is a part."""
+    x, hinge = x.float(), smp.LovaszLoss("binary", **COUNTED)  # which knows no float64
+    return sum(hinge(x[:, i], y[:, i]) for i in range(x.shape[1])) / x.shape[1]
+
+
+TERMS = {
+    "cross-entropy": (LossConfig(), bce),
+    # Of what is spread, half goes to the other answer.
+    "smoothed": (
+        LossConfig(label_smoothing=0.1),
+        lambda mode, x, y: bce(mode, x, y, smooth_factor=0.05),
+    ),
+    "weighted": (LossConfig(), weighted_bce),
+    "focal": (
+        LossConfig(focal_gamma=2),
+        # "multilabel" fails on what is ignored (0.6.0), and "binary" takes any shape.
+        lambda _, x, y: smp.FocalLoss("binary", gamma=2, **COUNTED)(x, y),
+    ),
+    "dice": (
+        LossConfig(cross_entropy=0, dice=1),
+        lambda mode, x, y: smp.DiceLoss(mode, **COUNTED)(x, y),
+    ),
+    "lovasz": (LossConfig(cross_entropy=0, lovasz=1), lovasz_of_each),
+}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_of_a_sigmoid_is_smps_in_value_and_gradient(batch, term, count):
+    logits = batch[0][..., :count]
+    labels = np.where((batch[1] > count) & (batch[1] != 255), 0, batch[1])
+    config, theirs = TERMS[term]
+    mode = "binary" if count == 1 else "multilabel"
+    target = of_each_label(labels, count)
+    value, gradient = torch_loss_and_gradient(
+        lambda x: theirs(mode, x.permute(0, 3, 1, 2), target), logits
+    )
+    weights = jnp.asarray(POSITIVE[:count]) if term == "weighted" else None
+    ours, our_gradient = loss_and_gradient(logits, labels, config, weights, single=True)
+    # float32 against float64
+    assert ours == pytest.approx(value, rel=1e-5)
+    np.testing.assert_allclose(our_gradient, gradient, atol=1e-7, rtol=1e-4)
+    assert (our_gradient[labels == 255] == 0).all()
+
+
+def test_a_sigmoid_s_cross_entropy_is_that_of_two_classes_whatever_refines_it(batch):
+    """Of which one has the logit 0: the focal loss, smoothing and hard examples mean the same."""
+    logits, labels = batch[0][..., :1], np.where(batch[1] == 255, 255, batch[1] % 2)
+    config = LossConfig(label_smoothing=0.1, focal_gamma=0.5, hard_threshold=0.6, hard_fraction=0.3)
+    both = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+    value, gradient = loss_and_gradient(both, labels, config)
+    ours, our_gradient = loss_and_gradient(logits, labels, config, single=True)
+    assert ours == pytest.approx(value, rel=1e-6)
+    np.testing.assert_allclose(our_gradient, gradient[..., 1:], atol=1e-8, rtol=1e-5)
+
+
+def test_a_sigmoid_that_is_sure_loses_nothing():
+    logits = np.array([[[[-200], [50], [200]]]], np.float32)
+    right, wrong = np.array([[[0, 1, 1]]], np.uint8), np.array([[[1, 0, 0]]], np.uint8)
+    value, _ = loss_and_gradient(logits, right, LossConfig(), single=True)
+    assert value == pytest.approx(np.exp(-50.0) / 3, rel=1e-5)
+    value, gradient = loss_and_gradient(logits, wrong, LossConfig(), single=True)
+    assert value == pytest.approx(450 / 3)
+    np.testing.assert_allclose(gradient.ravel(), np.array([-1, 1, 1]) / 3, rtol=1e-6)
+
+
+def test_labels_that_are_not_in_the_batch_have_no_dice_and_no_lovasz(batch):
+    """As with a softmax: what is left is the mean over those that are."""
+    logits, labels = batch[0][..., :3], np.where(batch[1] == 1, 1, 0)
+    for config in (LossConfig(cross_entropy=0, dice=1), LossConfig(cross_entropy=0, lovasz=1)):
+        of_three, gradient = loss_and_gradient(logits, labels, config, single=True)
+        of_one, _ = loss_and_gradient(logits[..., :1], labels, config, single=True)
+        assert of_three == pytest.approx(of_one, rel=1e-6)
+        assert (gradient[..., 1:] == 0).all()
+
+
+def test_where_all_pixels_are_ignored_a_sigmoid_s_loss_and_gradient_are_zero(batch):
+    logits, labels = batch[0][..., :3], np.full_like(batch[1], 255)
+    value, gradient = loss_and_gradient(
+        logits, labels, EVERYTHING, jnp.asarray(POSITIVE), single=True
+    )
+    assert value == 0
+    assert (gradient == 0).all()

@@ -14,6 +14,7 @@ from train.metrics import (
     _count_by_product,
     boundary_scores,
     confusion_matrix,
+    label_confusions,
     scores,
 )
 
@@ -104,6 +105,27 @@ def test_a_class_that_is_only_predicted_counts_as_zero():
 
 def test_no_pixel_at_all_has_no_score():
     assert np.isnan(scores_of(np.zeros((2, 2))).miou)
+
+
+def test_the_means_of_a_binary_model_are_of_its_foreground():
+    result = scores(np.array([[6, 1], [2, 3]]), np.array([1.0, 0.5]), np.array([2, 2]), first=1)
+    assert result.iou == pytest.approx([6 / 9, 3 / 6])
+    assert result.dice == pytest.approx([12 / 15, 6 / 9])
+    means = result.miou, result.mean_dice, result.mean_accuracy, result.mean_boundary
+    assert means == pytest.approx((3 / 6, 6 / 9, 3 / 5, 0.25))
+    assert result.pixel_accuracy == pytest.approx(9 / 12)
+
+
+def test_labels_are_counted_and_scored_each_for_itself():
+    labels = np.array([[1, 0], [1, 1], [0, 255], [0, 0]], np.uint8)
+    predictions = np.array([[1, 1], [0, 1], [0, 1], [0, 0]], np.uint8)
+    confusion = label_confusions(labels, predictions)
+    np.testing.assert_array_equal(confusion, [[[2, 0], [1, 1]], [[1, 1], [0, 1]]])
+    result = scores(confusion, np.zeros(2), np.zeros(2))
+    assert result.iou == pytest.approx([1 / 2, 1 / 2])
+    assert result.dice == pytest.approx([2 / 3, 2 / 3])
+    assert result.accuracy == pytest.approx([1 / 2, 1])
+    assert result.pixel_accuracy == pytest.approx(5 / 7)
 
 
 # ---------------------------------------------------------------------------- boundaries

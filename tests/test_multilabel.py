@@ -118,12 +118,18 @@ def test_a_checkpoint_is_ported_as_one_and_verified_by_its_labels(tmp_path, caps
     assert load(tmp_path / "out").config.multilabel
 
 
-def test_label_maps_neither_score_nor_train_several_labels(tmp_path, model):
-    data = Dataset("shapes", NAMES, [], [])
+def test_label_maps_have_a_class_more_than_there_are_labels(tmp_path, model):
+    check_classes(model.config, Dataset("set", ("ground", *NAMES), [], []))
     with pytest.raises(
-        DataError, match="the model has 3 labels, of which a pixel may have several"
+        DataError,
+        match=r"the first of which is what has none of its labels: it has 4 \(background, road, wet "
+        r"ground, shadow\), set has 3",
     ):
-        check_classes(model.config, data)
+        check_classes(model.config, Dataset("set", NAMES, [], []))
+    with pytest.raises(DataError, match="its are road, wet ground, shadow; those of set, shadow, "):
+        check_classes(model.config, Dataset("set", ("ground", *NAMES[::-1]), [], []))
     save(model, tmp_path / "model")
-    start = make_model(ModelConfig(init=tmp_path / "model"), NAMES, seed=0, data_shards=1)
-    assert start.model.config.activation == "softmax"
+    for classes, activation in ((("ground", *NAMES), "sigmoid"), (NAMES, "softmax")):
+        start = make_model(ModelConfig(init=tmp_path / "model"), classes, seed=0, data_shards=1)
+        assert start.model.config.activation == activation
+        assert start.model.config.class_names == NAMES

@@ -1,5 +1,6 @@
 """What is shown of an evaluation."""
 
+import dataclasses
 import io
 import json
 
@@ -43,17 +44,58 @@ def test_the_table_has_a_row_for_each_class():
     file = io.StringIO()
     Console(file=file, width=100).print(table(evaluation(), NAMES))
     rows = [line.split() for line in file.getvalue().splitlines()]
-    assert ["sky", "0.6667", "0.7500", "0.7500", "40.00", "%"] in rows
-    assert ["never", "-", "-", "-", "0.00", "%"] in rows
-    assert ["mean", "0.7262", "0.8333", "0.5000"] in rows
+    assert ["sky", "0.6667", "0.8000", "0.7500", "0.7500", "40.00", "%"] in rows
+    assert ["never", "-", "-", "-", "-", "0.00", "%"] in rows
+    assert ["mean", "0.7262", "0.8400", "0.8333", "0.5000"] in rows
     assert ["all", "pixels", "0.8500"] in rows
+
+
+def rows_of(evaluation, names):
+    file = io.StringIO()
+    Console(file=file, width=100).print(table(evaluation, names))
+    return [line.split() for line in file.getvalue().splitlines()]
+
+
+def test_the_foreground_comes_first_and_is_its_own_mean():
+    confusion, nothing = np.array([[60, 10], [20, 30]]), np.zeros(2)
+    result = scores(confusion, nothing, nothing, first=1)
+    rows = rows_of(Evaluation(result, confusion, ()), ("ground", "leaf"))
+    assert [row[0] for row in rows if row] == ["class", "leaf", "ground", "all"]
+    assert rows[1] == ["leaf", "0.5000", "0.6667", "0.6000", "-", "41.67", "%"]
+
+
+LABELS = np.array([[[50, 10], [5, 35]], [[98, 0], [2, 0]]])
+
+
+def test_labels_have_the_share_of_all_pixels_that_has_them():
+    result = scores(LABELS, np.zeros(2), np.zeros(2))
+    rows = rows_of(Evaluation(result, LABELS, ()), ("wet", "dark"))
+    assert rows[1] == ["wet", "0.7000", "0.8235", "0.8750", "-", "40.00", "%"]
+    assert rows[2] == ["dark", "0.0000", "0.0000", "0.0000", "-", "2.00", "%"]
+    assert rows[3] == ["mean", "0.3500", "0.4118", "0.4375", "-"]
+    assert min(confusion_picture(LABELS, ("wet", "dark")).size) > 100
+
+
+@pytest.mark.parametrize("size", [(20, 30), (400, 500), (1000, 500)])
+def test_a_comparison_shows_labels_of_which_a_pixel_has_several(size):
+    shown = example(*size)
+    both = np.ones((*size, 2), np.uint8)
+    both[:, : size[1] // 2] = 0
+    shown = dataclasses.replace(shown, image=np.zeros_like(shown.image), prediction=both)
+    picture = np.asarray(comparison(shown, ("wet", "dark"))).astype(int)
+    height = 320 if size[0] == 20 else min(size[0], 720)
+    width = picture.shape[1] // 3
+    predicted = picture[height // 4, 2 * width + 4 : 3 * width - 4]
+    assert (predicted[: width // 4] == 0).all()
+    assert (predicted[-width // 4 :] > 0).any(-1).all()
 
 
 def test_json_has_null_where_there_is_no_score():
     data = json.loads(to_json(evaluation(), NAMES, {"model": "m"}))
     assert data["model"] == "m"
     assert data["miou"] == pytest.approx(0.7262, abs=1e-4)
-    assert data["classes"][2] == {"name": "never", "iou": None, "accuracy": None, "boundary": None}
+    undefined = dict.fromkeys(("iou", "dice", "accuracy", "boundary"))
+    assert data["classes"][2] == {"name": "never"} | undefined
     assert data["images"][1]["name"] == "1.png"
 
 

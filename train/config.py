@@ -13,6 +13,7 @@ from train.loss import LossConfig
 from train.optim import OptimConfig
 from train.place import why_no_run
 from train.profiler import steps_to_trace
+from train.targets import Activation
 from train.writers import Service, check_services
 
 MODEL_CONFIG = "model.json"
@@ -81,6 +82,9 @@ class ModelConfig:
       init: a model folder, its URL in a bucket, or hf://USER/NAME, to start from. Its backbone, with its
         config and preprocessing, takes the place of the preset's, without an ImageNet classifier's last
         1x1; its heads are kept where they fit. None is random weights.
+      activation: "softmax" for one class of each pixel; "sigmoid" for the second of two classes, the
+        foreground, in one channel, and of more classes for each but the first as a label of its own. None
+        is the sigmoid of `init`, where it has just these channels, and otherwise softmax.
       output_stride: 8, 16 or 32; None is that of `init`, or of the preset without one.
       aux_head: train an auxiliary head (FCN) on the features at stride 16 too.
       dtype: what convolutions compute in; parameters, batch norm and logits are float32 in any case.
@@ -95,6 +99,7 @@ class ModelConfig:
 
     preset: str = "deeplabv3plus_resnet50"
     init: Path | None = None
+    activation: Activation | None = None
     output_stride: Literal[8, 16, 32] | None = None
     aux_head: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -13,14 +13,23 @@ from jax.sharding import PartitionSpec as P
 
 from deeplab_jax import compiler_options
 from deeplab_jax.bands import to_show
-from deeplab_jax.config import mask_classes
+from deeplab_jax.config import Config
 from deeplab_jax.model import with_values
 from deeplab_jax.predict import Prediction, check_options, in_windows, segment, views_of
 from deeplab_jax.preprocessing import normalize
 from train.data import DataError, Selection, Source, eval_batches
-from train.metrics import IGNORE_LABEL, boundary_scores, confusion_matrix, scores
+from train.metrics import (
+    IGNORE_LABEL,
+    boundary_scores,
+    confusion_matrix,
+    image_scores,
+    label_boundaries,
+    label_confusions,
+    scores,
+)
 from train.report import Evaluation, Example, ImageScore
 from train.sharding import to_devices
+from train.targets import first_scored, label_map_classes, separate
 
 AHEAD = 2
 """Batches that the host may be ahead of the devices, so that neither waits for the other."""
@@ -62,9 +71,8 @@ class Evaluator:
         unreadable: Literal["stop", "skip"] = "stop",
     ):
         check_options(scales=scales, tile=tile, batch_size=batch_size)
-        self._classes = mask_classes(model.config.num_classes)
+        self._config = model.config
         self._source, self._unreadable = source, unreadable
-        self._images = model.config.preprocessing
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._bucket = bucket
         self._rows = NamedSharding(mesh, P(mesh.axis_names))
@@ -88,7 +96,7 @@ class Evaluator:
         Raises:
           DataError: an image cannot be read, or has a label that is not a class.
         """
-        total = _Total(self._source, self._classes)
+        total = _Total(self._source, self._config)
         running: collections.deque[dict[str, jax.Array]] = collections.deque()
         for batch in self._batches(self._source):
             running.append(self._step(values, self._put(batch))[0])
@@ -121,7 +129,7 @@ class Evaluator:
             source,
             batch_size=self._batch_size,
             bucket=self._bucket,
-            images=self._images,
+            images=self._config.preprocessing,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             unreadable=self._unreadable,
@@ -137,12 +145,13 @@ class Evaluator:
 def make_evaluation_step(
     model: nnx.Module, *, scales: Sequence[float], flip: bool, tile: int | None
 ) -> Callable[[Values, Batch], tuple[dict[str, jax.Array], jax.Array]]:
-    """The function (values, batch of `eval_batches`) -> (sums, class ids `[B, H, W]`), to be jitted.
+    """The function (values, batch of `eval_batches`) -> (sums, ids as `Prediction` has them), to be jitted.
 
     Sums are small: `confusion` and the boundaries' are those of the whole batch; `index`, `miou`,
     `accuracy` and `highest` (the highest label) have an entry `[B]` for each image.
     """
-    views, classes = views_of(scales, flip), mask_classes(model.config.num_classes)
+    views, measure = views_of(scales, flip), _measure(model.config)
+    first = first_scored(model.config.num_classes)
 
     def step(values: Values, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
         module = with_values(model, values)
@@ -159,11 +168,8 @@ def make_evaluation_step(
                 return map(Prediction, ids)
 
             ids = in_windows(each, pixels, tile).ids
-        confusion = jax.vmap(lambda a, b: confusion_matrix(a, b, classes))(labels, ids)
-        boundary, bounded = jax.vmap(lambda a, b, size: boundary_scores(a, b, size, classes))(
-            labels, ids, batch["size"]
-        )
-        miou, accuracy = jax.vmap(_image_scores)(confusion)
+        confusion, boundary, bounded = jax.vmap(measure)(labels, ids, batch["size"])
+        miou, accuracy = jax.vmap(lambda of_image: image_scores(of_image, first))(confusion)
         counted = jnp.where(labels == IGNORE_LABEL, jnp.zeros_like(labels), labels)
         sums = {
             "confusion": confusion.sum(0),
@@ -179,20 +185,26 @@ def make_evaluation_step(
     return step
 
 
+def _measure(config: Config) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """The function (labels `[H, W]`, ids, size) -> (confusion, boundary scores, which there are)."""
+    classes = label_map_classes(config)
+
+    def of_classes(labels: jax.Array, ids: jax.Array, size: jax.Array):
+        confusion = confusion_matrix(labels, ids, classes)
+        return confusion, *boundary_scores(labels, ids, size, classes)
+
+    def of_labels(labels: jax.Array, ids: jax.Array, size: jax.Array):
+        wanted = separate(labels, config.num_classes)
+        return label_confusions(wanted, ids), *label_boundaries(wanted, ids, size)
+
+    return of_labels if config.multilabel else of_classes
+
+
 def _inside(shape: tuple[int, int], size: jax.Array) -> jax.Array:
     """The pixels `[B, H, W]` that are not padding; size is `[B, 2]`."""
     rows = jnp.arange(shape[0])[:, None] < size[:, :1, None]
     columns = jnp.arange(shape[1]) < size[:, 1:, None]
     return rows & columns
-
-
-def _image_scores(confusion: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(mIoU over the classes that occur, pixel accuracy) of an image, NaN without a labelled pixel."""
-    confusion = confusion.astype(jnp.float32)
-    right = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - right
-    iou = right / jnp.maximum(union, 1)
-    return iou.sum() / (union > 0).sum(dtype=jnp.float32), right.sum() / confusion.sum()
 
 
 # ---------------------------------------------------------------------------- on the host
@@ -201,11 +213,14 @@ def _image_scores(confusion: jax.Array) -> tuple[jax.Array, jax.Array]:
 class _Total:
     """Adds up the sums of batches, in 64 bits."""
 
-    def __init__(self, source: Source, classes: int):
-        self._source, self._classes = source, classes
-        self._confusion = np.zeros((classes, classes), np.int64)
-        self._boundary_sum = np.zeros(classes, np.float64)
-        self._boundary_count = np.zeros(classes, np.int64)
+    def __init__(self, source: Source, config: Config):
+        self._source, self._classes = source, label_map_classes(config)
+        self._first = first_scored(config.num_classes)
+        count = self._classes
+        shape = (config.num_classes, 2, 2) if config.multilabel else (count, count)
+        self._confusion = np.zeros(shape, np.int64)
+        self._boundary_sum = np.zeros(shape[0], np.float64)
+        self._boundary_count = np.zeros(shape[0], np.int64)
         self._images: list[ImageScore] = []
         self._done = 0
 
@@ -232,7 +247,7 @@ class _Total:
 
     def result(self) -> Evaluation:
         return Evaluation(
-            scores(self._confusion, self._boundary_sum, self._boundary_count),
+            scores(self._confusion, self._boundary_sum, self._boundary_count, first=self._first),
             self._confusion,
             tuple(sorted(self._images, key=lambda image: (image.miou, image.index))),
         )

@@ -15,7 +15,6 @@ from rich.console import Console
 from deeplab_jax import Config, SegmentationModel, load
 from deeplab_jax.checkpoint import RUN_MODEL, model_path
 from deeplab_jax.command import keep_compiled_programs
-from deeplab_jax.config import mask_classes
 from deeplab_jax.hub import repository_of
 from deeplab_jax.model import named_values, with_values
 from deeplab_jax.paths import check_local
@@ -35,6 +34,7 @@ from train.report import Evaluation
 from train.run_folder import checkpoints_of, chosen, is_run, model_of, scores_of
 from train.sharding import make_mesh
 from train.steps import inference_values
+from train.targets import in_words, label_map_classes, label_map_names, scored_names
 from train.watch import watch_run
 
 
@@ -59,7 +59,7 @@ def evaluate_command(
     out: Path | None = None,
     examples: int = 4,
 ) -> int:
-    """Evaluate a model: mIoU, accuracy, boundary F-score, and a row per class.
+    """Evaluate a model: mIoU, Dice, accuracy, boundary F-score, and a row per class.
 
     Args:
       model: A model folder, a run's folder, a .safetensors file or hf://USER/NAME.
@@ -101,30 +101,33 @@ def evaluate_command(
         network = with_output_stride(network, output_stride)
     options = {"unpaired": unpaired, "resize_labels": resize_labels}
     options |= {"bands": _bands(network.config.preprocessing)}
-    names = network.config.class_names
+    names = label_map_names(network.config)
     dataset = _open(data, data_dir, labels, keys, origin, names, **options)
     for note in dataset.notes:
         Console().print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
     check_pictures(network.config.preprocessing, dataset.pictures)
+    if told := in_words(network.config, dataset.class_names):
+        Console().print(told, markup=False, highlight=False, soft_wrap=True)
     parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
     source = Selection(tuple((part, i) for part in parts[split] for i in range(len(part))))
     mesh = make_mesh(MeshConfig())
     views = {"scales": scales, "flip": flip, "tile": tile}
+    scored = scored_names(network.config, dataset.class_names)
     evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **views)
 
     def evaluate(values: Values, out: Path | None, at_step: int | None = None) -> Evaluation:
         values = jax.device_put(dict(values), NamedSharding(mesh, P()))
         with progress("evaluating", len(source)) as done:
             evaluation = evaluator(values, progress=done)
-        Console().print(report.table(evaluation, dataset.class_names))
+        Console().print(report.table(evaluation, scored))
         if out is not None:
             extremes = evaluation.extremes(examples)
             shown = evaluator.examples(values, tuple(extremes.values()))
             shown = dict(zip(extremes, shown, strict=True))
             asked = {"model": str(model), "data": dataset.name, "split": split, "step": at_step}
             asked |= {"output_stride": output_stride} | views
-            report.write(out, evaluation, dataset.class_names, shown, asked)
+            report.write(out, evaluation, scored, shown, asked)
             Console().print(f"Written to {out}")
         return evaluation
 
@@ -157,24 +160,22 @@ def check_classes(config: Config, dataset: Dataset) -> None:
 
     Names may differ; what is refused is another number of them, and the same names in another order.
     """
-    if config.multilabel:
-        raise DataError(
-            f"the model has {config.num_classes} labels, of which a pixel may have several, where label "
-            "maps have one class for a pixel: such models predict and are exported, but are not scored"
-        )
-    ours, theirs = config.class_names or (), dataset.class_names
-    classes = mask_classes(config.num_classes)
+    ours, theirs = label_map_names(config) or (), dataset.class_names
+    classes = label_map_classes(config)
     if classes != len(theirs):
+        first = ", the first of which is what has none of its labels" if config.multilabel else ""
         raise DataError(
-            f"the model must have the classes of the data set: it has {classes} "
+            f"the model must have the classes of the data set{first}: it has {classes} "
             f"({', '.join(ours) or 'without names'}), {dataset.name} has {len(theirs)} "
             f"({', '.join(theirs)})"
         )
-    ours, theirs = ([_plain(name) for name in names] for names in (ours, theirs))
-    if sorted(ours) == sorted(theirs) and ours != theirs:
+    if config.multilabel:  # whatever its first class is called
+        ours, theirs = ours[1:], theirs[1:]
+    plain, other = ([_plain(name) for name in names] for names in (ours, theirs))
+    if sorted(plain) == sorted(other) and plain != other:
         raise DataError(
             f"the model must have the classes of the data set in the same order: its are "
-            f"{', '.join(config.class_names)}; those of {dataset.name}, {', '.join(dataset.class_names)}"
+            f"{', '.join(ours)}; those of {dataset.name}, {', '.join(theirs)}"
         )
 
 

@@ -42,6 +42,7 @@ from train.data import (
     class_frequencies,
     class_weights,
     open_dataset,
+    positive_weights,
 )
 from train.data.statistics import Statistics, measure
 from train.evaluate import Evaluator
@@ -63,6 +64,7 @@ from train.steps import (
     make_train_step,
 )
 from train.stop import StopSignal
+from train.targets import in_words, scored_names
 from train.writers import jsonl, open_writers
 
 CONFIG = "config.json"
@@ -160,6 +162,11 @@ class _Run:
     train_step: Callable[[State, Batch], tuple[State, Metrics]]
     evaluator: Evaluator
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Names of the classes that have scores."""
+        return scored_names(self.start.model.config, self.dataset.class_names)
+
 
 def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
     """Opens the data, builds the model, and puts together the training step and the evaluation."""
@@ -188,8 +195,9 @@ def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
     shapes = jax.eval_shape(make_state, start.params, start.stats)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=config.mesh.fsdp)
     pixels = {name: sharding.batch_shardings(mesh)[name] for name in ("image", "label")}
+    weights = _class_weights(config, dataset, start.model.config)
     train_step = jax.jit(
-        make_train_step(start.model, optimizer, schedule, config, _class_weights(config, dataset)),
+        make_train_step(start.model, optimizer, schedule, config, weights),
         in_shardings=(shardings, pixels),
         out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
@@ -269,21 +277,23 @@ def _optim(config: TrainConfig) -> OptimConfig:
     return dataclasses.replace(config.optim, backbone_factor=0) if frozen else config.optim
 
 
-def _class_weights(config: TrainConfig, dataset: Dataset) -> np.ndarray | None:
-    """The weight of each class in the loss, from the training split's class frequencies if so configured.
+def _class_weights(config: TrainConfig, dataset: Dataset, model: Config) -> np.ndarray | None:
+    """The weight of each class, or label, in the loss, from the training split if so configured.
 
     Raises:
-      ValueError: the number of weights is not the number of classes.
+      ValueError: the number of weights is not that of the model's channels.
     """
-    weights = config.loss.class_weights
+    weights, single = config.loss.class_weights, model.activation == "sigmoid"
     if weights is None:
         return None
     if weights == "data":
-        weights = class_weights(class_frequencies(dataset.train, dataset.num_classes))
-    if len(weights) != dataset.num_classes:
+        frequencies = class_frequencies(dataset.train, dataset.num_classes)
+        weights = (positive_weights if single else class_weights)(frequencies)
+    if len(weights) != model.num_classes:
+        labels = f" besides {dataset.class_names[0]}" if single else ""
         raise ValueError(
-            f"loss.class_weights must have a number for each of the {dataset.num_classes} classes of "
-            f"{dataset.name}, got {len(weights)}"
+            f"loss.class_weights must have a number for each of the {model.num_classes} classes of "
+            f"{dataset.name}{labels}, got {len(weights)}"
         )
     return np.asarray(weights, np.float32)
 
@@ -335,7 +345,8 @@ def _introduce(run: _Run, first: int, journal: Journal, moved: Sequence[str]) ->
     config, dataset = run.config, run.dataset
     device = jax.devices()[0].device_kind
     layout = " x ".join(f"{n} {axis}" for axis, n in run.mesh.shape.items() if n > 1)
-    notes = "".join(f"{note}\n" for note in dataset.notes)
+    told = in_words(run.start.model.config, dataset.class_names)
+    notes = "".join(f"{note}\n" for note in (*dataset.notes, *filter(None, (told,))))
     journal.say(
         f"{run.start.origin}\n{dataset.name}: {len(dataset.train)} training images, "
         f"{len(dataset.val)} validation images, {dataset.num_classes} classes\n{notes}"
@@ -420,7 +431,7 @@ def _evaluate(run: _Run, state: State, step: int, journal: Journal) -> report.Ev
     journal.say(f"step {step}: " + ", ".join(f"{n} {v:.4f}" for n, v in means.items()))
     first = sorted(evaluation.images, key=lambda image: image.index)[:EXAMPLES]
     for number, example in enumerate(run.evaluator.examples(values, first), 1):
-        picture = report.comparison(example, run.dataset.class_names)
+        picture = report.comparison(example, run.scored)
         journal.picture(step, f"val/{number}", picture)
     return evaluation
 
@@ -472,7 +483,7 @@ def _end_early(
 
 def _finish(run: _Run, step: int, state: State, journal: Journal) -> None:
     """Evaluates the trained model, and writes it and the report into the run's folder."""
-    place, names = run.place, run.dataset.class_names
+    place, names = run.place, run.scored
     if step == run.total:
         evaluation = _evaluate(run, state, step, journal)
     else:  # it has been recorded, at its time

@@ -1,16 +1,18 @@
 """What a step minimises: cross-entropy in its variants, Dice and Lovász, each with a weight.
 
+Each of them is there for a softmax over classes and for a sigmoid of each label, see `train.targets`.
 Ignored pixels are in no sum, so neither in the loss nor in its gradient; where all are, the loss is 0.
 All sums are over the whole batch: under `jax.jit` over a mesh, over that of all devices.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from train.metrics import IGNORE_LABEL
+from deeplab_jax.predict import probabilities_of
+from train.targets import labelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,17 +20,22 @@ class LossConfig:
     """The terms of the loss, by their weights; a term of weight 0 is not computed.
 
     Attributes:
-      cross_entropy: weight of the cross-entropy, which the next five fields refine.
-      label_smoothing: share of each label that is spread evenly over all classes.
+      cross_entropy: weight of the cross-entropy (of a sigmoid the binary one, its mean over pixels and
+        labels), which the next five fields refine.
+      label_smoothing: share of each label that is spread evenly over all classes; with a sigmoid, over
+        its being there or not.
       focal_gamma: counts a pixel by (1 - p)^gamma, p being the probability of its label (focal loss,
         Lin et al. 2017, arXiv 1708.02002); 2 is usual, 0 counts all alike.
       hard_threshold: leaves out pixels whose label has at least this probability already ("online hard
         example mining", Shrivastava et al. 2016, arXiv 1604.03540); 0.7 is usual, 1 leaves out none.
       hard_fraction: the share of pixels, the hardest, that counts in any case.
       class_weights: of each class, "data" to take them from the class frequencies of the training
-        split, None for all alike. The mean over pixels is then a weighted one, as PyTorch's.
+        split, None for all alike. The mean over pixels is then a weighted one, as PyTorch's. With a
+        sigmoid there is one for each label, and for the foreground alone of a binary model: it
+        multiplies the loss of pixels that have the label, PyTorch's `pos_weight`, and "data" is the number
+        of pixels without it by that of pixels with it.
       dice: weight of the soft Dice loss, see `dice_loss`.
-      lovasz: weight of the Lovász-softmax loss, see `lovasz_loss`.
+      lovasz: weight of the Lovász loss, see `lovasz_loss`.
       auxiliary: weight of the same loss on an auxiliary head's logits.
     """
 
@@ -71,44 +78,48 @@ def segmentation_loss(
     labels: jax.Array,
     config: LossConfig,
     class_weights: jax.Array | None = None,
+    *,
+    single: bool = False,
 ) -> jax.Array:
     """The loss of a batch, a float32 scalar.
 
     Args:
-      logits: `[B, H, W, classes]`.
+      logits: `[B, H, W, channels]`.
       labels: integers `[B, H, W]`; `IGNORE_LABEL` and whatever else is no class is left out.
-      class_weights: `[classes]`, for the cross-entropy; the numbers that `config.class_weights` means.
+      class_weights: `[channels]`, for the cross-entropy; the numbers that `config.class_weights` means.
+      single: whether each channel is for itself ("sigmoid" in `Config.activation`).
     """
     logits = logits.astype(jnp.float32)
     total = jnp.float32(0)
     if config.cross_entropy:
-        total += config.cross_entropy * cross_entropy_loss(logits, labels, config, class_weights)
+        term = cross_entropy_loss(logits, labels, config, class_weights, single=single)
+        total += config.cross_entropy * term
     if config.dice:
-        total += config.dice * dice_loss(logits, labels)
+        total += config.dice * dice_loss(logits, labels, single=single)
     if config.lovasz:
-        total += config.lovasz * lovasz_loss(logits, labels)
+        total += config.lovasz * lovasz_loss(logits, labels, single=single)
     return total
 
 
 def cross_entropy_loss(
-    logits: jax.Array, labels: jax.Array, config: LossConfig, class_weights: jax.Array | None = None
+    logits: jax.Array,
+    labels: jax.Array,
+    config: LossConfig,
+    class_weights: jax.Array | None = None,
+    *,
+    single: bool = False,
 ) -> jax.Array:
     """The mean cross-entropy over the pixels that count, see `LossConfig`.
 
     Plain, weighted or smoothed it is `torch.nn.functional.cross_entropy`: the weighted mean divides by
-    the sum of the weights of the labels.
+    the sum of the weights of the labels. Of a sigmoid it is `binary_cross_entropy_with_logits`, whose mean
+    divides by the number of pixels whatever their weights.
     """
-    valid, label_is = _one_hot(labels, logits.shape[-1])
-    # Selecting, not gathering: the gradient of a gather is a scatter, which is slow.
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    nll = normaliser - _select(label_is, logits)
-    loss, weight = nll, valid.astype(jnp.float32)
-    if class_weights is not None:
-        weight = _select(label_is, class_weights)
-        loss = loss * weight
+    nll, weight, spread, share, valid = (_of_labels if single else _of_classes)(
+        logits, labels, class_weights
+    )
+    loss = nll * weight
     if smoothing := config.label_smoothing:
-        weights = jnp.float32(1) if class_weights is None else class_weights
-        spread = jnp.mean(weights * (normaliser[..., None] - logits), axis=-1)
         loss = (1 - smoothing) * loss + smoothing * spread
     if config.focal_gamma:
         # Above 0, as a power below 1 has an infinite slope there.
@@ -116,39 +127,89 @@ def cross_entropy_loss(
         loss = loss * missing**config.focal_gamma
     if config.hard_threshold < 1:
         valid &= _hard(nll, valid, config)
-    return _ratio(jnp.where(valid, loss, 0).sum(), jnp.where(valid, weight, 0).sum())
+    return _ratio(jnp.where(valid, loss, 0).sum(), jnp.where(valid, share, 0).sum())
 
 
-def dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+class _Answers(NamedTuple):
+    """What the cross-entropy of each pixel, or of each label of it, is made of.
+
+    Attributes:
+      nll: -log of the probability of what is right.
+      weight: of that.
+      spread: the mean, weighted, of -log of the probabilities of all that could be right.
+      share: what it counts in the divisor of the mean.
+      valid: whether it counts.
+    """
+
+    nll: jax.Array
+    weight: jax.Array
+    spread: jax.Array
+    share: jax.Array
+    valid: jax.Array
+
+
+def _of_classes(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> _Answers:
+    """Of each pixel `[B, H, W]`, which has one class."""
+    valid, label_is = labelled(labels, logits.shape[-1], single=False)
+    valid = valid.squeeze(-1)
+    # Selecting, not gathering: the gradient of a gather is a scatter, which is slow.
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    nll = normaliser - _select(label_is, logits)
+    each = normaliser[..., None] - logits
+    if weights is None:
+        weight, spread = valid.astype(jnp.float32), each.mean(-1)
+    else:
+        weight, spread = _select(label_is, weights), (weights * each).mean(-1)
+    return _Answers(nll, weight, spread, weight, valid)
+
+
+def _of_labels(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> _Answers:
+    """Of each label of each pixel `[B, H, W, labels]`, which is there or not."""
+    valid, label_is = labelled(labels, logits.shape[-1], single=True)
+    positive = jnp.float32(1) if weights is None else weights
+    # -log of a sigmoid is a softplus, of which nothing is lost where the model is sure.
+    there, not_there = jax.nn.softplus(-logits), jax.nn.softplus(logits)
+    nll = jnp.where(label_is, there, not_there)
+    spread = (positive * there + not_there) / 2
+    share = valid.astype(jnp.float32)
+    return _Answers(nll, jnp.where(label_is, positive, 1), spread, share, valid)
+
+
+def dice_loss(logits: jax.Array, labels: jax.Array, *, single: bool = False) -> jax.Array:
     """1 - 2 |A and B| / (|A| + |B|) with probabilities for A and labels for B.
 
     The mean over the classes that are labelled in the batch (Milletari et al. 2016, arXiv 1606.04797,
-    without the squares).
+    without the squares); with a sigmoid over the labels that are there, which the background is not.
     """
-    valid, label_is = _one_hot(labels, logits.shape[-1])
-    probabilities = jnp.where(valid[..., None], jax.nn.softmax(logits), 0)
+    valid, label_is = labelled(labels, logits.shape[-1], single=single)
+    probabilities = jnp.where(valid, probabilities_of(logits, single=single), 0)
     axes = (0, 1, 2)
     both = jnp.where(label_is, probabilities, 0).sum(axes)
-    labelled = label_is.sum(axes, dtype=jnp.float32)
-    dice = 2 * both / jnp.maximum(probabilities.sum(axes) + labelled, 1)
-    present = labelled > 0
+    pixels = label_is.sum(axes, dtype=jnp.float32)
+    dice = 2 * both / jnp.maximum(probabilities.sum(axes) + pixels, 1)
+    present = pixels > 0
     return _ratio(jnp.where(present, 1 - dice, 0).sum(), present.sum(dtype=jnp.float32))
 
 
-def lovasz_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def lovasz_loss(logits: jax.Array, labels: jax.Array, *, single: bool = False) -> jax.Array:
     """The Lovász-softmax loss, a convex stand-in for 1 - IoU (Berman et al. 2018, arXiv 1705.08790).
 
-    The mean over the classes that are labelled in the batch, whose pixels are taken together. It sorts
-    all pixels once for each of those classes, which no division among devices speeds up: as an addition
-    to cross-entropy for the last part of a training rather than for all of it.
+    With a sigmoid it is the Lovász hinge (Yu and Blaschko 2015; section 2.2 there): errors are those of
+    logits against a margin of 1, in place of probabilities. The mean over the classes, or labels, that
+    are in the batch, whose pixels are taken together. It sorts all pixels once for each of those, which
+    no division among devices speeds up: as an addition to cross-entropy for the last part of a training
+    rather than for all of it.
     """
-    num_classes = logits.shape[-1]
-    valid, label_is = _one_hot(labels, num_classes)
-    probabilities = jax.nn.softmax(logits)
-    errors = jnp.where(label_is, 1 - probabilities, probabilities)
-    # Ignored pixels come last, where the IoU's loss has reached 1 and adds nothing more.
-    errors = jnp.where(valid[..., None], errors, 0).reshape(-1, num_classes)
-    label_is = label_is.reshape(-1, num_classes)
+    channels = logits.shape[-1]
+    valid, label_is = labelled(labels, channels, single=single)
+    if single:
+        errors = jax.nn.relu(1 - jnp.where(label_is, logits, -logits))
+    else:
+        probabilities = jax.nn.softmax(logits)
+        errors = jnp.where(label_is, 1 - probabilities, probabilities)
+    # Ignored pixels come last, where nothing is wrong, or the IoU's loss has reached 1: they add nothing.
+    errors = jnp.where(valid, errors, 0).reshape(-1, channels)
+    label_is = label_is.reshape(-1, channels)
     present = label_is.any(0)
 
     def slopes(index: jax.Array) -> jax.Array:
@@ -160,7 +221,7 @@ def lovasz_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     # The extension is linear wherever the order of errors is the same: its slopes are constants, and
     # no gradient goes through the sorting.
-    steps = jax.lax.stop_gradient(jax.lax.map(slopes, jnp.arange(num_classes)))
+    steps = jax.lax.stop_gradient(jax.lax.map(slopes, jnp.arange(channels)))
     return _ratio((errors.T * steps).sum(), present.sum(dtype=jnp.float32))
 
 
@@ -199,13 +260,6 @@ def _hard(nll: jax.Array, valid: jax.Array, config: LossConfig) -> jax.Array:
     bounds = (jnp.int32(0), jnp.int32(2**31 - 1))
     least, _ = jax.lax.fori_loop(0, 31, halve, bounds)
     return (bits >= least) | (jnp.exp(-nll) < config.hard_threshold)
-
-
-def _one_hot(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Which pixels count `[...]`, and whether each has each class `[..., classes]`."""
-    labels = labels.astype(jnp.int32)
-    valid = (labels >= 0) & (labels < num_classes) & (labels != IGNORE_LABEL)
-    return valid, (labels[..., None] == jnp.arange(num_classes)) & valid[..., None]
 
 
 def _select(label_is: jax.Array, values: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,24 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     cell = labels * num_classes + predictions
     counts = _count(cell, _is_class(labels, num_classes), num_classes**2)
     return counts.reshape(num_classes, num_classes)
+
+
+def label_confusions(labels: jax.Array, predictions: jax.Array) -> jax.Array:
+    """Of each label, pixels without and with it (row) that were predicted without and with it (column).
+
+    Args:
+      labels: `[..., labels]`: 0, 1, or `IGNORE_LABEL`, which is left out.
+      predictions: 0 or 1, in the same shape.
+
+    Returns:
+      int32 `[labels, 2, 2]`, see `confusion_matrix`.
+    """
+    axes = tuple(range(labels.ndim - 1))
+    counts = [
+        [((labels == t) & (predictions == p)).sum(axes, dtype=jnp.int32) for p in (0, 1)]
+        for t in (0, 1)
+    ]
+    return jnp.moveaxis(jnp.array(counts), -1, 0)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
@@ -77,6 +96,19 @@ def boundary_scores(
     total = precision + recall
     score = 2 * precision * recall / jnp.where(total > 0, total, 1)
     return score, (drawn_count > 0) | (wanted_count > 0)
+
+
+def label_boundaries(
+    labels: jax.Array, predictions: jax.Array, size: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The same of each label, against the pixels without it: `[H, W, labels]` as in `label_confusions`."""
+
+    def of_one(both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        score, there = boundary_scores(*both, size, 2)
+        return score[1], there[1]
+
+    # One after the other: the boundaries of all at once would take the memory of as many images.
+    return jax.lax.map(of_one, (jnp.moveaxis(labels, -1, 0), jnp.moveaxis(predictions, -1, 0)))
 
 
 def _is_class(labels: jax.Array, num_classes: int) -> jax.Array:
@@ -136,50 +168,97 @@ def _near(ids: jax.Array, others: jax.Array, tolerance: jax.Array, farthest: flo
 # ---------------------------------------------------------------------------- scores
 
 
+Counts = TypeVar("Counts", np.ndarray, jax.Array)
+
+
+def tallies(confusion: Counts) -> tuple[Counts, Counts, Counts]:
+    """Of each class or label the pixels that were found, that have it, and that were predicted to.
+
+    Args:
+      confusion: `[classes, classes]` of classes, `[labels, 2, 2]` of labels each for itself.
+    """
+    if confusion.ndim == 3:
+        return confusion[:, 1, 1], confusion[:, 1].sum(-1), confusion[:, :, 1].sum(-1)
+    return confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """What the sums over a split say.
 
     Attributes:
       iou: intersection over union of each class; NaN for one that is neither labelled nor predicted.
+      dice: Dice coefficient of each class, which is the F1 score of its pixels; NaN likewise.
       accuracy: share of each class's pixels that were found; NaN for one that is not labelled.
       boundary: boundary F-score of each class, the mean over the images in which it has one.
+      first: the first class that the next four are of: 1 of a binary model, whose foreground it is.
       miou: mean of `iou` over the classes that occur.
+      mean_dice: mean of `dice` over the same.
       mean_accuracy: mean of `accuracy` over the classes that are labelled.
-      pixel_accuracy: share of all pixels that were right.
       mean_boundary: mean of `boundary` over the classes that have one.
+      pixel_accuracy: share of all pixels, and of all labels of each pixel, that were right.
     """
 
     iou: np.ndarray
+    dice: np.ndarray
     accuracy: np.ndarray
     boundary: np.ndarray
+    first: int
     miou: float
+    mean_dice: float
     mean_accuracy: float
-    pixel_accuracy: float
     mean_boundary: float
+    pixel_accuracy: float
 
 
-def scores(confusion: np.ndarray, boundary_sum: np.ndarray, boundary_count: np.ndarray) -> Scores:
+def scores(
+    confusion: np.ndarray,
+    boundary_sum: np.ndarray,
+    boundary_count: np.ndarray,
+    *,
+    first: int = 0,
+) -> Scores:
     """The scores of sums over images.
 
     Args:
-      confusion: `[classes, classes]`, row = label, column = prediction, see `confusion_matrix`.
-      boundary_sum, boundary_count: `[classes]`, see `boundary_scores`.
+      confusion: `[classes, classes]`, row = label, column = prediction, see `confusion_matrix`; or
+        `[labels, 2, 2]`, see `label_confusions`.
+      boundary_sum, boundary_count: `[classes]`, see `boundary_scores`; or `[labels]`.
+      first: the first class that mean scores are of, see `targets.first_scored`.
     """
     confusion = np.asarray(confusion, np.float64)
-    right, labelled, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    iou = _ratio(right, labelled + predicted - right)
-    accuracy = _ratio(right, labelled)
+    found, labelled, predicted = tallies(confusion)
+    iou = _ratio(found, labelled + predicted - found)
+    dice = _ratio(2 * found, labelled + predicted)
+    accuracy = _ratio(found, labelled)
     boundary = _ratio(boundary_sum, boundary_count)
+    right = confusion.trace(axis1=-2, axis2=-1).sum()
     return Scores(
         iou=iou,
+        dice=dice,
         accuracy=accuracy,
         boundary=boundary,
-        miou=_mean(iou),
-        mean_accuracy=_mean(accuracy),
-        pixel_accuracy=float(_ratio(right.sum(), labelled.sum())),
-        mean_boundary=_mean(boundary),
+        first=first,
+        miou=_mean(iou[first:]),
+        mean_dice=_mean(dice[first:]),
+        mean_accuracy=_mean(accuracy[first:]),
+        mean_boundary=_mean(boundary[first:]),
+        pixel_accuracy=float(_ratio(right, confusion.sum())),
     )
+
+
+def image_scores(confusion: jax.Array, first: int = 0) -> tuple[jax.Array, jax.Array]:
+    """(mIoU over the classes that occur, pixel accuracy) of an image, see `scores`.
+
+    mIoU is 1 where none is there and none was predicted; accuracy is NaN without a labelled pixel.
+    """
+    confusion = confusion.astype(jnp.float32)
+    found, labelled, predicted = (tally[first:] for tally in tallies(confusion))
+    union = labelled + predicted - found
+    occur = (union > 0).sum(dtype=jnp.float32)
+    iou = (found / jnp.maximum(union, 1)).sum()
+    right = confusion.trace(axis1=-2, axis2=-1).sum()
+    return jnp.where(occur > 0, iou / jnp.maximum(occur, 1), 1), right / confusion.sum()
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from deeplab_jax.presets import named_config
 from train.config import ModelConfig
 from train.data.pictures import RGB, Pictures
 from train.data.statistics import Statistics
+from train.targets import channel_fields, fitting_activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,9 @@ def _config(
             base = base.override(last_conv="none")
     else:
         base = source
-    # A label map has one class for a pixel, whatever the model was trained on before.
-    fields = {"num_classes": len(class_names), "class_names": class_names, "activation": "softmax"}
+    fields = channel_fields(
+        class_names, config.activation or fitting_activation(source, class_names)
+    )
     if config.output_stride is not None:
         fields["output_stride"] = config.output_stride
     if config.aux_head:

@@ -1,4 +1,7 @@
-"""The report of an evaluation: tables, a picture of the confusion matrix, images."""
+"""The report of an evaluation: tables, a picture of the confusions, images.
+
+Names are those of the classes that have scores, see `targets.scored_names`.
+"""
 
 import dataclasses
 import io
@@ -13,9 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from deeplab_jax.images import write_image
-from deeplab_jax.visualize import overlay, palette
+from deeplab_jax.visualize import overlay, overlay_of_labels, palette
 from deeplab_jax.whole_file import write_file
-from train.metrics import Scores
+from train.metrics import Scores, tallies
+from train.targets import separate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Evaluation:
 
     Attributes:
       scores: scores of the whole split.
-      confusion: pixels of each label (row) that were predicted as each class (column), int64.
+      confusion: pixels of each label (row) that were predicted as each class (column), int64; of several
+        labels for a pixel, `[labels, 2, 2]`, see `metrics.label_confusions`.
       images: those with a labelled pixel, the worst first.
     """
 
@@ -44,7 +49,7 @@ class Evaluation:
 
     def means(self) -> dict[str, float]:
         """The mean scores, by name."""
-        names = ("miou", "mean_accuracy", "pixel_accuracy", "mean_boundary")
+        names = ("miou", "mean_dice", "mean_accuracy", "pixel_accuracy", "mean_boundary")
         return {name: getattr(self.scores, name) for name in names}
 
     def extremes(self, count: int) -> dict[str, ImageScore]:
@@ -65,7 +70,8 @@ class Example:
     Attributes:
       score: of the image.
       image: uint8 `[H, W, 3]`, RGB.
-      label, prediction: class ids `[H, W]`.
+      label: class ids `[H, W]`.
+      prediction: the same; of several labels for a pixel `[H, W, labels]`, see `Prediction`.
     """
 
     score: ImageScore
@@ -104,25 +110,29 @@ def write(
 
 
 def table(evaluation: Evaluation, class_names: Sequence[str]) -> Table:
-    """A row for each class, and the means."""
-    result, labelled = evaluation.scores, evaluation.confusion.sum(1)
+    """A row for each class, and the means; of a binary model the foreground's row comes first."""
+    result, confusion = evaluation.scores, evaluation.confusion
+    _, labelled, _ = tallies(confusion)
+    share = 100 * labelled / np.maximum(1, confusion.sum((-2, -1)))
     shown = Table("class", box=None)
-    for column in ("IoU", "accuracy", "boundary F", "pixels"):
+    for column in ("IoU", "Dice", "accuracy", "boundary F", "pixels"):
         shown.add_column(column, justify="right")
-    rows = zip(class_names, result.iou, result.accuracy, result.boundary, labelled, strict=True)
-    for name, *values, pixels in rows:
-        shown.add_row(name, *map(_number, values), f"{100 * pixels / max(1, labelled.sum()):.2f} %")
+    columns = (result.iou, result.dice, result.accuracy, result.boundary)
+    for i in np.roll(np.arange(len(class_names)), -result.first):
+        values = [_number(column[i]) for column in columns]
+        shown.add_row(class_names[i], *values, f"{share[i]:.2f} %")
     shown.add_section()
-    means = (result.miou, result.mean_accuracy, result.mean_boundary)
-    shown.add_row("mean", *map(_number, means), style="bold")
-    shown.add_row("all pixels", "", _number(result.pixel_accuracy))
+    if len(class_names) - result.first > 1:
+        means = (result.miou, result.mean_dice, result.mean_accuracy, result.mean_boundary)
+        shown.add_row("mean", *map(_number, means), style="bold")
+    shown.add_row("all pixels", "", "", _number(result.pixel_accuracy))
     return shown
 
 
 def to_json(evaluation: Evaluation, class_names: Sequence[str], options: Mapping[str, Any]) -> str:
     """All numbers as JSON, with null for those that are undefined."""
     result = evaluation.scores
-    columns = {"iou": result.iou, "accuracy": result.accuracy, "boundary": result.boundary}
+    columns = {name: getattr(result, name) for name in ("iou", "dice", "accuracy", "boundary")}
     data = {
         **options,
         **{name: _finite(value) for name, value in evaluation.means().items()},
@@ -151,27 +161,35 @@ _FEW = 30
 
 
 def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """The confusion matrix as shares of each label's pixels: rows are labels, columns predictions."""
+    """The confusions as shares of each label's pixels: rows are labels, columns predictions.
+
+    Of several labels for a pixel, a row is a label, and the columns are what of its pixels was found and
+    missed, and what of all others was taken for it.
+    """
     # A second, which nothing else needs; the class itself, as pyplot would look for a screen.
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    labelled = confusion.sum(1, keepdims=True)
+    labelled = confusion.sum(-1, keepdims=True)
     shares = np.ma.masked_invalid(
         np.where(labelled > 0, 100 * confusion / np.maximum(labelled, 1), np.nan)
     )
+    columns, title = class_names, "Where the pixels of each class went"
+    if shares.ndim == 3:
+        shares = np.ma.stack([shares[:, 1, 1], shares[:, 1, 0], shares[:, 0, 1]], axis=1)
+        columns, title = ("found", "missed", "false alarm"), "Pixels with and without each label"
     count = len(class_names)
     cell = 0.42 if count <= _FEW else 0.15  # inches
-    side = cell * count
-    figure = Figure((side + 2.6, side + 2.2), dpi=110, layout="constrained")
+    wide, high = cell * len(columns), cell * count
+    figure = Figure((wide + 2.6, high + 2.2), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     # The root, so that a confusion of a few percent is seen.
     axes.set_facecolor("0.9")  # of classes that are not labelled
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
-    axes.set_xticks(range(count), class_names, rotation=90)
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
     axes.set_yticks(range(count), class_names)
     axes.tick_params(labelsize=9 if count <= _FEW else 7, length=0)
-    axes.set(xlabel="predicted", ylabel="labelled", title="Where the pixels of each class went")
+    axes.set(xlabel="predicted", ylabel="labelled", title=title)
     bar = figure.colorbar(shown, shrink=0.6, ticks=(0, 1, 5, 20, 50, 100), format="%g %%")
     bar.outline.set_visible(False)
     axes.spines[:].set_visible(False)
@@ -195,11 +213,17 @@ _SIDES = (320, 720)
 
 def comparison(example: Example, class_names: Sequence[str]) -> Image.Image:
     """An image, its label and the prediction side by side; under them a caption and a legend."""
-    image, label, prediction = map(_sized, (example.image, example.label, example.prediction))
-    right = overlay(
+    image = _sized(example.image)
+    label, prediction = map(_sized_ids, (example.label, example.prediction))
+    several, draw = prediction.ndim == 3, overlay
+    colors = palette(len(class_names), class_names)
+    if several:  # black is for what has none
+        colors, draw = palette(len(class_names) + 1)[1:], overlay_of_labels
+    wanted = np.asarray(separate(label, len(class_names))) == 1 if several else label
+    right = draw(
         np.concatenate([image, image], axis=1),
-        np.concatenate([label, prediction], axis=1),
-        palette(len(class_names), class_names),
+        np.concatenate([wanted, prediction], axis=1),
+        colors,
         class_names=class_names,
     )
     height, width = label.shape
@@ -228,14 +252,27 @@ def _from_its_end(name: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return name
 
 
-def _sized(pixels: np.ndarray) -> np.ndarray:
-    """An image, or class ids, not too small to see and not too large to open."""
-    longest = max(pixels.shape[:2])
+def _shown_size(shape: Sequence[int]) -> tuple[int, int]:
+    """(H, W) at which an image is not too small to see and not too large to open."""
+    longest = max(shape[:2])
     factor = min(max(longest, _SIDES[0]), _SIDES[1]) / longest
-    if factor == 1:
-        return pixels
-    size = [max(1, round(side * factor)) for side in pixels.shape[1::-1]]
-    smooth = pixels.ndim == 3 and factor < 1
-    return np.asarray(
-        Image.fromarray(pixels).resize(size, Image.LANCZOS if smooth else Image.NEAREST)
+    height, width = (max(1, round(side * factor)) for side in shape[:2])
+    return height, width
+
+
+def _sized(image: np.ndarray) -> np.ndarray:
+    """An image at that size."""
+    height, width = _shown_size(image.shape)
+    if height == image.shape[0]:
+        return image
+    how = Image.LANCZOS if height < image.shape[0] else Image.NEAREST
+    return np.asarray(Image.fromarray(image).resize((width, height), how))
+
+
+def _sized_ids(ids: np.ndarray) -> np.ndarray:
+    """Ids, or labels of which a pixel may have several, at that size, by nearest neighbour."""
+    rows, columns = (
+        ((np.arange(shown) + 0.5) * side / shown).astype(np.intp)
+        for shown, side in zip(_shown_size(ids.shape), ids.shape[:2], strict=True)
     )
+    return ids[rows][:, columns]

@@ -75,7 +75,11 @@ def make_train_step(
         size = labels.shape[1:]
         logits, auxiliary = module.with_aux(images, rngs=nnx.Rngs(dropout=key))
         loss = functools.partial(
-            segmentation_loss, labels=labels, config=config.loss, class_weights=weights
+            segmentation_loss,
+            labels=labels,
+            config=config.loss,
+            class_weights=weights,
+            single=model.config.activation == "sigmoid",
         )
         total = loss(module.resize(logits, size))
         if auxiliary is not None:

@@ -8,6 +8,7 @@ from train.data.dataset import (
     Source,
     class_frequencies,
     class_weights,
+    positive_weights,
 )
 from train.data.descriptions import open_dataset
 from train.data.pipeline import EvalStep, TrainBatches, eval_batches, plan_evaluation
@@ -26,4 +27,5 @@ __all__ = [
     "eval_batches",
     "open_dataset",
     "plan_evaluation",
+    "positive_weights",
 ]

@@ -309,5 +309,17 @@ def class_weights(
     return tuple(np.where(occurs, weights, 0.0).tolist())
 
 
+def positive_weights(frequencies: np.ndarray) -> tuple[float, ...]:
+    """Of each class but the first the pixels without it by those with it; 1 for one that never occurs.
+
+    Args:
+      frequencies: pixels of each class, see `class_frequencies`.
+    """
+    there = frequencies[1:]
+    return tuple(
+        np.where(there > 0, (frequencies.sum() - there) / np.maximum(there, 1), 1.0).tolist()
+    )
+
+
 def _allowed(num_classes: int) -> str:
     return f"0 to {num_classes - 1}, the classes, or {IGNORE_LABEL}, which is ignored"
