@@ -235,6 +235,7 @@ def overlay_of_labels(
     *,
     alpha: float = 0.5,
     class_names: Sequence[str] | None = None,
+    legend: bool = True,
 ) -> Image.Image:
     """As `overlay`, of labels of which a pixel may have several: the smallest is drawn last.
 
@@ -249,6 +250,8 @@ def overlay_of_labels(
         shown[labels[..., label] != 0] = label + 1
     table = np.concatenate([np.zeros((1, 3), np.uint8), colors])
     picture = overlay(image, shown, table, alpha=alpha, legend=False)
+    if not legend:
+        return picture
     names = class_names or [f"label {i}" for i in range(len(colors))]
     none = np.count_nonzero(shown == 0)
     return with_legend(

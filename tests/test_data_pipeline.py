@@ -230,7 +230,8 @@ def test_class_weights_by_hand():
 
 
 def test_weights_of_labels_are_the_pixels_without_by_those_with_them():
-    np.testing.assert_allclose(positive_weights(np.array([60, 30, 10, 0])), [70 / 30, 9, 1])
+    frequencies = np.array([[70, 30], [90, 10], [100, 0]])
+    np.testing.assert_allclose(positive_weights(frequencies), [70 / 30, 9, 1])
 
 
 def test_the_sources_of_tests_pickle():

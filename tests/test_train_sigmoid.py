@@ -14,7 +14,8 @@ from deeplab_jax.model import named_variables, with_values
 from train import __main__ as command
 from train import loop
 from train.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
-from train.data import AugmentConfig, open_dataset
+from train.data import AugmentConfig, DataError, augment, open_dataset
+from train.data_command import data_command
 from train.loss import LossConfig
 from train.model import make_model
 
@@ -216,3 +217,132 @@ def test_weights_are_one_for_each_label(several, tmp_path):
     pixels = np.bincount(np.concatenate([dataset.train.label(i).ravel() for i in range(15)]))[:3]
     weights = loop._class_weights(config, dataset, load(several.run).config)
     np.testing.assert_allclose(weights, [pixels.sum() / n - 1 for n in pixels[1:]], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------- labels that overlap
+
+
+def with_overlaps(folder, count=16):
+    """Pictures with label maps `[H, W, 2]` of two rectangles, one over the other."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(count):
+        labels = np.zeros((SIDE, SIDE, 2), np.uint8)
+        for number in (0, 1):
+            y, x = 8 * rng.integers(0, 4, 2)
+            labels[y : y + 32, x : x + 32, number] = 1
+        colours = np.where(labels[..., :1] == 1, (220, 60, 90), (90, 90, 90))
+        colours[..., 1] += 120 * labels[..., 1]
+        noise = rng.integers(-30, 30, (SIDE, SIDE, 3))
+        Image.fromarray((colours + noise).astype(np.uint8)).save(folder / f"images/{i}.png")
+        labels[:4, :, 0] = 255  # of one label alone it is not known
+        np.save(folder / f"labels/{i}.npy", labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def overlapping(tmp_path_factory):
+    """The finished run of two labels that overlap."""
+    place = tmp_path_factory.mktemp("overlapping")
+    folder = with_overlaps(place / "data")
+    (folder / "classes.txt").write_text("roof\nwet\n")
+    config = config_of(folder, place / "run", loss=LossConfig(class_weights="data"))
+    augment = dataclasses.replace(config.augment, rotation=5.0)
+    config = dataclasses.replace(config, augment=augment)
+    assert loop.train(config) == loop.FINISHED
+    return config
+
+
+def test_a_pixel_may_have_both_labels(overlapping, monkeypatch, capsys):
+    model = load(overlapping.run)
+    assert model.config.class_names == ("roof", "wet")
+    scores = scores_in(overlapping.run / "evaluation")
+    dataset = open_dataset(overlapping.data.name)
+    assert dataset.overlapping
+    example = dataset.val[0]
+    labels = predict(model, example["image"])
+    assert (labels.all(-1) & (example["label"] == 1).all(-1)).any()
+    for number, row in enumerate(scores["classes"]):
+        assert row["iou"] > 0.5
+        kept = example["label"][..., number] != 255
+        found = iou(example["label"][kept][:, number] == 1, labels[kept][:, number] == 1)
+        assert found == pytest.approx(row["iou"], abs=1e-3)  # as above
+    _, again = evaluate(monkeypatch, capsys, overlapping.run)
+    assert again["confusion"] == scores["confusion"]
+
+
+def test_a_data_set_of_overlaps_is_shown_as_it_is(overlapping, tmp_path, capsys):
+    assert data_command(overlapping.data.name, examples=2, sheet=tmp_path / "sheet.png") == 0
+    said = capsys.readouterr().out
+    assert "A pixel may have several of 2 labels: roof, wet." in said
+    rows = [line.split() for line in said.splitlines()]
+    dataset = open_dataset(overlapping.data.name)
+    labels = np.stack([dataset.train.label(i) for i in range(15)])
+    for number, name in enumerate(("roof", "wet")):
+        there, without = (np.count_nonzero(labels[..., number] == n) for n in (1, 0))
+        (row,) = (row for row in rows if row[:1] == [name])
+        assert row[1] == f"{100 * there / (there + without):.2f}"
+        assert row[-1] == f"{without / there:.2f}"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > SIDE
+
+
+def test_a_softmax_has_no_labels_that_overlap(overlapping, tmp_path):
+    model = dataclasses.replace(overlapping.model, activation="softmax")
+    config = dataclasses.replace(overlapping, run=tmp_path / "run", model=model)
+    with pytest.raises(ValueError, match="activation must be sigmoid for label maps in which"):
+        loop.train(config)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_each_label_is_augmented_as_it_would_be_alone(count):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (30, 40, 3), np.uint8)
+    labels = rng.integers(0, 2, (30, 40, count)).astype(np.uint8)
+    config = AugmentConfig(crop=(36, 28), scale=(0.8, 1.5), rotation=30.0)
+    for seed in range(3):
+        seen, together = augment(image, labels, config, np.random.default_rng(seed))
+        assert together.shape == (36, 28, count)
+        for number in range(count):
+            alone = np.ascontiguousarray(labels[..., number])
+            same, label = augment(image, alone, config, np.random.default_rng(seed))
+            np.testing.assert_array_equal(seen, same)
+            # OpenCV turns another number of bands by another program: rounding decides in a middle.
+            assert (together[..., number] == label).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("arrays", "names", "message"),
+    [
+        (
+            [(4, 4, 2), (4, 4, 3)],
+            None,
+            r"the same labels in all label maps: most have 2, others are",
+        ),
+        ([(4, 4, 2), (4, 4)], None, r"most have 2, others are .*b.npy \(ids\)"),
+        ([(4, 4, 2), (4, 4, 2)], ("a", "b", "c", "d"), r"the 2 labels .* take a name each"),
+    ],
+)
+def test_arrays_of_labels_that_do_not_fit_are_refused(tmp_path, arrays, names, message):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for name, shape in zip("ab", arrays, strict=True):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"images/{name}.png")
+        np.save(tmp_path / f"labels/{name}.npy", np.ones(shape, np.uint8))
+    with pytest.raises(DataError, match=message):
+        open_dataset(f"folder:{tmp_path}", class_names=names)
+
+
+def test_arrays_of_other_numbers_are_no_labels(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"images/{name}.png")
+        np.save(tmp_path / f"labels/{name}.npy", np.full((4, 4, 3), 7, np.uint8))
+    with pytest.raises(DataError, match=r"1 where a pixel has a label.* got 7 in \[4, 4, 3\]"):
+        open_dataset(f"folder:{tmp_path}")
+    for name in "ab":
+        np.save(tmp_path / f"labels/{name}.npy", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(DataError, match="no label map has a 1"):
+        open_dataset(f"folder:{tmp_path}")

@@ -1,6 +1,7 @@
 """The commands `deeplab-train data`, which shows a data set, and `deeplab-train prepare`."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ from train.data.dataset import (
     class_weights,
     in_threads,
     label_counts,
+    label_frequencies,
+    positive_weights,
 )
 from train.data.descriptions import (
     DESCRIPTIONS,
@@ -199,7 +202,12 @@ def _in_words(sizes: np.ndarray) -> str:
 
 
 def _frequencies(dataset: Dataset) -> Table:
-    """Per class: its part of the labelled pixels of each split, and its weight by median frequency."""
+    """Per class: its part of the labelled pixels of each split, and its weight by median frequency.
+
+    Where a pixel may have several labels, the part of all that has each, and its weight as one of them.
+    """
+    if dataset.overlapping:
+        return _label_frequencies(dataset)
     train, val = (class_frequencies(s, dataset.num_classes) for s in (dataset.train, dataset.val))
     table = Table("id", "class", box=None)
     for column in ("train", "val", "weight"):
@@ -214,6 +222,18 @@ def _frequencies(dataset: Dataset) -> Table:
     return table
 
 
+def _label_frequencies(dataset: Dataset) -> Table:
+    names = dataset.class_names[1:]
+    train, val = (label_frequencies(s, len(names)) for s in (dataset.train, dataset.val))
+    table = Table("label", box=None)
+    for column in ("train", "val", "weight"):
+        table.add_column(column, justify="right")
+    for name, *counts, weight in zip(names, train, val, positive_weights(train), strict=True):
+        parts = (f"{100 * there / max(1, without + there):.2f} %" for without, there in counts)
+        table.add_row(name, *parts, f"{weight:.2f}")
+    return table
+
+
 # ---------------------------------------------------------------------------- pictures
 
 
@@ -223,15 +243,17 @@ def contact_sheet(
     """Random augmented training examples: each picture, its classes over it, its label map; a legend."""
     rng = np.random.default_rng(seed)
     count = min(examples, len(dataset.train))
-    colors = visualize.palette(dataset.num_classes, dataset.class_names)
-    panels, areas = [], np.zeros(256, np.int64)
+    # Of several labels black is what has none, whatever it is called.
+    named = None if dataset.overlapping else dataset.class_names
+    colors = visualize.palette(dataset.num_classes, named)
+    panels, areas, pixels = [], np.zeros(256, np.int64), 0
     for index in rng.choice(len(dataset.train), count, replace=False).tolist():
         example = dataset.train[index]
         picture, label = augment(example["image"], example["label"], config, rng)
         picture = to_show(picture)
-        over = visualize.overlay(picture, label, colors, legend=False)
-        areas += label_counts(label)
-        shown = (picture, np.asarray(over), visualize.colorize(label, colors))
+        areas += _areas(label)
+        pixels += label.shape[0] * label.shape[1]
+        shown = (picture, *_drawn(picture, label, colors))
         panels.append(_shrunk(np.concatenate(shown, axis=1)))
     columns = 2 if count > 3 else 1
     rows = -(-count // columns)
@@ -239,7 +261,29 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * width - _GAP, rows * height - _GAP), (250, 250, 250))
     for n, panel in enumerate(panels):
         sheet.paste(panel, (n % columns * width, n // columns * height))
-    return visualize.with_legend(sheet, areas, colors, dataset.class_names)
+    return visualize.with_legend(sheet, areas, colors, dataset.class_names, pixels)
+
+
+def _areas(label: np.ndarray) -> np.ndarray:
+    """Pixels of each class, int64 `[256]`; of several labels, those that have none, and each."""
+    if label.ndim == 2:
+        return label_counts(label)
+    there = label == 1
+    areas = np.array([np.count_nonzero(~there.any(-1)), *np.count_nonzero(there, axis=(0, 1))])
+    return np.pad(areas, (0, 256 - len(areas)))
+
+
+def _drawn(
+    picture: np.ndarray, label: np.ndarray, colors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture under its label map, and that alone."""
+    if label.ndim == 2:
+        over = visualize.overlay(picture, label, colors, legend=False)
+        return np.asarray(over), visualize.colorize(label, colors)
+    draw = functools.partial(
+        visualize.overlay_of_labels, labels=label == 1, colors=colors[1:], legend=False
+    )
+    return np.asarray(draw(picture)), np.asarray(draw(np.zeros_like(picture), alpha=1.0))
 
 
 def _shrunk(pixels: np.ndarray) -> Image.Image:

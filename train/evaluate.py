@@ -51,6 +51,7 @@ class Evaluator:
       bucket: pads images to multiples of this, so that few sizes compile, with zeros after
         normalisation; 1 evaluates each exactly as `deeplab_jax.predict` would.
       scales, flip, tile: see `deeplab_jax.predict`; no image is cut into windows unless `tile` says so.
+      overlapping: whether label maps are `[H, W, labels]`, see `Dataset`.
       unreadable: stop at an image that cannot be read, or leave it out and log it.
 
     Raises:
@@ -68,11 +69,13 @@ class Evaluator:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         tile: int | None = None,
+        overlapping: bool = False,
         unreadable: Literal["stop", "skip"] = "stop",
     ):
         check_options(scales=scales, tile=tile, batch_size=batch_size)
         self._config = model.config
         self._source, self._unreadable = source, unreadable
+        self._labels = model.config.num_classes if overlapping else None
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._bucket = bucket
         self._rows = NamedSharding(mesh, P(mesh.axis_names))
@@ -96,7 +99,7 @@ class Evaluator:
         Raises:
           DataError: an image cannot be read, or has a label that is not a class.
         """
-        total = _Total(self._source, self._config)
+        total = _Total(self._source, self._config, highest=1 if self._labels else None)
         running: collections.deque[dict[str, jax.Array]] = collections.deque()
         for batch in self._batches(self._source):
             running.append(self._step(values, self._put(batch))[0])
@@ -118,7 +121,7 @@ class Evaluator:
         examples = []
         for place, score in enumerate(images):
             example = self._source[score.index]
-            height, width = example["label"].shape
+            height, width = example["label"].shape[:2]
             prediction = predictions[place][:height, :width]
             shown = to_show(example["image"])
             examples.append(Example(score, shown, example["label"], prediction))
@@ -130,6 +133,7 @@ class Evaluator:
             batch_size=self._batch_size,
             bucket=self._bucket,
             images=self._config.preprocessing,
+            labels=self._labels,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             unreadable=self._unreadable,
@@ -158,7 +162,7 @@ def make_evaluation_step(
         module.eval()
         labels = batch["label"]
         pixels = normalize(batch["image"], model.config.preprocessing)
-        pixels = jnp.where(_inside(labels.shape[1:], batch["size"])[..., None], pixels, 0)
+        pixels = jnp.where(_inside(labels.shape[1:3], batch["size"])[..., None], pixels, 0)
         if tile is None:
             ids = segment(module, pixels, views).ids
         else:
@@ -178,7 +182,7 @@ def make_evaluation_step(
             "index": batch["index"],
             "miou": miou,
             "accuracy": accuracy,
-            "highest": counted.max((1, 2)),
+            "highest": counted.reshape(len(counted), -1).max(1),
         }
         return sums, ids
 
@@ -186,7 +190,7 @@ def make_evaluation_step(
 
 
 def _measure(config: Config) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    """The function (labels `[H, W]`, ids, size) -> (confusion, boundary scores, which there are)."""
+    """The function (labels, ids, size) -> (confusion, boundary scores, which there are)."""
     classes = label_map_classes(config)
 
     def of_classes(labels: jax.Array, ids: jax.Array, size: jax.Array):
@@ -194,7 +198,7 @@ def _measure(config: Config) -> Callable[..., tuple[jax.Array, jax.Array, jax.Ar
         return confusion, *boundary_scores(labels, ids, size, classes)
 
     def of_labels(labels: jax.Array, ids: jax.Array, size: jax.Array):
-        wanted = separate(labels, config.num_classes)
+        wanted = separate(labels, ids.shape)
         return label_confusions(wanted, ids), *label_boundaries(wanted, ids, size)
 
     return of_labels if config.multilabel else of_classes
@@ -213,10 +217,10 @@ def _inside(shape: tuple[int, int], size: jax.Array) -> jax.Array:
 class _Total:
     """Adds up the sums of batches, in 64 bits."""
 
-    def __init__(self, source: Source, config: Config):
-        self._source, self._classes = source, label_map_classes(config)
-        self._first = first_scored(config.num_classes)
-        count = self._classes
+    def __init__(self, source: Source, config: Config, *, highest: int | None = None):
+        self._source, self._first = source, first_scored(config.num_classes)
+        count = label_map_classes(config)
+        self._highest = count - 1 if highest is None else highest
         shape = (config.num_classes, 2, 2) if config.multilabel else (count, count)
         self._confusion = np.zeros(shape, np.int64)
         self._boundary_sum = np.zeros(shape[0], np.float64)
@@ -228,11 +232,11 @@ class _Total:
         """Returns the number of images so far."""
         sums = {name: np.asarray(value) for name, value in sums.items()}
         is_image = sums["index"] >= 0
-        if (invalid := is_image & (sums["highest"] >= self._classes)).any():
+        if (invalid := is_image & (sums["highest"] > self._highest)).any():
             row = int(invalid.argmax())
             raise DataError(
                 f"{self._source.name(int(sums['index'][row]))} has the label {sums['highest'][row]}; the "
-                f"model's classes are 0 to {self._classes - 1}, and {IGNORE_LABEL} is ignored"
+                f"model's classes are 0 to {self._highest}, and {IGNORE_LABEL} is ignored"
             )
         self._confusion += sums["confusion"]
         self._boundary_sum += sums["boundary_sum"]

@@ -114,7 +114,15 @@ def evaluate_command(
     mesh = make_mesh(MeshConfig())
     views = {"scales": scales, "flip": flip, "tile": tile}
     scored = scored_names(network.config, dataset.class_names)
-    evaluator = Evaluator(network, source, mesh, batch_size=batch_size, bucket=bucket, **views)
+    evaluator = Evaluator(
+        network,
+        source,
+        mesh,
+        batch_size=batch_size,
+        bucket=bucket,
+        overlapping=dataset.overlapping,
+        **views,
+    )
 
     def evaluate(values: Values, out: Path | None, at_step: int | None = None) -> Evaluation:
         values = jax.device_put(dict(values), NamedSharding(mesh, P()))
@@ -160,6 +168,11 @@ def check_classes(config: Config, dataset: Dataset) -> None:
 
     Names may differ; what is refused is another number of them, and the same names in another order.
     """
+    if dataset.overlapping and not config.multilabel:
+        raise DataError(
+            f"the model gives a pixel one class, in {dataset.name} it may have several labels: "
+            f"{', '.join(dataset.class_names[1:])}"
+        )
     ours, theirs = label_map_names(config) or (), dataset.class_names
     classes = label_map_classes(config)
     if classes != len(theirs):

@@ -41,6 +41,7 @@ from train.data import (
     TrainBatches,
     class_frequencies,
     class_weights,
+    label_frequencies,
     open_dataset,
     positive_weights,
 )
@@ -183,6 +184,7 @@ def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
     start = make_model(
         config.model,
         dataset.class_names,
+        overlapping=dataset.overlapping,
         seed=config.seed,
         data_shards=mesh.shape["data"],
         pictures=dataset.pictures,
@@ -209,6 +211,7 @@ def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
         mesh,
         batch_size=config.evaluation.batch_size,
         bucket=config.evaluation.bucket,
+        overlapping=dataset.overlapping,
         unreadable=config.data.unreadable,
     )
     return _Run(
@@ -287,8 +290,11 @@ def _class_weights(config: TrainConfig, dataset: Dataset, model: Config) -> np.n
     if weights is None:
         return None
     if weights == "data":
-        frequencies = class_frequencies(dataset.train, dataset.num_classes)
-        weights = (positive_weights if single else class_weights)(frequencies)
+        weights = (
+            positive_weights(label_frequencies(dataset.train, model.num_classes))
+            if single
+            else class_weights(class_frequencies(dataset.train, dataset.num_classes))
+        )
     if len(weights) != model.num_classes:
         labels = f" besides {dataset.class_names[0]}" if single else ""
         raise ValueError(

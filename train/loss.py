@@ -85,7 +85,8 @@ def segmentation_loss(
 
     Args:
       logits: `[B, H, W, channels]`.
-      labels: integers `[B, H, W]`; `IGNORE_LABEL` and whatever else is no class is left out.
+      labels: integers `[B, H, W]`; `IGNORE_LABEL` and whatever else is no class is left out. With a sigmoid
+        also `[B, H, W, channels]`, see `targets.separate`.
       class_weights: `[channels]`, for the cross-entropy; the numbers that `config.class_weights` means.
       single: whether each channel is for itself ("sigmoid" in `Config.activation`).
     """
@@ -150,7 +151,7 @@ class _Answers(NamedTuple):
 
 def _of_classes(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> _Answers:
     """Of each pixel `[B, H, W]`, which has one class."""
-    valid, label_is = labelled(labels, logits.shape[-1], single=False)
+    valid, label_is = labelled(labels, logits.shape, single=False)
     valid = valid.squeeze(-1)
     # Selecting, not gathering: the gradient of a gather is a scatter, which is slow.
     normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -165,7 +166,7 @@ def _of_classes(logits: jax.Array, labels: jax.Array, weights: jax.Array | None)
 
 def _of_labels(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> _Answers:
     """Of each label of each pixel `[B, H, W, labels]`, which is there or not."""
-    valid, label_is = labelled(labels, logits.shape[-1], single=True)
+    valid, label_is = labelled(labels, logits.shape, single=True)
     positive = jnp.float32(1) if weights is None else weights
     # -log of a sigmoid is a softplus, of which nothing is lost where the model is sure.
     there, not_there = jax.nn.softplus(-logits), jax.nn.softplus(logits)
@@ -181,7 +182,7 @@ def dice_loss(logits: jax.Array, labels: jax.Array, *, single: bool = False) -> 
     The mean over the classes that are labelled in the batch (Milletari et al. 2016, arXiv 1606.04797,
     without the squares); with a sigmoid over the labels that are there, which the background is not.
     """
-    valid, label_is = labelled(labels, logits.shape[-1], single=single)
+    valid, label_is = labelled(labels, logits.shape, single=single)
     probabilities = jnp.where(valid, probabilities_of(logits, single=single), 0)
     axes = (0, 1, 2)
     both = jnp.where(label_is, probabilities, 0).sum(axes)
@@ -201,7 +202,7 @@ def lovasz_loss(logits: jax.Array, labels: jax.Array, *, single: bool = False) -
     rather than for all of it.
     """
     channels = logits.shape[-1]
-    valid, label_is = labelled(labels, channels, single=single)
+    valid, label_is = labelled(labels, logits.shape, single=single)
     if single:
         errors = jax.nn.relu(1 - jnp.where(label_is, logits, -logits))
     else:

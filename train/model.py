@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -54,6 +55,7 @@ def make_model(
     config: ModelConfig,
     class_names: tuple[str, ...],
     *,
+    overlapping: bool = False,
     seed: int,
     data_shards: int,
     pictures: Pictures = RGB,
@@ -63,6 +65,7 @@ def make_model(
 
     Args:
       class_names: names of the data set's classes.
+      overlapping: whether a pixel may have several, see `Dataset`.
       pictures: how its pictures are read. The first kernel of `init` is adapted to their channels, see
         `deeplab_jax.with_input_channels`.
       statistics: of the pictures; a function measures them where the model has none that fit.
@@ -70,15 +73,23 @@ def make_model(
       data_shards: devices along the mesh's `data` axis, for "local" batch norm.
 
     Raises:
-      ValueError: for an unknown preset, or a model folder that cannot be started from.
+      ValueError: for an unknown preset, a model folder that cannot be started from, or a softmax where a
+        pixel may have several classes.
     """
+    if overlapping and config.activation == "softmax":
+        raise ValueError(
+            "model.activation must be sigmoid for label maps in which a pixel may have several labels, got "
+            "softmax, which gives it one class"
+        )
     preset = named_config(config.preset)
     source = None if config.init is None else load(config.init)
     if isinstance(source, FeaturesModel):
         raise ModelError(f"{config.init} cannot be trained: it is a head without a backbone")
     if source is not None and source.config.in_channels != pictures.channels:
         source = with_input_channels(source, pictures.channels)
-    wanted = _config(config, preset, None if source is None else source.config, class_names)
+    given = None if source is None else source.config
+    activation = config.activation or fitting_activation(given, class_names, overlapping)
+    wanted = _config(config, preset, given, channel_fields(class_names, activation))
     wanted = _for_pictures(wanted, pictures, statistics)
     model = build(wanted, dtype=config.dtype)
     values = named_values(create(wanted, rngs=nnx.Rngs(seed)))
@@ -106,8 +117,9 @@ def make_model(
 
 
 def _config(
-    config: ModelConfig, preset: Config, source: Config | None, class_names: tuple[str, ...]
+    config: ModelConfig, preset: Config, source: Config | None, fields: dict[str, Any]
 ) -> Config:
+    """The config of the model that is trained; `fields` are those of its channels."""
     if source is None:
         base = preset
     elif isinstance(source.head, ClassifierConfig):  # of an image-classification network
@@ -116,9 +128,6 @@ def _config(
             base = base.override(last_conv="none")
     else:
         base = source
-    fields = channel_fields(
-        class_names, config.activation or fitting_activation(source, class_names)
-    )
     if config.output_stride is not None:
         fields["output_stride"] = config.output_stride
     if config.aux_head:

@@ -70,8 +70,8 @@ class Example:
     Attributes:
       score: of the image.
       image: uint8 `[H, W, 3]`, RGB.
-      label: class ids `[H, W]`.
-      prediction: the same; of several labels for a pixel `[H, W, labels]`, see `Prediction`.
+      label: class ids `[H, W]`, or `[H, W, labels]`.
+      prediction: class ids `[H, W]`; of a model of several labels `[H, W, labels]`, see `Prediction`.
     """
 
     score: ImageScore
@@ -219,14 +219,14 @@ def comparison(example: Example, class_names: Sequence[str]) -> Image.Image:
     colors = palette(len(class_names), class_names)
     if several:  # black is for what has none
         colors, draw = palette(len(class_names) + 1)[1:], overlay_of_labels
-    wanted = np.asarray(separate(label, len(class_names))) == 1 if several else label
+    wanted = np.asarray(separate(label, prediction.shape)) == 1 if several else label
     right = draw(
         np.concatenate([image, image], axis=1),
         np.concatenate([wanted, prediction], axis=1),
         colors,
         class_names=class_names,
     )
-    height, width = label.shape
+    height, width = image.shape[:2]
     score, font = example.score, ImageFont.load_default(max(13, right.width // 60))
     lines = (
         _from_its_end(score.name, font, width - 16),

@@ -3,6 +3,9 @@
 A softmax has a channel for each class. With a sigmoid the first class of a label map, its background, is
 what has no label, and each other class has a channel, which tells it from all the rest: a single one of
 the two classes of a binary model, one for each label of a model of several.
+
+Label maps `[H, W, labels]` of 0 and 1, in which a pixel may have several, are what a sigmoid is to say; the
+first name of their classes is for pixels without any, as elsewhere.
 """
 
 from collections.abc import Sequence
@@ -36,14 +39,15 @@ def channel_fields(class_names: tuple[str, ...], activation: Activation) -> dict
     return {"num_classes": len(labels), "class_names": names, "activation": activation}
 
 
-def fitting_activation(source: Config | None, class_names: tuple[str, ...]) -> Activation:
-    """A sigmoid where it is that of `source`, and the data has a label for each of its channels."""
-    fields = channel_fields(class_names, "sigmoid")
-    further = source is not None and (source.num_classes, source.activation) == (
-        fields["num_classes"],
-        "sigmoid",
-    )
-    return "sigmoid" if further else "softmax"
+def fitting_activation(
+    source: Config | None, class_names: tuple[str, ...], overlapping: bool
+) -> Activation:
+    """A sigmoid where labels overlap, or where that of `source` has a channel for each of them."""
+    if overlapping:
+        return "sigmoid"
+    channels = channel_fields(class_names, "sigmoid")["num_classes"]
+    fits = source is not None and source.num_classes == channels
+    return "sigmoid" if fits and source.activation == "sigmoid" else "softmax"
 
 
 def in_words(config: Config, class_names: Sequence[str]) -> str:
@@ -76,30 +80,38 @@ def label_map_names(config: Config) -> tuple[str, ...] | None:
     return names if names is None or not config.multilabel else (BACKGROUND, *names)
 
 
-def separate(labels: jax.Array, channels: int) -> jax.Array:
-    """Classes `[...]` -> uint8 `[..., channels]` of a sigmoid: 1 where a label is, 0 where not.
+def separate(labels: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """What each channel of a sigmoid is to say: uint8, 1 where its label is, 0 where not.
 
-    Where the class is `IGNORE_LABEL`, or none, all of them are `IGNORE_LABEL`.
+    Where that is not known, as where the class is `IGNORE_LABEL` or none, it is `IGNORE_LABEL`.
+
+    Args:
+      labels: classes `[...]`; or `[..., channels]` of label maps of several labels, as they are wanted.
+      shape: of logits or predictions, `[..., channels]`.
     """
-    labels = labels.astype(jnp.int32)
+    if labels.ndim == len(shape):
+        return labels
+    labels, channels = labels.astype(jnp.int32)[..., None], shape[-1]
     is_class = (labels >= 0) & (labels <= channels) & (labels != IGNORE_LABEL)
-    there = (labels[..., None] == jnp.arange(1, channels + 1)).astype(jnp.uint8)
-    return jnp.where(is_class[..., None], there, jnp.uint8(IGNORE_LABEL))
+    there = (labels == jnp.arange(1, channels + 1)).astype(jnp.uint8)
+    return jnp.where(is_class, there, jnp.uint8(IGNORE_LABEL))
 
 
-def labelled(labels: jax.Array, channels: int, *, single: bool) -> tuple[jax.Array, jax.Array]:
+def labelled(
+    labels: jax.Array, shape: Sequence[int], *, single: bool
+) -> tuple[jax.Array, jax.Array]:
     """What counts, `[..., channels]`, or `[..., 1]` for all alike; and which channels are right there.
 
     Args:
-      labels: classes `[...]`.
+      labels, shape: see `separate`.
       single: whether each channel is for itself ("sigmoid" in `Config.activation`).
     """
     if single:
-        wanted = separate(labels, channels)
+        wanted = separate(labels, shape)
         return wanted != IGNORE_LABEL, wanted == 1
-    labels = labels.astype(jnp.int32)[..., None]
-    valid = (labels >= 0) & (labels < channels) & (labels != IGNORE_LABEL)
-    return valid, (labels == jnp.arange(channels)) & valid
+    labels, classes = labels.astype(jnp.int32)[..., None], shape[-1]
+    valid = (labels >= 0) & (labels < classes) & (labels != IGNORE_LABEL)
+    return valid, (labels == jnp.arange(classes)) & valid
 
 
 # ---------------------------------------------------------------------------- scores

@@ -8,6 +8,7 @@ from train.data.dataset import (
     Source,
     class_frequencies,
     class_weights,
+    label_frequencies,
     positive_weights,
 )
 from train.data.descriptions import open_dataset
@@ -25,6 +26,7 @@ __all__ = [
     "class_frequencies",
     "class_weights",
     "eval_batches",
+    "label_frequencies",
     "open_dataset",
     "plan_evaluation",
     "positive_weights",

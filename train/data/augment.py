@@ -21,6 +21,7 @@ cv2.setNumThreads(1)
 MEAN = (124, 116, 104)
 """ImageNet's mean colour."""
 
+_IGNORED = (IGNORE_LABEL,) * 4  # of each label, in what is not filled
 _MOST_BANDS = 4  # of OpenCV's values for borders, and of some of its functions
 
 
@@ -104,11 +105,12 @@ def augment(
     Args:
       image: `[H, W, C]`: uint8 RGB, or any bands of uint8, uint16 or float32, whose saturation and hue
         cannot be changed.
-      label: uint8 `[H, W]`.
+      label: uint8 `[H, W]`, or `[H, W, labels]`.
       height_multiple: pad the crop's rows, as the crop itself is padded, to a multiple of this.
 
     Returns:
-      `[rows, columns, C]` of the image's type and uint8 `[rows, columns]`, C-contiguous.
+      `[rows, columns, C]` of the image's type and uint8 `[rows, columns]`, or `[rows, columns, labels]`,
+      C-contiguous.
     """
     fill = config.fill or (MEAN if image.shape[-1] == 3 else (0,) * image.shape[-1])
     image, label = _scaled_crop(image, label, config, _draw_scale(config, rng), rng)
@@ -136,7 +138,7 @@ def pad(
 
     return (
         _by_bands(filled, image, fill),
-        cv2.copyMakeBorder(label, *border, value=IGNORE_LABEL),
+        cv2.copyMakeBorder(label, *border, value=_IGNORED),
     )
 
 
@@ -176,7 +178,8 @@ def _scaled_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The crop of the scaled picture, or all of that where it is smaller."""
     (top, rows, to_rows), (left, columns, to_columns) = (
-        _window(side, crop, scale, rng) for side, crop in zip(label.shape, config.crop, strict=True)
+        _window(side, crop, scale, rng)
+        for side, crop in zip(label.shape[:2], config.crop, strict=True)
     )
     window = slice(top, top + rows), slice(left, left + columns)
     if (rows, columns) == (to_rows, to_columns):
@@ -204,7 +207,7 @@ def _window(side: int, crop: int, scale: float, rng: np.random.Generator) -> tup
 def _rotate(
     image: np.ndarray, label: np.ndarray, degrees: float, fill: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = label.shape
+    rows, columns = label.shape[:2]
     matrix = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), degrees, 1.0)
     size, border = (columns, rows), {"borderMode": cv2.BORDER_CONSTANT}
 
@@ -212,11 +215,14 @@ def _rotate(
         options = {"flags": cv2.INTER_LINEAR, "borderValue": value, **border}
         return cv2.warpAffine(bands, matrix, size, **options)
 
+    def turned_labels(labels: np.ndarray, _: Sequence[float] = ()) -> np.ndarray:
+        options = {"flags": cv2.INTER_NEAREST, "borderValue": _IGNORED, **border}
+        return cv2.warpAffine(labels, matrix, size, **options)
+
+    several = label.ndim == 3
     return (
         _by_bands(turned, image, fill),
-        cv2.warpAffine(
-            label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=IGNORE_LABEL, **border
-        ),
+        _by_bands(turned_labels, label) if several else turned_labels(label),
     )
 
 

@@ -48,7 +48,8 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """{"image": uint8 `[H, W, 3]` RGB, "label": uint8 `[H, W]`}; label 255 is ignored.
 
-        Of a data set that is read band by band, images are `[H, W, C]` of its type.
+        Of a data set that is read band by band, images are `[H, W, C]` of its type. Where a pixel may have
+        several labels, "label" is `[H, W, labels]`: 1, 0, or 255.
 
         Raises:
           DataError: naming the example, if it cannot be read.
@@ -117,6 +118,7 @@ class Dataset:
       val: the validation split.
       notes: what was assumed in opening it, a sentence each, to be shown to the user.
       pictures: how its pictures are read.
+      overlapping: whether a pixel may have several of the classes but the first, which is for none.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Dataset:
     val: Source
     notes: tuple[str, ...] = ()
     pictures: Pictures = RGB
+    overlapping: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -155,7 +158,7 @@ class DecodedSource:
     Args:
       encoded: where they are.
       decode_label: what makes uint8 `[H, W]` of the file of a label map: classes, and 255 where it is
-        ignored; see `train.data.masks`. Called from many threads, and pickled.
+        ignored; or `[H, W, labels]`; see `train.data.masks`. Called from many threads, and pickled.
       pictures: what makes pixels of the file of a picture.
       resize_labels: resize label maps that are in proportion to their pictures, see `in_proportion`.
     """
@@ -184,14 +187,15 @@ class DecodedSource:
             with self._naming(index, "image"):
                 image = self._pictures.decode(image_file)
             label = self._label_in(label_file, index)
-        size = image.shape[:2]
-        if size != label.shape and self._resize_labels and in_proportion(size, label.shape):
+        size, drawn = image.shape[:2], label.shape[:2]
+        if size != drawn and self._resize_labels and in_proportion(size, drawn):
             label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        if size != label.shape:
-            raise DataError(f"{self.name(index)}: {sizes_differ(size, label.shape)}")
+        if size != label.shape[:2]:
+            raise DataError(f"{self.name(index)}: {sizes_differ(size, drawn)}")
         # NaN is "no data": where nothing was measured, nothing is learned.
         if image.dtype == np.float32:
-            label = np.where(np.isnan(image).all(-1), np.uint8(IGNORE_LABEL), label)
+            label = label.copy()
+            label[np.isnan(image).all(-1)] = IGNORE_LABEL
         return {"image": image, "label": label}
 
     def label(self, index: int) -> np.ndarray:
@@ -309,16 +313,32 @@ def class_weights(
     return tuple(np.where(occurs, weights, 0.0).tolist())
 
 
-def positive_weights(frequencies: np.ndarray) -> tuple[float, ...]:
-    """Of each class but the first the pixels without it by those with it; 1 for one that never occurs.
+def label_frequencies(source: Source, labels: int) -> np.ndarray:
+    """Pixels of a split without and with each label, int64 `[labels, 2]`.
 
     Args:
-      frequencies: pixels of each class, see `class_frequencies`.
+      labels: how many there are: the classes but the first, or those of label maps of several.
+
+    Raises:
+      DataError: listing the examples with labels that are not classes.
     """
-    there = frequencies[1:]
-    return tuple(
-        np.where(there > 0, (frequencies.sum() - there) / np.maximum(there, 1), 1.0).tolist()
-    )
+    if not len(source) or source.label(0).ndim == 2:
+        frequencies = class_frequencies(source, labels + 1)
+        there = frequencies[1:]
+        return np.stack([frequencies.sum() - there, there], axis=-1)
+    total = np.zeros((labels, 2), np.int64)
+    for label in in_threads(source.label, len(source), "counting"):
+        total += np.stack([np.count_nonzero(label == n, axis=(0, 1)) for n in (0, 1)], axis=-1)
+    return total
+
+
+def positive_weights(frequencies: np.ndarray) -> tuple[float, ...]:
+    """Of each label the pixels without it by those with it, of `label_frequencies`.
+
+    1 for one that never occurs.
+    """
+    without, there = frequencies.T
+    return tuple(np.where(there > 0, without / np.maximum(there, 1), 1.0).tolist())
 
 
 def _allowed(num_classes: int) -> str:

@@ -35,9 +35,10 @@ def open_folder(
     `pairs.HELD_OUT` is, always the same.
 
     The pixels of grey and palette label maps are ids, 255 is ignored. Label maps of 0 and 255 alone have
-    two classes. A classes.txt in the folder, or `labels`, names classes, and maps ids or colours to
-    them, see `class_table.folder_classes`; where it lists colours, palettes go by theirs too. Without
-    names, the ids must be 0, 1, 2, ... Whatever was assumed is in the data set's `notes`.
+    two classes. In arrays `[H, W, labels]` of 0 and 1 a pixel may have several. A classes.txt in the
+    folder, or `labels`, names classes, and maps ids or colours to them, see `class_table.folder_classes`;
+    where it lists colours, palettes go by theirs too. Without names, the ids must be 0, 1, 2, ... Whatever
+    was assumed is in the data set's `notes`.
 
     Args:
       root: the folder.
@@ -95,6 +96,7 @@ def open_folder(
         sources["val"],
         notes=(*_unused(root, bool(class_names or labels)), *notes, *labelling.notes),
         pictures=pictures,
+        overlapping=labelling.overlapping,
     )
 
 

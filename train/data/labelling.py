@@ -8,7 +8,7 @@ import numpy as np
 
 from train.data.class_table import CLASS_FILE, IGNORED, ClassTable, from_names, pack, unpack
 from train.data.dataset import a_few
-from train.data.masks import ByColours, ByIds, Mask
+from train.data.masks import ByColours, ByIds, ByLabels, Mask
 from train.metrics import IGNORE_LABEL
 
 BINARY = ("background", "foreground")
@@ -24,14 +24,19 @@ class Labelling:
     """The classes of a data set, and how its label maps are decoded.
 
     Attributes:
-      names: names of the classes.
+      names: names of the classes; where a pixel may have several, the first is for what has none.
       decode: what makes classes of the file of a label map.
       notes: what was assumed, a sentence each.
     """
 
     names: tuple[str, ...]
-    decode: ByIds | ByColours
+    decode: ByIds | ByColours | ByLabels
     notes: tuple[str, ...] = ()
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a pixel may have several classes."""
+        return isinstance(self.decode, ByLabels)
 
 
 def settle(
@@ -50,6 +55,8 @@ def settle(
       in_folder: whether people can add a classes.txt and change the files. Of a set that was prepared,
         palettes are not compared: its ids are what counts.
     """
+    if any(mask.labels for mask in masks.values()):
+        return _by_labels(masks, table, problems)
     if table and table.colours and _go_by_colour(masks.values(), table.colours):
         return _by_colours(masks, table, problems)
     coloured = {name: mask for name, mask in masks.items() if mask.ids is None}
@@ -58,6 +65,43 @@ def settle(
         masks = {name: mask for name, mask in masks.items() if name not in coloured}
     labelling = _by_ids(masks, table, problems, in_folder) if masks else None
     return None if coloured else labelling
+
+
+# ---------------------------------------------------------------------------- several labels
+
+
+def _by_labels(
+    masks: Mapping[str, Mask], said: ClassTable | None, problems: list[str]
+) -> Labelling | None:
+    counts = Counter(mask.labels or 0 for mask in masks.values())
+    (most, _), *others = counts.most_common()
+    if others:
+        odd = [
+            f"{name} ({mask.labels or 'ids'})"
+            for name, mask in masks.items()
+            if mask.labels != most
+        ]
+        problems.append(
+            f"arrays [H, W, labels] must have the same labels in all label maps: most have "
+            f"{most or 'ids'}, others are {a_few(odd)}"
+        )
+        return None
+    named = said.names if said else tuple(f"label {i}" for i in range(most))
+    if len(named) not in (most, most + 1) or (said and (said.explicit or said.colours)):
+        problems.append(
+            f"the {most} labels of arrays [H, W, labels] take a name each, as lines of {CLASS_FILE} or as "
+            f"class names, and may have one for pixels without any before, got {', '.join(named)}"
+        )
+        return None
+    pixels = sum(mask.pixels for mask in masks.values())
+    names = named if len(named) > most else (BINARY[0], *named)
+    missing = [name for name, n in zip(names[1:], pixels, strict=True) if not n]
+    if len(missing) == most:
+        problems.append("no label map has a 1, which is where a label is: what do they hold?")
+        return None
+    notes = [f"A pixel may have several of {most} labels: {', '.join(names[1:])}."]
+    notes += [f"Warning: no label map has a pixel of {', '.join(missing)}."] if missing else []
+    return Labelling(names, ByLabels(most), tuple(notes))
 
 
 # ---------------------------------------------------------------------------- ids

@@ -1,4 +1,4 @@
-"""Label maps in files: what one holds, and its classes, by ids or by colours."""
+"""Label maps in files: what one holds, and its classes, by ids, by colours or label by label."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deeplab_jax.images import open_picture
-from deeplab_jax.orientation import orientation
+from deeplab_jax.orientation import STORED, orientation
 from train.data.class_table import MOST_CLASSES, pack, unpack
 from train.data.dataset import DataError, a_few
 from train.metrics import IGNORE_LABEL
@@ -64,10 +64,35 @@ def _opened(file: BinaryIO) -> Image.Image:
     if array.ndim != 2 or not ids:
         raise DataError(
             f"an array that is a label map must be whole numbers [H, W], got {array.dtype} "
-            f"{list(array.shape)}"
+            f"{list(array.shape)}; or, of several labels for a pixel, 0 and 1 [H, W, labels]"
         )
     small = not array.size or (array.min() >= 0 and array.max() <= 255)
     return Image.fromarray(array.astype(np.uint8 if small else np.int32))
+
+
+def read_labels(file: BinaryIO) -> np.ndarray | None:
+    """A numpy array of several labels for a pixel, uint8 `[H, W, labels]`; None of any other label map.
+
+    1 is where a label is, 0 where it is not, and `IGNORE_LABEL` where it is not known.
+
+    Raises:
+      DataError: it holds other numbers.
+    """
+    magic = file.read(len(_NUMPY))
+    file.seek(0)
+    if magic != _NUMPY:
+        return None
+    array = np.load(file, allow_pickle=False)
+    file.seek(0)
+    if array.ndim != 3 or array.shape[-1] == 1 or array.dtype.kind not in "bui":
+        return None
+    found = np.unique(array)
+    if others := [v for v in found.tolist() if v not in (0, 1, IGNORE_LABEL)]:
+        raise DataError(
+            f"an array [H, W, labels] must be 1 where a pixel has a label, 0 where not, and {IGNORE_LABEL} "
+            f"where that is not known, got {a_few(others)} in {list(array.shape)}"
+        )
+    return array.astype(np.uint8)
 
 
 def decode_label(file: BinaryIO) -> np.ndarray:
@@ -157,6 +182,23 @@ class ByColours:
 
 
 @dataclasses.dataclass(frozen=True)
+class ByLabels:
+    """Decodes label maps of several labels for a pixel, uint8 `[H, W, labels]`, see `read_labels`.
+
+    Attributes:
+      count: of the labels.
+    """
+
+    count: int
+
+    def __call__(self, file: BinaryIO) -> np.ndarray:
+        labels = read_labels(file)
+        if labels is None or labels.shape[-1] != self.count:
+            raise DataError(f"this is no array [H, W, {self.count}], as the others are")
+        return labels
+
+
+@dataclasses.dataclass(frozen=True)
 class Mask:
     """What one label map holds.
 
@@ -164,9 +206,10 @@ class Mask:
       mode: Pillow's.
       size: (H, W), with the orientation applied.
       orientation: its own tag.
-      ids: those that have pixels; None in a label map in colour.
+      ids: those that have pixels; None in a label map in colour, or of several labels.
       colours: packed, those of `ids`; or the most frequent ones of a label map in colour.
-      pixels: of each.
+      pixels: of each; or with each label.
+      labels: how many there are, where a pixel may have several.
     """
 
     mode: str
@@ -175,6 +218,7 @@ class Mask:
     ids: np.ndarray | None
     colours: np.ndarray
     pixels: np.ndarray
+    labels: int | None = None
 
 
 def read_mask(file: BinaryIO) -> Mask:
@@ -182,8 +226,13 @@ def read_mask(file: BinaryIO) -> Mask:
 
     Raises:
       LossyLabel: its format does not keep ids.
-      DataError: its pixels are neither ids of 8 bits nor colours.
+      DataError: its pixels are neither ids of 8 bits nor colours nor labels.
     """
+    if (labels := read_labels(file)) is not None:
+        height, width, count = labels.shape
+        pixels = np.count_nonzero(labels == 1, axis=(0, 1))
+        none = np.zeros(0, np.int64)
+        return Mask("labels", (height, width), STORED, None, none, pixels, count)
     with _opened(file) as header:
         tag = orientation(header)
     file.seek(0)

@@ -96,7 +96,8 @@ class TrainBatches:
 
         Yields:
           {"image": uint8 `[b, H, W, 3]`, "label": uint8 `[b, H, W]`, "index": int32 `[b]`}; images of a
-          data set that is read band by band have its channels and type.
+          data set that is read band by band have its channels and type, and where a pixel may have several
+          labels, "label" is `[b, H, W, labels]`.
 
         Raises:
           DataError: an example cannot be read.
@@ -257,6 +258,7 @@ def eval_batches(
     process_count: int = 1,
     threads: int = 16,
     images: Preprocessing = Preprocessing(),
+    labels: int | None = None,
     unreadable: OnUnreadable = "stop",
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of the batches of `plan_evaluation`: every example once, at its own size.
@@ -268,13 +270,15 @@ def eval_batches(
       process_index, process_count: which of how many processes this is.
       threads: that read.
       images: what says their channels and type.
+      labels: how many labels each pixel of the label maps has; None for one class each.
       unreadable: "stop" raises a DataError with the example's name; "skip" logs it and leaves its
         row without an image.
 
     Yields:
       {"image": uint8 `[b, H, W, 3]`, "label": uint8 `[b, H, W]`, "index": int32 `[b]`, "size": int32
-      `[b, 2]`}: images are padded at the bottom and right, where the label is ignored, and "size" is
-      (H, W) without the padding. Rows without an image have the index -1 and the size (0, 0).
+      `[b, 2]`}, of several labels "label" `[b, H, W, labels]`: images are padded at the bottom and right,
+      where the label is ignored, and "size" is (H, W) without the padding. Rows without an image have the
+      index -1 and the size (0, 0).
 
     Raises:
       DataError: an example cannot be read.
@@ -294,7 +298,7 @@ def eval_batches(
     rows = slice(process_index * local, (process_index + 1) * local)
     steps = [EvalStep(step.size, step.indices[rows]) for step in plan]
     examples = [(step.size, index) for step in steps for index in step.indices]
-    read = grain.MapDataset.source(examples).map(_ReadWhole(source, images, unreadable))
+    read = grain.MapDataset.source(examples).map(_ReadWhole(source, images, labels, unreadable))
     ahead = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(threads, _AHEAD * local)
     )
@@ -311,12 +315,14 @@ def eval_batches(
 class _ReadWhole(grain.transforms.Map):
     source: Source
     images: Preprocessing
+    labels: int | None
     unreadable: OnUnreadable
 
     def map(self, step: tuple[tuple[int, int], int]) -> dict[str, np.ndarray]:
         size, index = step
         channels = len(self.images.mean)
-        label = np.zeros((0, 0), np.uint8)
+        several = () if self.labels is None else (self.labels,)
+        label = np.zeros((0, 0, *several), np.uint8)
         if index >= 0:
             try:
                 example = self.source[index]
@@ -326,10 +332,10 @@ class _ReadWhole(grain.transforms.Map):
                     raise
                 log.warning(f"{error}; it is left out")
                 index = -1
-        inner = np.array(label.shape, np.int32)
+        inner = np.array(label.shape[:2], np.int32)
         if index < 0:
             image = np.zeros((1, 1, channels), self.images.pixels)
-            label = np.full((1, 1), IGNORE_LABEL, np.uint8)
+            label = np.full((1, 1, *several), IGNORE_LABEL, np.uint8)
         # Any value will do: the model sees zeros there.
         image, label = pad(image, label, size, (0,) * channels)
         return {"image": image, "label": label, "index": np.int32(index), "size": inner}

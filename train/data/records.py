@@ -153,7 +153,12 @@ def dataset_of(
     elif val[0] not in ("val", "validation"):
         notes.append(f"The split for validation is {val[0]}.")
     return Dataset(
-        name, labelling.names, *sources, notes=(*notes, *labelling.notes), pictures=pictures
+        name,
+        labelling.names,
+        *sources,
+        notes=(*notes, *labelling.notes),
+        pictures=pictures,
+        overlapping=labelling.overlapping,
     )
 
 
