@@ -278,8 +278,8 @@ BUGS = (
     ),
     Bug(
         "train/metrics.py",
-        "_ratio(right, labelled + predicted - right)",
-        "_ratio(right, labelled + predicted)",
+        "_ratio(found, labelled + predicted - found)",
+        "_ratio(found, labelled + predicted)",
         "test_properties.py::test_confusions_are_scikit_learns",
     ),
     Bug(
@@ -290,8 +290,8 @@ BUGS = (
     ),
     Bug(
         "train/loss.py",
-        "jnp.where(valid, loss, 0).sum(), jnp.where(valid, weight, 0).sum()",
-        "loss.sum(), weight.sum()",
+        "jnp.where(valid, loss, 0).sum(), jnp.where(valid, share, 0).sum()",
+        "loss.sum(), share.sum()",
         "test_loss.py::test_ignored_pixels_change_neither_loss_nor_gradient",
     ),
     Bug(
@@ -362,8 +362,8 @@ BUGS = (
     ),
     Bug(
         "train/data/augment.py",
-        "flags=cv2.INTER_NEAREST, borderValue=IGNORE_LABEL",
-        "flags=cv2.INTER_NEAREST, borderValue=0",
+        '"flags": cv2.INTER_NEAREST, "borderValue": _IGNORED',
+        '"flags": cv2.INTER_NEAREST, "borderValue": 0',
         "test_properties.py::test_a_picture_and_its_label_map_stay_together",
     ),
     Bug(
@@ -395,6 +395,49 @@ BUGS = (
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         "test_lock.py::test_a_second_run_is_told_whose_the_folder_is",
+    ),
+    # ---- sigmoids
+    Bug(
+        "train/loss.py",
+        "there, not_there = jax.nn.softplus(-logits), jax.nn.softplus(logits)",
+        "there, not_there = jax.nn.softplus(logits), jax.nn.softplus(-logits)",
+        "test_loss.py::test_each_term_of_a_sigmoid_is_smps_in_value_and_gradient",
+    ),
+    Bug(
+        "train/loss.py",
+        "jnp.where(label_is, positive, 1), spread, share",
+        "jnp.where(label_is, positive, 1), spread, share * positive",
+        "test_loss.py::test_each_term_of_a_sigmoid_is_smps_in_value_and_gradient",
+    ),
+    Bug(
+        "train/loss.py",
+        "errors = jax.nn.relu(1 - jnp.where(label_is, logits, -logits))",
+        "errors = jax.nn.relu(-jnp.where(label_is, logits, -logits))",
+        "test_loss.py::test_each_term_of_a_sigmoid_is_smps_in_value_and_gradient",
+    ),
+    Bug(
+        "train/targets.py",
+        "jnp.arange(1, channels + 1)",
+        "jnp.arange(channels)",
+        "test_evaluate.py::test_several_labels_are_scored_each_for_itself[plain]",
+    ),
+    Bug(
+        "train/targets.py",
+        "return 1 if num_classes == 1 else 0",
+        "return 0",
+        "test_evaluate.py::test_an_image_without_foreground_is_right_where_none_is_found",
+    ),
+    Bug(
+        "train/metrics.py",
+        "return confusion[:, 1, 1], confusion[:, 1].sum(-1), confusion[:, :, 1].sum(-1)",
+        "return confusion[:, 1, 1], confusion[:, :, 1].sum(-1), confusion[:, 1].sum(-1)",
+        "test_metrics.py::test_labels_are_counted_and_scored_each_for_itself",
+    ),
+    Bug(
+        "train/data/augment.py",
+        "_IGNORED = (IGNORE_LABEL,) * 4",
+        "_IGNORED = (IGNORE_LABEL, 0, 0, 0)",
+        "test_train_sigmoid.py::test_each_label_is_augmented_as_it_would_be_alone",
     ),
     # ---- bands, scenes, several labels
     Bug(

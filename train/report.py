@@ -175,9 +175,11 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> Imag
         np.where(labelled > 0, 100 * confusion / np.maximum(labelled, 1), np.nan)
     )
     columns, title = class_names, "Where the pixels of each class went"
+    words = {"xlabel": "predicted", "ylabel": "labelled"}
     if shares.ndim == 3:
         shares = np.ma.stack([shares[:, 1, 1], shares[:, 1, 0], shares[:, 0, 1]], axis=1)
         columns, title = ("found", "missed", "false alarm"), "Pixels with and without each label"
+        words = {"xlabel": "", "ylabel": "label"}
     count = len(class_names)
     cell = 0.42 if count <= _FEW else 0.15  # inches
     wide, high = cell * len(columns), cell * count
@@ -189,7 +191,7 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> Imag
     axes.set_xticks(range(len(columns)), columns, rotation=90)
     axes.set_yticks(range(count), class_names)
     axes.tick_params(labelsize=9 if count <= _FEW else 7, length=0)
-    axes.set(xlabel="predicted", ylabel="labelled", title=title)
+    axes.set(title=title, **words)
     bar = figure.colorbar(shown, shrink=0.6, ticks=(0, 1, 5, 20, 50, 100), format="%g %%")
     bar.outline.set_visible(False)
     axes.spines[:].set_visible(False)
