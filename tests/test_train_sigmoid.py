@@ -167,6 +167,11 @@ def test_a_softmax_becomes_a_foreground_and_keeps_what_fits(binary, tmp_path):
     assert start.origin.endswith("new weights in head")
     name = "head.conv.conv.kernel"
     np.testing.assert_array_equal(start.params[name], two.params[name])
+    # Of as many channels, which would be each for the class after its own.
+    labels = start_of(tmp_path, ("a", "b", "c"), activation="sigmoid")
+    name = "head.classifier.kernel"
+    assert labels.params[name].shape == two.params[name].shape
+    assert labels.origin.endswith("new weights in head")
 
 
 # ---------------------------------------------------------------------------- several labels

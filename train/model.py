@@ -17,7 +17,7 @@ from deeplab_jax import (
 )
 from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.config import Config
-from deeplab_jax.heads import ClassifierConfig, FCNConfig
+from deeplab_jax.heads import ClassifierConfig, FCNConfig, is_classifier
 from deeplab_jax.layers import BatchNorm
 from deeplab_jax.model import (
     FeaturesModel,
@@ -96,6 +96,8 @@ def make_model(
     origin = f"{config.preset} with new weights"
     if source is not None:
         taken = _fitting(named_variables(source), values)
+        if source.config.activation != activation:  # its channels stand for something else
+            taken = {n: v for n, v in taken.items() if not is_classifier(n.rpartition(".")[0])}
         if missing := [n for n in values if n.startswith("backbone.") and n not in taken]:
             raise ModelError(
                 f"{config.init} has no fitting weights for {len(missing)} tensors of its backbone: "
