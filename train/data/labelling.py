@@ -79,7 +79,7 @@ def _by_labels(
         odd = [
             f"{name} ({mask.labels or 'ids'})"
             for name, mask in masks.items()
-            if mask.labels != most
+            if (mask.labels or 0) != most
         ]
         problems.append(
             f"arrays [H, W, labels] must have the same labels in all label maps: most have "

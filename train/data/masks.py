@@ -86,8 +86,9 @@ def read_labels(file: BinaryIO) -> np.ndarray | None:
     file.seek(0)
     if array.ndim != 3 or array.shape[-1] == 1 or array.dtype.kind not in "bui":
         return None
-    found = np.unique(array)
-    if others := [v for v in found.tolist() if v not in (0, 1, IGNORE_LABEL)]:
+    known = (array == 0) | (array == 1) | (array == IGNORE_LABEL)
+    if not known.all():
+        others = np.unique(array[~known]).tolist()
         raise DataError(
             f"an array [H, W, labels] must be 1 where a pixel has a label, 0 where not, and {IGNORE_LABEL} "
             f"where that is not known, got {a_few(others)} in {list(array.shape)}"
