@@ -110,7 +110,14 @@ OURS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "deeplab-port": (deeplab_port, ("port",)),
     "deeplab-train": (
         deeplab_train,
-        ("train", "data_command", "prepare_command", "evaluate_command", "export_model_command"),
+        (
+            "train",
+            "data_command",
+            "prepare_command",
+            "pack_command",
+            "evaluate_command",
+            "export_model_command",
+        ),
     ),
 }
 """Our commands, and what does their work once their arguments are parsed."""

@@ -15,7 +15,7 @@ from train import __main__ as command
 from train import loop
 from train.config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, TrainConfig
 from train.data import AugmentConfig, DataError, augment, open_dataset
-from train.data_command import data_command
+from train.data_command import data_command, pack_command
 from train.loss import LossConfig
 from train.model import make_model
 
@@ -291,6 +291,11 @@ def test_a_data_set_of_overlaps_is_shown_as_it_is(overlapping, tmp_path, capsys)
         assert row[-1] == f"{without / there:.2f}"
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height > SIDE
+
+
+def test_a_data_set_of_overlaps_is_not_copied_as_one_of_classes(overlapping, tmp_path):
+    with pytest.raises(DataError, match="a pixel may have several"):
+        pack_command(overlapping.data.name, "overlaps", data_dir=tmp_path)
 
 
 def test_a_softmax_has_no_labels_that_overlap(overlapping, tmp_path):

@@ -1,4 +1,4 @@
-"""The command `deeplab-train`: a subcommand for each recipe; data, prepare, evaluate, export-model."""
+"""The command `deeplab-train`: a subcommand for each recipe; data, prepare, pack, evaluate, ..."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -9,7 +9,7 @@ import tyro
 from deeplab_jax.command import PLUGIN_HELP, keep_compiled_programs, run
 from train.config import TrainConfig
 from train.configs import RECIPES
-from train.data_command import data_command, prepare_command
+from train.data_command import data_command, pack_command, prepare_command
 from train.evaluate_command import evaluate_command
 from train.export_command import export_model_command
 from train.loop import train
@@ -32,6 +32,7 @@ def main() -> None:
     tools = {
         "data": data_command,
         "prepare": prepare_command,
+        "pack": pack_command,
         "evaluate": evaluate_command,
         "export-model": export_model_command,
     }

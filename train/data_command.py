@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -145,6 +146,60 @@ def prepare_command(
     return 0
 
 
+def pack_command(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+    packed: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
+    /,
+    data_dir: Path | None = None,
+    class_names: tuple[str, ...] | None = None,
+    labels: str | None = None,
+    keys: str | None = None,
+    unpaired: Unpaired = "stop",
+    resize_labels: bool = False,
+) -> int:
+    """Copy a data set of any kind into ArrayRecord files, which open as tfds:NAME.
+
+    For buckets, for pods and for whatever reads many small files slowly. Label maps are drawn, checked and
+    numbered once; the splits and the names of the classes stay with them. TensorFlow is not needed.
+
+    Args:
+      name: folder:PATH, hf:ORG/NAME, hf:PATH, webdataset:PATTERN or tfds:NAME, of RGB pictures.
+      packed: The name of the copy: small letters, digits and underscores.
+      data_dir: The folder of prepared data sets; by default TFDS's own.
+      class_names: Names of the classes 0, 1, ..., where the data set has none.
+      labels: The class of each id in its label maps, such as 0=background,100=road,200=car.
+      keys: The features that are picture, label map and (optional) name; of webdataset: the endings.
+      unpaired: Stop at pictures of a folder without label map, and label maps without picture, or skip
+        them.
+      resize_labels: Resize label maps of a folder that are of another size than their pictures.
+    """
+    from train.data import tfds  # a second, see open_dataset
+    from train.data.prepare import check_name, pack
+
+    check_name(packed)
+    folder = tfds.directory(data_dir)
+    if there := tfds.find_prepared(packed, folder):
+        raise DataError(f"{packed} is already there; to write it again, remove {there}")
+    dataset = open_dataset(
+        name,
+        data_dir=data_dir,
+        class_names=class_names,
+        labels=labels,
+        keys=keys,
+        unpaired=unpaired,
+        resize_labels=resize_labels,
+    )
+    console = Console()
+    for note in dataset.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    written = pack(dataset, packed, folder)
+    console.print(
+        f"{len(dataset.train)} examples for training and {len(dataset.val)} for validation: {written}"
+    )
+    console.print(f"Use it with --data.name {TFDS}{packed} --data.data-dir {folder}")
+    return 0
+
+
 # ---------------------------------------------------------------------------- tables
 
 
@@ -175,10 +230,7 @@ def _read_sizes(source: Source) -> np.ndarray:
 
 def _in_both_splits(dataset: Dataset) -> str | None:
     """A warning of pictures that are for training and for validation: scores of them are too good."""
-    train, val = (
-        list(in_threads(source.digest, len(source), "looking for duplicates"))
-        for source in (dataset.train, dataset.val)
-    )
+    train, val = (_picture_digests(source) for source in (dataset.train, dataset.val))
     first = {digest: index for index, digest in reversed(list(enumerate(train)))}
     both = [
         f"{dataset.val.name(index)} is {dataset.train.name(first[digest])}"
@@ -191,6 +243,13 @@ def _in_both_splits(dataset: Dataset) -> str | None:
         f"Warning: {len(both)} of the {len(val)} pictures for validation are for training too, and scores "
         f"will be too good: {a_few(both)}."
     )
+
+
+def _picture_digests(source: Source) -> list[bytes]:
+    def digest(index: int) -> bytes:
+        return hashlib.sha256(source.picture_file(index)).digest()
+
+    return list(in_threads(digest, len(source), "looking for duplicates"))
 
 
 def _in_words(sizes: np.ndarray) -> str:

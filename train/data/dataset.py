@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Literal, Protocol, TypeVar
@@ -68,8 +67,8 @@ class Source(Protocol):
         """(H, W) of an example, from its header."""
         ...
 
-    def digest(self, index: int) -> str:
-        """SHA-256 of the picture's file: the same for the same picture."""
+    def picture_file(self, index: int) -> bytes:
+        """The picture as it is stored: the same for the same picture."""
         ...
 
 
@@ -102,9 +101,9 @@ class Selection:
         source, place = self.places[index]
         return source.size(place)
 
-    def digest(self, index: int) -> str:
+    def picture_file(self, index: int) -> bytes:
         source, place = self.places[index]
-        return source.digest(place)
+        return source.picture_file(place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +219,11 @@ class DecodedSource:
                     self._sizes[index] = self._pictures.size(file)
         return self._sizes[index]
 
-    def digest(self, index: int) -> str:
+    def picture_file(self, index: int) -> bytes:
         with self._naming(index, "image"):
             (file,) = self._encoded.open(index, "image")
             with file:
-                return hashlib.sha256(file.read()).hexdigest()
+                return file.read()
 
     @contextlib.contextmanager
     def _naming(self, index: int, part: Part) -> Iterator[None]:

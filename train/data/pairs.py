@@ -107,7 +107,9 @@ def find_splits(
     only = set() if "val" in folders else set().union(*lists.values())
     missing: list[str] = []
     unpaired: list[str] = []
-    splits = {split: _pairs(root, *both, only, missing, unpaired) for split, both in folders.items()}
+    splits = {
+        split: _pairs(root, *both, only, missing, unpaired) for split, both in folders.items()
+    }
     if not any(splits.values()):
         raise _no_pairs(root, missing + unpaired)
     problems += missing

@@ -47,6 +47,10 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           DataError: they are not in `sources`.
         """
 
+    def label_feature(self) -> tfds.features.Image:
+        """How label maps are stored: of the data sets that have names here, as their authors have them."""
+        return tfds.features.Image(shape=(None, None, 1))
+
     def _info(self) -> tfds.core.DatasetInfo:
         image, label, name = self.KEYS
         return tfds.core.DatasetInfo(
@@ -56,7 +60,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(
                 {
                     image: tfds.features.Image(shape=(None, None, 3)),
-                    label: tfds.features.Image(shape=(None, None, 1)),
+                    label: self.label_feature(),
                     name: tfds.features.Text(),
                 }
             ),
