@@ -294,7 +294,7 @@ def test_a_data_set_of_overlaps_is_shown_as_it_is(overlapping, tmp_path, capsys)
 
 
 def test_a_data_set_of_overlaps_is_not_copied_as_one_of_classes(overlapping, tmp_path):
-    with pytest.raises(DataError, match="a pixel may have several"):
+    with pytest.raises(DataError, match="one class for a pixel are copied"):
         pack_command(overlapping.data.name, "overlaps", data_dir=tmp_path)
 
 

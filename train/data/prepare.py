@@ -72,7 +72,7 @@ def pack(dataset: Dataset, name: str, data_dir: Path) -> Path:
     """
     if dataset.overlapping:
         raise DataError(
-            f"only label maps of one class for a pixel are copied: in {dataset.name} a pixel may have several"
+            f"only label maps of one class for a pixel are copied, in {dataset.name} it may have several"
         )
     if not isinstance(dataset.pictures, Rgb):
         raise DataError(
