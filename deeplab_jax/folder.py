@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,30 +13,21 @@ import jax
 import numpy as np
 
 from deeplab_jax.bands import picture_size, read_picture, to_show
+from deeplab_jax.canvases import Size
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.images import ImageError, frames_of
 from deeplab_jax.model import SegmentationModel
-from deeplab_jax.predict import (
-    Plan,
-    Prediction,
-    Top,
-    check_options,
-    config_of,
-    evaluator,
-    in_batches,
-    make_plan,
-)
+from deeplab_jax.predict import Prediction, Top, check_options, config_of
 from deeplab_jax.preprocessing import Preprocessing
 from deeplab_jax.progress import progress as shown_progress
 from deeplab_jax.results import digest_of_picture, output_names, result_files, targets_of
+from deeplab_jax.runner import Group, Runner
 from deeplab_jax.scenes import SceneFiles, is_scene
 
 _BATCHES_AHEAD = 2  # read while one runs
 _SAVES_WAITING = 16
-_MANY_SIZES = 16
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +81,9 @@ def predict_folder(
     results are there, made of the same file by the same model and options, are left as they are. TIFFs with
     a place on earth, and very large ones, are done window by window, and become `NAME.tif`, see `scenes`.
 
-    Pictures of the same size run together. Each size compiles anew, which takes seconds: a folder
-    in which all sizes differ takes that long per picture, as padding them to common sizes would
-    change classes near the border. With `tile`, those that are larger both ways share a program.
+    Pictures of the same size run together, in a program of their own. Where there are many sizes, they
+    share canvases, of which the model sees the pictures alone, see `canvas`: classes are the same, unless
+    two are equally likely up to rounding. With `tile`, those that are larger both ways share a program.
 
     Args:
       images: files, see `images.find_images`.
@@ -140,14 +130,14 @@ def predict_folder(
         there = threads.map(lambda of, path: of.are_there(targets[path], path), files, paths)
         paths = [path for path, done in zip(paths, there, strict=True) if not done]
     devices = jax.local_devices() if devices is None else devices
-    run = evaluator(fold_batch_norm(model), scales, flip, top=probabilities, devices=devices)
-    plan = functools.partial(
-        make_plan,
-        num_classes=config.num_classes,
+    runner = Runner(
+        fold_batch_norm(model),
         scales=scales,
+        flip=flip,
         tile=tile,
+        top=probabilities,
         batch_size=batch_size,
-        devices=len(devices),
+        devices=devices,
     )
     failures: dict[Path, ImageError] = {}
     several: dict[Path, int] = {}
@@ -156,7 +146,7 @@ def predict_folder(
     try:
         pictures = [path for path in paths if path not in scenes]
         with shown_progress("predicting", len(pictures), shown=progress) as done:
-            for path, result in _results(threads, run, pictures, plan, config.preprocessing):
+            for path, result in _results(threads, runner, pictures, config.preprocessing):
                 if isinstance(result, ImageError):
                     failures[path] = result
                 else:
@@ -178,7 +168,7 @@ def predict_folder(
         for path in (path for path in paths if path in scenes):
             try:
                 scene_results.write(
-                    run,
+                    runner.windows,
                     path,
                     targets[path],
                     tile=tile,
@@ -231,13 +221,12 @@ def _read(path: Path, preprocessing: Preprocessing) -> _Picture:
 
 def _results(
     threads: ThreadPoolExecutor,
-    run: Callable[[np.ndarray], Prediction[np.ndarray]],
+    runner: Runner,
     paths: Sequence[Path],
-    plan: Callable[[int, tuple[int, int]], Plan],
     preprocessing: Preprocessing,
 ) -> Iterator[tuple[Path, tuple[_Picture, Prediction[np.ndarray]] | ImageError]]:
     """The picture and what the model says of it, or what is wrong with it, for every path in some order."""
-    same_size = defaultdict(list)
+    same_size: dict[Size, list[Path]] = defaultdict(list)
     size_of = functools.partial(picture_size, preprocessing=preprocessing)
     sizes = threads.map(functools.partial(_attempt, size_of), paths)
     for path, size in zip(paths, sizes, strict=True):
@@ -245,45 +234,32 @@ def _results(
             yield path, size
         else:
             same_size[size].append(path)
-    if len(same_size) > _MANY_SIZES:
-        log.warning(
-            f"{len(paths)} pictures have {len(same_size)} different sizes, and each compiles the "
-            "model anew; `tile` makes those that are larger share a program"
-        )
+    batches = (batch for group in runner.groups(same_size) for batch in group.batches())
     read = functools.partial(_read, preprocessing=preprocessing)
-    for group_plan, reading in _read_ahead(threads, _batches(same_size, plan), read):
-        # A file may have been replaced since its header was read.
-        same_shape = defaultdict(list)
+    for batch, reading in _read_ahead(threads, batches, read):
+        together: dict[tuple[int, ...], list[tuple[Path, _Picture]]] = defaultdict(list)
         for path, future in reading.items():
             picture = future.result()
             if isinstance(picture, ImageError):
                 yield path, picture
             else:
-                same_shape[picture.pixels.shape].append((path, picture))
-        for group in same_shape.values():
-            made = in_batches(run, np.stack([picture.pixels for _, picture in group]), group_plan)
-            for number, (path, picture) in enumerate(group):
-                yield path, (picture, jax.tree.map(lambda array, n=number: array[n], made))
-
-
-def _batches(
-    same_size: dict[tuple[int, int], list[Path]], plan: Callable[[int, tuple[int, int]], Plan]
-) -> Iterator[tuple[Plan, list[Path]]]:
-    for size, paths in same_size.items():
-        group_plan = plan(len(paths), size)
-        for start in range(0, len(paths), group_plan.at_once):
-            yield group_plan, paths[start : start + group_plan.at_once]
+                # A file may have been replaced since its header was read.
+                shape = picture.pixels.shape
+                together[() if shape[:2] in batch.sizes else shape].append((path, picture))
+        for shape, some in together.items():
+            group = batch.of_one_size() if shape else batch
+            made = runner(group, [picture.pixels for _, picture in some])
+            for (path, picture), prediction in zip(some, made, strict=True):
+                yield path, (picture, prediction)
 
 
 def _read_ahead(
-    threads: ThreadPoolExecutor,
-    batches: Iterator[tuple[Plan, list[Path]]],
-    read: Callable[[Path], _Picture],
-) -> Iterator[tuple[Plan, dict[Path, Future]]]:
+    threads: ThreadPoolExecutor, batches: Iterator[Group], read: Callable[[Path], _Picture]
+) -> Iterator[tuple[Group, dict[Path, Future]]]:
     """Starts reading the next batches while one runs."""
-    started = deque()
-    for plan, paths in batches:
-        started.append((plan, {p: threads.submit(_attempt, read, p) for p in paths}))
+    started: deque[tuple[Group, dict[Path, Future]]] = deque()
+    for batch in batches:
+        started.append((batch, {p: threads.submit(_attempt, read, p) for p in batch.paths}))
         if len(started) > _BATCHES_AHEAD:
             yield started.popleft()
     yield from started

@@ -661,14 +661,21 @@ def resize_align_corners(x: jax.Array, *, out: tuple[int, int]) -> jax.Array:
 def _resize_of_any_size(x: jax.Array, out: tuple[int, int], *, align_corners: bool) -> jax.Array:
     for axis, size in ((2, out[1]), (1, out[0])):
         resampling = Resampling(axis, x.shape[axis], size, align_corners)
-        x = product(x, _matrix_of_any_size(resampling), resampling)
+        x = product(x, matrix_of_any_size(resampling), resampling)
     return x
 
 
-def _matrix_of_any_size(resampling: Resampling) -> jax.Array:
-    """`resize_matrix` of symbolic sizes, by the same steps in float32."""
+def matrix_of_any_size(
+    resampling: Resampling, sizes: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike] | None = None
+) -> jax.Array:
+    """`resize_matrix` of symbolic sizes, by the same steps in float32.
+
+    Args:
+      sizes: from and to which it resizes, where they are known to the running program alone; the matrix has
+        zeros for what is beyond the first.
+    """
     _, size, out, align_corners = resampling
-    sizes = [jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in (size, out)]
+    sizes = [jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in sizes or (size, out)]
     position = lax.iota(jnp.float32, out)
     if align_corners:
         source = position * ((sizes[0] - 1) / jnp.maximum(sizes[1] - 1, 1))

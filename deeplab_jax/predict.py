@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
+from deeplab_jax import canvas
 from deeplab_jax.bands import read_picture
 from deeplab_jax.config import Config
 from deeplab_jax.images import to_rgb
-from deeplab_jax.model import FeaturesModel, SegmentationModel
+from deeplab_jax.model import FeaturesModel, SegmentationModel, named_values, with_values
 from deeplab_jax.ops import compiler_options, resize_bilinear
 from deeplab_jax.preprocessing import normalize, pad_to_multiple
 
@@ -190,17 +191,50 @@ def segment(
       pixels: see `normalize`.
       views: see `views_of`; of several, the probabilities are averaged.
     """
-    logits = [_logits(model, pixels, *view) for view in views]
-    single = model.config.activation == "sigmoid"
+    return _decide(model.config, [_logits(model, pixels, *view) for view in views], top)
+
+
+def segment_on_canvas(
+    program: canvas.Program,
+    config: Config,
+    weights: canvas.Weights,
+    pixels: jax.Array,
+    sizes: Sequence[jax.Array],
+    views: Sequence[View],
+    top: Top = None,
+) -> Prediction[jax.Array]:
+    """`segment` of images of several sizes, at the top left of canvases of one size.
+
+    Args:
+      program: of `program_of_any_size`, of a model with this config.
+      weights: of the model, see `named_values`.
+      pixels: `[B, H, W, C]`, with anything beyond the images.
+      sizes: of the images and of each view, see `sizes_on_canvas`.
+
+    Returns:
+      What it says of the images is at the top left, and anything beyond.
+    """
+
+    def logits(view: View, seen: jax.Array) -> jax.Array:
+        see = functools.partial(_logits_on_canvas, program, weights, view)
+        return jax.vmap(see)(pixels, sizes[0], seen)
+
+    seen = [logits(view, of_view) for view, of_view in zip(views, sizes[1:], strict=True)]
+    return _decide(config, seen, top)
+
+
+def _decide(config: Config, logits: Sequence[jax.Array], top: Top) -> Prediction[jax.Array]:
+    """What the logits of several views of the same images, `[B, H, W, classes]`, say together."""
+    single = config.activation == "sigmoid"
     small = jnp.uint8 if logits[0].shape[-1] <= 256 else jnp.uint16
     total = functools.reduce(jnp.add, [probabilities_of(x, single=single) for x in logits])
-    if len(views) == 1:
+    if len(logits) == 1:
         ids = most_likely(logits[0], single=single)
     else:
-        ids = most_likely(total, single=single, threshold=0.5 * len(views))
+        ids = most_likely(total, single=single, threshold=0.5 * len(logits))
     if top is None:
         return Prediction(ids.astype(small))
-    probabilities = total / len(views)
+    probabilities = total / len(logits)
     if top == "all":
         return Prediction(ids.astype(small), probabilities.astype(jnp.float16))
     highest, classes = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
@@ -241,17 +275,61 @@ def evaluator(
       devices: the pictures are divided among them, and B is a multiple of their number; None is the one
         that JAX takes by default.
     """
-    views, place = views_of(scales, flip), np.asarray
-    if devices is not None and len(devices) > 1:
-        mesh = Mesh(np.array(devices), ("pictures",))
-        graph, state = nnx.split(model)
-        model = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, P())))
-        place = functools.partial(jax.device_put, device=NamedSharding(mesh, P("pictures")))
+    views = views_of(scales, flip)
+    model, place = _on_devices(model, devices)
 
     def run(images: np.ndarray) -> Prediction[np.ndarray]:
         return jax.tree.map(np.asarray, _program()(model, place(images), views, top))
 
     return run
+
+
+def canvas_evaluator(
+    model: SegmentationModel,
+    scales: Sequence[float],
+    flip: bool,
+    *,
+    top: Top = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[[np.ndarray, np.ndarray], Prediction[np.ndarray]]:
+    """The same for images of several sizes, see `segment_on_canvas`: of canvases and of sizes `[B, 2]`.
+
+    Args:
+      model: in evaluation mode.
+
+    Raises:
+      NeedsItsSize: it cannot run so.
+    """
+    views, config = views_of(scales, flip), model.config
+    program = program_of_any_size(model)
+    model, place = _on_devices(model, devices)
+    weights = named_values(model)
+
+    def run_all(
+        weights: canvas.Weights, images: jax.Array, sizes: Sequence[jax.Array]
+    ) -> Prediction[jax.Array]:
+        pixels = normalize(images, config.preprocessing)
+        return segment_on_canvas(program, config, weights, pixels, sizes, views, top)
+
+    compiled = jax.jit(run_all, compiler_options=compiler_options())
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> Prediction[np.ndarray]:
+        placed = [place(array) for array in sizes_on_canvas(program, sizes, views)]
+        return jax.tree.map(np.asarray, compiled(weights, place(images), placed))
+
+    return run
+
+
+def _on_devices(
+    model: SegmentationModel, devices: Sequence[jax.Device] | None
+) -> tuple[SegmentationModel, Callable[[np.ndarray], Any]]:
+    """The model on each of the devices, and what divides an array among them."""
+    if devices is None or len(devices) == 1:
+        return model, np.asarray
+    mesh = Mesh(np.array(devices), ("pictures",))
+    graph, state = nnx.split(model)
+    model = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, P())))
+    return model, functools.partial(jax.device_put, device=NamedSharding(mesh, P("pictures")))
 
 
 @functools.cache
@@ -270,13 +348,76 @@ def _run(
 def _logits(model: SegmentationModel, pixels: jax.Array, scale: float, mirrored: bool) -> jax.Array:
     """Logits of `[B, H, W, C]` at its own size, predicted at another scale or on its mirror image."""
     height, width = pixels.shape[1:3]
-    seen = (max(1, round(height * scale)), max(1, round(width * scale)))
+    seen = seen_size((height, width), scale)
     x = resize_bilinear(pixels, seen)
     x = x[:, :, ::-1] if mirrored else x
     x = pad_to_multiple(x, model.config.preprocessing.size_multiple)
     logits = model(x)[:, : seen[0], : seen[1]]
     logits = logits[:, :, ::-1] if mirrored else logits
     return resize_bilinear(logits, (height, width))
+
+
+def seen_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """(H, W) of an image of this size at a scale."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+# ---------------------------------------------------------------------------- many sizes
+
+
+def program_of_any_size(model: SegmentationModel) -> canvas.Program:
+    """The model for images of any size.
+
+    Args:
+      model: in evaluation mode; shapes in place of weights will do.
+
+    Raises:
+      NeedsItsSize: it cannot be so.
+    """
+    given = model.config.preprocessing
+
+    def run(weights: canvas.Weights, images: jax.Array) -> jax.Array:
+        rows, columns = images.shape[1:3]
+        padded = pad_to_multiple(images, given.size_multiple)
+        return with_values(model, weights)(padded)[:, :rows, :columns]
+
+    return canvas.trace(run, named_values(model), len(given.mean))
+
+
+def sizes_on_canvas(
+    program: canvas.Program, sizes: np.ndarray, views: Sequence[View]
+) -> list[np.ndarray]:
+    """What a program has to know of images of sizes `[B, 2]`.
+
+    Returns:
+      Their sizes, and of each view `canvas.Program.sizes` of each image, int32 `[B, ...]`.
+    """
+    seen = [
+        [program.sizes_of(*seen_size(size, scale)) for size in sizes.tolist()] for scale, _ in views
+    ]
+    return [np.asarray(of_view, np.int32) for of_view in (sizes, *seen)]
+
+
+def _logits_on_canvas(
+    program: canvas.Program,
+    weights: canvas.Weights,
+    view: View,
+    pixels: jax.Array,
+    size: jax.Array,
+    sizes: jax.Array,
+) -> jax.Array:
+    """`_logits` of the image of a size on a canvas `[H, W, C]`; `sizes` are the program's, of the view."""
+    (scale, mirrored), whole, seen = view, (pixels.shape[0], pixels.shape[1]), sizes[:2]
+    x = pixels[None]
+    if scale != 1:
+        x = canvas.resize(x, size, seen, seen_size(whole, scale), align_corners=False)
+    x = canvas.mirror(x, seen) if mirrored else x
+    logits = program(weights, x, sizes)
+    logits = canvas.mirror(logits, seen) if mirrored else logits
+    if scale != 1:
+        logits = canvas.resize(logits, seen, size, whole, align_corners=False)
+    return logits[0]
 
 
 # ---------------------------------------------------------------------------- cutting up
@@ -304,7 +445,7 @@ def make_plan(
 
     Pictures run on so many devices at once, each of which has the same number.
     """
-    pixel_bytes = (_ACTIVATIONS + 4 * num_classes) * max(1.0, *scales) ** 2
+    pixel_bytes = _bytes_of_a_pixel(num_classes, scales)
     height, width = size
     if tile is None and height * width * pixel_bytes > MEMORY_LIMIT:
         side = int(math.sqrt(MEMORY_LIMIT / pixel_bytes))
@@ -321,6 +462,21 @@ def make_plan(
     runs = -(-count // most)
     on_each = -(-count // (runs * devices))
     return Plan(at_once=on_each * devices, tile=tile)
+
+
+def _bytes_of_a_pixel(num_classes: int, scales: Sequence[float]) -> float:
+    return (_ACTIVATIONS + 4 * num_classes) * max(1.0, *scales) ** 2
+
+
+def runs_whole(
+    size: tuple[int, int], *, num_classes: int, scales: Sequence[float], tile: int | None
+) -> bool:
+    """Whether pictures of a size are not cut, see `make_plan`, and run in a program of any size."""
+    if min(min(seen_size(size, scale)) for scale in scales) < canvas.SMALLEST:
+        return False
+    if tile is not None:
+        return max(size) <= tile
+    return size[0] * size[1] * _bytes_of_a_pixel(num_classes, scales) <= MEMORY_LIMIT
 
 
 def in_batches(

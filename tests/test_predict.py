@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-import logging
 import os
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from flax import nnx
 from PIL import ExifTags, Image, ImageOps
 
-from deeplab_jax import DeepLabV3, ResNet, ResNetConfig, folder, images
+from deeplab_jax import DeepLabV3, ResNet, ResNetConfig, images
 from deeplab_jax.folder import Predicted, predict_folder
 from deeplab_jax.images import ImageError, find_images, image_size, read_image, to_rgb
 from deeplab_jax.layers import BatchNorm
@@ -543,15 +542,6 @@ def test_folder_takes_pictures_whose_header_hides_the_orientation(tmp_path):
     np.testing.assert_array_equal(ids_in(tmp_path / "out" / "flat.png"), flat.argmax(-1))
     expected = np.rot90(turned, -1).argmax(-1)
     np.testing.assert_array_equal(ids_in(tmp_path / "out" / "turned.png"), expected)
-
-
-def test_many_sizes_are_remarked_on(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(folder, "_MANY_SIZES", 1)
-    caplog.set_level(logging.WARNING)
-    for n in (4, 5):
-        save(tmp_path / f"{n}.png", picture(n, 4))
-    run_folder(Brightest(), [tmp_path / "4.png", tmp_path / "5.png"], tmp_path / "out")
-    assert "2 pictures have 2 different sizes" in caplog.text
 
 
 def test_what_is_done_is_kept_and_what_has_changed_is_done_anew(tmp_path):

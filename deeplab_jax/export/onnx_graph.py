@@ -4,7 +4,6 @@ An array of ours is `[B, H, W, C]`, one of ONNX's convolutions `[B, C, H, W]`. N
 a value knows in which order its axes are stored, and what reads it asks for the order that it needs.
 """
 
-import ast
 import collections
 import dataclasses
 import operator
@@ -17,6 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from deeplab_jax.export.program import ExportError
+from deeplab_jax.symbols import compute
 
 OPSET = 18
 """Of ONNX's operators: since release 1.13, of December 2022."""
@@ -24,17 +24,6 @@ OPSET = 18
 _SMALL = 64  # numbers in an array of which equal ones are sought
 _IR_VERSION = 8  # of the file, of the same release
 
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-    "max": max,
-    "min": min,
-}
 _NODES: dict[Callable[..., Any], str] = {
     operator.add: "Add",
     operator.sub: "Sub",
@@ -196,12 +185,11 @@ class Graph:
     # ------------------------------------------------------------------ sizes
 
     def size(self, size: Any) -> int | str:
-        """A size: a number where it is known, else a vector of one, computed of the input's sizes.
-
-        Args:
-          size: JAX writes those that it does not know as `floordiv(height - 1, 2) + 1`.
-        """
-        return size if isinstance(size, int) else self._arithmetic(ast.parse(str(size)).body[0])
+        """A size: a number where it is known, else a vector of one, computed of the input's sizes."""
+        try:
+            return compute(size, self._sizes, self._operation)
+        except ValueError as error:
+            raise ExportError(f"{error}, which ONNX can compute") from error
 
     def shape(self, sizes: Sequence[Any]) -> str:
         """Sizes as one vector of int64."""
@@ -214,33 +202,9 @@ class Graph:
     def _vector(self, size: int | str) -> str:
         return self.integers([size]) if isinstance(size, int) else size
 
-    def _arithmetic(self, tree: ast.AST) -> int | str:
-        text = ast.unparse(tree)
-        if text not in self._sizes:
-            self._sizes[text] = self._computed(tree)
-        return self._sizes[text]
-
-    def _computed(self, tree: ast.AST) -> int | str:
-        match tree:
-            case ast.Expr(inner):
-                return self._arithmetic(inner)
-            case ast.Constant(int(value)):
-                return value
-            case ast.UnaryOp(ast.USub(), operand):
-                return self._operation(operator.sub, 0, self._arithmetic(operand))
-            case ast.BinOp(left, sign, right):
-                function = _OPERATORS[type(sign)]
-            case ast.Call(ast.Name(name), [left, right]):
-                function = _FUNCTIONS[name]
-            case _:
-                raise ExportError(f"the size {ast.unparse(tree)} is none that ONNX can compute")
-        return self._operation(function, self._arithmetic(left), self._arithmetic(right))
-
     def _operation(
         self, function: Callable[[Any, Any], int], left: int | str, right: int | str
-    ) -> int | str:
-        if isinstance(left, int) and isinstance(right, int):
-            return function(left, right)
+    ) -> str:
         a, b = self._vector(left), self._vector(right)
         if function is operator.floordiv:  # down, where ONNX's division goes towards zero
             a = self.node("Sub", a, self.node("Mod", a, b))

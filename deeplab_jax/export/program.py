@@ -10,16 +10,13 @@ import numpy as np
 from flax import nnx
 from jax import export
 
+from deeplab_jax.canvas import SMALLEST
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.model import SegmentationModel, with_values
 from deeplab_jax.predict import config_of, most_likely, probabilities_of
 from deeplab_jax.preprocessing import FULL_SCALE, normalize, pad_to_multiple
 
 _SIZES = ("batch", "height", "width")  # that need not be fixed
-
-SMALLEST = 64
-"""Rows and columns of the smallest image that a program of any size takes: some networks pad smaller ones,
-which a program without a size cannot decide."""
 
 _EXAMPLES = [(1, (97, 129)), (2, (128, 96)), (1, (161, 145))]  # images, and their rows and columns
 

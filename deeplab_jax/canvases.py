@@ -1,0 +1,66 @@
+"""Which images share a canvas: few programs to compile, and little to compute beyond the images."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+Size = tuple[int, int]
+"""Rows and columns."""
+
+_MOST = 256  # sizes that are compared with each other
+
+_COMPILING = {"cpu": 8e6}
+"""Pixels that run in the time in which a program is compiled: DeepLabv3+ on two cores does 1 to 3 million a
+second and compiles in 3 to 5 seconds."""
+
+_COMPILING_ELSEWHERE = 1e9  # accelerators are faster at the one and slower at the other
+
+
+def choose_canvases(sizes: Iterable[Size], compiling: float | None = None) -> dict[Size, Size]:
+    """The canvas for the images of each size, at least as large.
+
+    Two canvases become one where less is computed in vain than could be in the time of compiling another
+    program.
+
+    Args:
+      sizes: of all images.
+      compiling: that time, in pixels; None is by the platform.
+    """
+    if compiling is None:
+        compiling = _COMPILING.get(jax.default_backend(), _COMPILING_ELSEWHERE)
+    counts = Counter(sizes)
+    members = _rounded_up(counts)
+    canvases = np.array(list(members), np.int64).reshape(-1, 2)
+    images = np.array([sum(counts[size] for size in group) for group in members.values()])
+    groups = list(members.values())
+    while len(groups) > 1:
+        pixels = images * canvases.prod(1)
+        joint = np.maximum(canvases[:, None], canvases)
+        more = (images[:, None] + images) * joint.prod(2) - pixels[:, None] - pixels
+        np.fill_diagonal(more, np.iinfo(more.dtype).max)
+        one, other = sorted(np.unravel_index(more.argmin(), more.shape))
+        if more[one, other] >= compiling:
+            break
+        canvases[one], images[one] = joint[one, other], images[one] + images[other]
+        groups[one] = groups[one] + groups.pop(other)
+        canvases, images = np.delete(canvases, other, axis=0), np.delete(images, other)
+    return {
+        size: (int(canvas[0]), int(canvas[1]))
+        for canvas, group in zip(canvases, groups, strict=True)
+        for size in group
+    }
+
+
+def _rounded_up(sizes: Iterable[Size]) -> dict[Size, list[Size]]:
+    """Sizes by the same rounded up, as little as makes them at most `_MOST`."""
+    multiple = 1
+    while True:
+        groups: dict[Size, list[Size]] = {}
+        for height, width in sizes:
+            rounded = (height + -height % multiple, width + -width % multiple)
+            groups.setdefault(rounded, []).append((height, width))
+        if len(groups) <= _MOST:
+            return groups
+        multiple *= 2
