@@ -48,6 +48,9 @@ class ASPPConfig:
       project_kernel: side of the kernel that fuses ASPP's branches: 1, or 3 in mmsegmentation.
       drop_channels: dropout takes whole channels of an image (PyTorch's Dropout2d: mmsegmentation,
         transformers), not single values.
+      pool_norm: a batch norm follows the convolution of image pooling; without, it has a bias (detectron2).
+      pool_window: rows and columns of the features that image pooling averages, at each of their places;
+        None is the whole image. In detectron2 it is as large as the training crop.
     """
 
     rates: tuple[int, ...] | None = None
@@ -58,6 +61,16 @@ class ASPPConfig:
     bias: bool = False
     project_kernel: int = 1
     drop_channels: bool = False
+    pool_norm: bool = True
+    pool_window: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        window = self.pool_window
+        if window is not None and (len(window) != 2 or min(window) < 1):
+            raise ValueError(
+                "pool_window must be rows and columns of the features, or None for the whole image, got "
+                f"{window!r}"
+            )
 
     def build_aspp(self, in_channels: int, output_stride: int | None, *, rngs: nnx.Rngs) -> "ASPP":
         """The ASPP of this config, on features at `output_stride`.
@@ -83,6 +96,8 @@ class ASPPConfig:
             bias=self.bias,
             project_kernel=self.project_kernel,
             drop_channels=self.drop_channels,
+            pool_norm=self.pool_norm,
+            pool_window=self.pool_window,
             rngs=rngs,
         )
 
@@ -113,6 +128,8 @@ class DeepLabV3PlusConfig(ASPPConfig):
       low_channels: what the decoder's 1x1 makes of the low-level features.
       decoder_convs: 3x3 convolutions in the decoder: two in the paper, one in many code bases.
       separable_decoder: make them depthwise-separable.
+      decoder_kernel: side of their kernels: 3, or 5 of the one separable convolution that detectron2 has in
+        place of two.
       decoder_dropout: rate after each of them, none where it is shorter.
     """
 
@@ -121,6 +138,7 @@ class DeepLabV3PlusConfig(ASPPConfig):
     low_channels: int = 48
     decoder_convs: int = 2
     separable_decoder: bool = False
+    decoder_kernel: int = 3
     decoder_dropout: tuple[float, ...] = ()
 
 
@@ -221,7 +239,7 @@ class ASPP(nnx.Module):
       rates: atrous rates of the 3x3 branches; (6, 12, 18) fits output stride 16, see `rates_for`.
       separable: each 3x3 as depthwise and pointwise.
       dropout: rate after the fusion.
-      norm_between, bias, project_kernel, drop_channels: see `ASPPConfig`.
+      norm_between, bias, project_kernel, drop_channels, pool_norm, pool_window: see `ASPPConfig`.
     """
 
     def __init__(
@@ -236,8 +254,11 @@ class ASPP(nnx.Module):
         bias: bool = False,
         project_kernel: int = 1,
         drop_channels: bool = False,
+        pool_norm: bool = True,
+        pool_window: tuple[int, int] | None = None,
         rngs: nnx.Rngs,
     ):
+        self.pool_window = pool_window
         self.branches: nnx.List[ConvNormAct | SeparableConvNormAct]
         self.branches = nnx.List([_conv(in_channels, channels, bias=bias, rngs=rngs)])
         for rate in rates:
@@ -248,16 +269,31 @@ class ASPP(nnx.Module):
                 if separable
                 else _conv(in_channels, channels, 3, dilation=rate, bias=bias, rngs=rngs)
             )
-        self.pool = _conv(in_channels, channels, bias=bias, rngs=rngs)
+        self.pool: ConvNormAct | Conv = (
+            _conv(in_channels, channels, bias=bias, rngs=rngs)
+            if pool_norm
+            else Conv(in_channels, channels, bias=True, fan="in", rngs=rngs)
+        )
         self.project = _conv(
             (len(rates) + 2) * channels, channels, project_kernel, bias=bias, rngs=rngs
         )
         self.dropout = _dropout(dropout, drop_channels)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        seen = jnp.concatenate([branch(x) for branch in self.branches], axis=-1)
-        image = self.pool(global_mean(x))
-        return self.dropout(self.project(seen, image), rngs=rngs)
+        seen = [branch(x) for branch in self.branches]
+        if self.pool_window is None:
+            image = self._pooled(global_mean(x))
+            y = self.project(jnp.concatenate(seen, axis=-1), image)
+        else:
+            windows = self._pooled(ops.window_mean(x, self.pool_window))
+            seen.append(ops.resize_bilinear(windows, (x.shape[1], x.shape[2])))
+            y = self.project(jnp.concatenate(seen, axis=-1))
+        return self.dropout(y, rngs=rngs)
+
+    def _pooled(self, means: jax.Array) -> jax.Array:
+        """What becomes of the means of image pooling."""
+        y = self.pool(means)
+        return y if isinstance(self.pool, ConvNormAct) else jax.nn.relu(y)
 
 
 class Decoder(nnx.Module):
@@ -277,6 +313,7 @@ class Decoder(nnx.Module):
       channels: of the 3x3 convolutions.
       convs: how many of them.
       separable: each 3x3 as depthwise and pointwise.
+      kernel_size: of each 3x3, where it is not 3.
       norm_between, bias, drop_channels: see `ASPPConfig`.
       dropout: rate after each of the 3x3 convolutions, none where it is shorter.
       align_corners: corner rule of the resize, see `ops.resize_bilinear`.
@@ -292,6 +329,7 @@ class Decoder(nnx.Module):
         channels: int = 256,
         convs: int = 2,
         separable: bool = False,
+        kernel_size: int = 3,
         norm_between: bool = False,
         bias: bool = False,
         dropout: Sequence[float] = (),
@@ -305,9 +343,11 @@ class Decoder(nnx.Module):
         for i in range(convs):
             width = low_channels + in_channels if i == 0 else channels
             self.convs.append(
-                SeparableConvNormAct(width, channels, norm_between=norm_between, rngs=rngs)
+                SeparableConvNormAct(
+                    width, channels, kernel_size, norm_between=norm_between, rngs=rngs
+                )
                 if separable
-                else _conv(width, channels, 3, bias=bias, rngs=rngs)
+                else _conv(width, channels, kernel_size, bias=bias, rngs=rngs)
             )
         self.dropouts = nnx.List(_dropout(rate, drop_channels) for rate in dropout)
         self.classifier = _classifier(channels, num_classes, rngs)
@@ -383,6 +423,7 @@ class DeepLabV3PlusHead(nnx.Module):
             channels=width,
             convs=config.decoder_convs,
             separable=config.separable_decoder,
+            kernel_size=config.decoder_kernel,
             norm_between=config.norm_between,
             bias=config.bias,
             dropout=config.decoder_dropout,

@@ -300,7 +300,7 @@ class ConvNormAct(nnx.Module):
 
 
 class SeparableConvNormAct(nnx.Module):
-    """Depthwise 3x3 (at an atrous rate) and pointwise 1x1; then batch norm and ReLU.
+    """Depthwise (at an atrous rate) and pointwise 1x1; then batch norm and ReLU.
 
     The "atrous separable convolution" of DeepLabv3+ (Chen et al. 2018, sec. 3.1).
 
@@ -313,6 +313,7 @@ class SeparableConvNormAct(nnx.Module):
         self,
         in_channels: int,
         out_channels: int,
+        kernel_size: int = 3,
         *,
         dilation: int = 1,
         norm_between: bool = False,
@@ -321,7 +322,7 @@ class SeparableConvNormAct(nnx.Module):
         self.depthwise = Conv(
             in_channels,
             in_channels,
-            3,
+            kernel_size,
             dilation=dilation,
             groups=in_channels,
             rngs=rngs,

@@ -204,7 +204,9 @@ def convert(
     config = _with_settings(config, {name: v for name, v in settings.items() if name not in fields})
     config = config.override(**fields)
     if "preprocessing" not in known:
-        config = dataclasses.replace(config, preprocessing=family.preprocessing(config))
+        config = dataclasses.replace(
+            config, preprocessing=family.preprocessing(config, network.source)
+        )
     model = build(config)
     place = family.find_place(shapes_of(tensors))
     listed = entries(model, family, config, place)

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.preprocessing import Preprocessing
 from port.backbones import NAMINGS, Naming
@@ -98,8 +100,13 @@ class Layout(abc.ABC):
         del settings
         return {}
 
-    def preprocessing(self, config: Config) -> Preprocessing:
-        """What its code does to images for such a model, where neither a file nor the user says."""
+    def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
+        """What its code does to images for such a model, where neither a file nor the user says.
+
+        Args:
+          source: the network's tensors, of which a code may keep some for this.
+        """
+        del source
         return config.preprocessing
 
     def choices_for(self, config: Config) -> tuple[str, ...]:

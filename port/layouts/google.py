@@ -9,7 +9,10 @@ normalised; ours take them at their own size.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
+
+import numpy as np
 
 from deeplab_jax.backbones import BackboneConfig, MobileNetV2Config, ResNetConfig, XceptionConfig
 from deeplab_jax.config import Config
@@ -95,8 +98,9 @@ class Google(Layout):
             align_corners=True,
         )
 
-    def preprocessing(self, config: Config) -> Preprocessing:
+    def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
         """To [-1, 1]; of ResNets that are not beta, the mean of ImageNet's pixels is subtracted."""
+        del source
         backbone = config.backbone
         if isinstance(backbone, ResNetConfig) and not _is_beta(backbone):
             return Preprocessing(tuple(value / 255 for value in MEAN), (1 / 255,) * len(MEAN))

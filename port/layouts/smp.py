@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from deeplab_jax.backbones import (
     EfficientNetConfig,
     EfficientNetLiteConfig,
@@ -111,8 +113,9 @@ class SMP(Layout):
                 return dataclasses.replace(backbone, **TENSORFLOWS)
         return backbone
 
-    def preprocessing(self, config: Config) -> Preprocessing:
+    def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
         """ImageNet's statistics or Inception's, as the encoder's weights have them by default."""
+        del source
         name = _encoder_name(config, self.place(config)) or ""
         name = name.removeprefix("timm-").removeprefix(TIMMS_NAMES)
         statistics = default_preprocessing(name, config.backbone.in_channels)
