@@ -51,6 +51,11 @@ class ASPPConfig:
       pool_norm: a batch norm follows the convolution of image pooling; without, it has a bias (detectron2).
       pool_window: rows and columns of the features that image pooling averages, at each of their places;
         None is the whole image. In detectron2 it is as large as the training crop.
+      image_pooling: the branch of image pooling is there; in CoinCheung's code it is an option.
+      pointwise_padding: zeros around what the 1x1 convolutions of image pooling and of the fusion see. They
+        have 1 in CoinCheung's code, by mistake: ASPP's result has two more rows and columns, and the mean of
+        the image fades towards the borders.
+      activation: after every norm of the head.
     """
 
     rates: tuple[int, ...] | None = None
@@ -63,6 +68,9 @@ class ASPPConfig:
     drop_channels: bool = False
     pool_norm: bool = True
     pool_window: tuple[int, int] | None = None
+    image_pooling: bool = True
+    pointwise_padding: int = 0
+    activation: Activation = "relu"
 
     def __post_init__(self):
         window = self.pool_window
@@ -72,7 +80,14 @@ class ASPPConfig:
                 f"{window!r}"
             )
 
-    def build_aspp(self, in_channels: int, output_stride: int | None, *, rngs: nnx.Rngs) -> "ASPP":
+    def build_aspp(
+        self,
+        in_channels: int,
+        output_stride: int | None,
+        *,
+        align_corners: bool = False,
+        rngs: nnx.Rngs,
+    ) -> "ASPP":
         """The ASPP of this config, on features at `output_stride`.
 
         Raises ValueError where neither the config nor the backbone says what its rates are.
@@ -98,6 +113,10 @@ class ASPPConfig:
             drop_channels=self.drop_channels,
             pool_norm=self.pool_norm,
             pool_window=self.pool_window,
+            image_pooling=self.image_pooling,
+            pointwise_padding=self.pointwise_padding,
+            activation=self.activation,
+            align_corners=align_corners,
             rngs=rngs,
         )
 
@@ -131,6 +150,7 @@ class DeepLabV3PlusConfig(ASPPConfig):
       decoder_kernel: side of their kernels: 3, or 5 of the one separable convolution that detectron2 has in
         place of two.
       decoder_dropout: rate after each of them, none where it is shorter.
+      classifier_bias: the classifier has a bias.
     """
 
     kind: ClassVar[str] = "deeplabv3plus"
@@ -140,6 +160,7 @@ class DeepLabV3PlusConfig(ASPPConfig):
     separable_decoder: bool = False
     decoder_kernel: int = 3
     decoder_dropout: tuple[float, ...] = ()
+    classifier_bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +260,9 @@ class ASPP(nnx.Module):
       rates: atrous rates of the 3x3 branches; (6, 12, 18) fits output stride 16, see `rates_for`.
       separable: each 3x3 as depthwise and pointwise.
       dropout: rate after the fusion.
-      norm_between, bias, project_kernel, drop_channels, pool_norm, pool_window: see `ASPPConfig`.
+      norm_between, bias, project_kernel, drop_channels, pool_norm, pool_window, image_pooling,
+        pointwise_padding, activation: see `ASPPConfig`.
+      align_corners: corner rule of what image pooling gives, where that is more than one pixel.
     """
 
     def __init__(
@@ -256,44 +279,59 @@ class ASPP(nnx.Module):
         drop_channels: bool = False,
         pool_norm: bool = True,
         pool_window: tuple[int, int] | None = None,
+        image_pooling: bool = True,
+        pointwise_padding: int = 0,
+        activation: Activation = "relu",
+        align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.pool_window = pool_window
+        self.pool_window, self.align_corners = pool_window, align_corners
+        self.uniform = pool_window is None and pointwise_padding == 0
+        self.activation = ACTIVATIONS[activation]
+        dense: dict[str, Any] = {"bias": bias, "activation": activation, "rngs": rngs}
         self.branches: nnx.List[ConvNormAct | SeparableConvNormAct]
-        self.branches = nnx.List([_conv(in_channels, channels, bias=bias, rngs=rngs)])
+        self.branches = nnx.List([_conv(in_channels, channels, **dense)])
         for rate in rates:
             self.branches.append(
                 SeparableConvNormAct(
                     in_channels, channels, dilation=rate, norm_between=norm_between, rngs=rngs
                 )
                 if separable
-                else _conv(in_channels, channels, 3, dilation=rate, bias=bias, rngs=rngs)
+                else _conv(in_channels, channels, 3, dilation=rate, **dense)
             )
-        self.pool: ConvNormAct | Conv = (
-            _conv(in_channels, channels, bias=bias, rngs=rngs)
-            if pool_norm
-            else Conv(in_channels, channels, bias=True, fan="in", rngs=rngs)
-        )
+        padding = pointwise_padding or None
+        pool: ConvNormAct | Conv | None = None
+        if image_pooling and pool_norm:
+            pool = _conv(in_channels, channels, padding=padding, **dense)
+        elif image_pooling:
+            pool = Conv(in_channels, channels, padding=padding, bias=True, fan="in", rngs=rngs)
+        self.pool = pool
+        branches = len(rates) + (2 if image_pooling else 1)
         self.project = _conv(
-            (len(rates) + 2) * channels, channels, project_kernel, bias=bias, rngs=rngs
+            branches * channels, channels, project_kernel, padding=padding, **dense
         )
         self.dropout = _dropout(dropout, drop_channels)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        seen = [branch(x) for branch in self.branches]
-        if self.pool_window is None:
-            image = self._pooled(global_mean(x))
-            y = self.project(jnp.concatenate(seen, axis=-1), image)
+        seen = jnp.concatenate([branch(x) for branch in self.branches], axis=-1)
+        if self.pool is None:
+            y = self.project(seen)
+        elif self.uniform:
+            y = self.project(seen, self._pooled(self.pool, x))
         else:
-            windows = self._pooled(ops.window_mean(x, self.pool_window))
-            seen.append(ops.resize_bilinear(windows, (x.shape[1], x.shape[2])))
-            y = self.project(jnp.concatenate(seen, axis=-1))
+            image = ops.resize_bilinear(
+                self._pooled(self.pool, x),
+                (x.shape[1], x.shape[2]),
+                align_corners=self.align_corners,
+            )
+            y = self.project(jnp.concatenate([seen, image], axis=-1))
         return self.dropout(y, rngs=rngs)
 
-    def _pooled(self, means: jax.Array) -> jax.Array:
-        """What becomes of the means of image pooling."""
-        y = self.pool(means)
-        return y if isinstance(self.pool, ConvNormAct) else jax.nn.relu(y)
+    def _pooled(self, pool: ConvNormAct | Conv, x: jax.Array) -> jax.Array:
+        """What image pooling makes of the features, at the size that it has by itself."""
+        window = self.pool_window
+        y = pool(global_mean(x) if window is None else ops.window_mean(x, window))
+        return y if isinstance(pool, ConvNormAct) else self.activation(y)
 
 
 class Decoder(nnx.Module):
@@ -314,7 +352,8 @@ class Decoder(nnx.Module):
       convs: how many of them.
       separable: each 3x3 as depthwise and pointwise.
       kernel_size: of each 3x3, where it is not 3.
-      norm_between, bias, drop_channels: see `ASPPConfig`.
+      norm_between, bias, drop_channels, activation: see `ASPPConfig`.
+      classifier_bias: the classifier has a bias.
       dropout: rate after each of the 3x3 convolutions, none where it is shorter.
       align_corners: corner rule of the resize, see `ops.resize_bilinear`.
     """
@@ -334,11 +373,14 @@ class Decoder(nnx.Module):
         bias: bool = False,
         dropout: Sequence[float] = (),
         drop_channels: bool = False,
+        activation: Activation = "relu",
+        classifier_bias: bool = True,
         align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
         self.align_corners = align_corners
-        self.low = _conv(low_level_channels, low_channels, bias=bias, rngs=rngs)
+        dense: dict[str, Any] = {"bias": bias, "activation": activation, "rngs": rngs}
+        self.low = _conv(low_level_channels, low_channels, **dense)
         self.convs: nnx.List[ConvNormAct | SeparableConvNormAct] = nnx.List()
         for i in range(convs):
             width = low_channels + in_channels if i == 0 else channels
@@ -347,10 +389,10 @@ class Decoder(nnx.Module):
                     width, channels, kernel_size, norm_between=norm_between, rngs=rngs
                 )
                 if separable
-                else _conv(width, channels, kernel_size, bias=bias, rngs=rngs)
+                else _conv(width, channels, kernel_size, **dense)
             )
         self.dropouts = nnx.List(_dropout(rate, drop_channels) for rate in dropout)
-        self.classifier = _classifier(channels, num_classes, rngs)
+        self.classifier = _classifier(channels, num_classes, rngs, bias=classifier_bias)
 
     def __call__(
         self, x: jax.Array, low_level: jax.Array, *, rngs: nnx.Rngs | None = None
@@ -379,12 +421,16 @@ class DeepLabV3Head(nnx.Module):
         config: DeepLabV3Config = DeepLabV3Config(),
         output_stride: int | None = 16,
         *,
+        align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
         width = config.channels
-        self.aspp = config.build_aspp(in_channels, output_stride, rngs=rngs)
+        self.aspp = config.build_aspp(
+            in_channels, output_stride, align_corners=align_corners, rngs=rngs
+        )
         self.convs = nnx.List(
-            _conv(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
+            _conv(width, width, 3, bias=config.bias, activation=config.activation, rngs=rngs)
+            for _ in range(config.convs)
         )
         self.dropout = _dropout(config.classifier_dropout, drop_channels=True)
         self.classifier = _classifier(width, num_classes, rngs)
@@ -413,7 +459,9 @@ class DeepLabV3PlusHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = config.channels
-        self.aspp = config.build_aspp(in_channels, output_stride, rngs=rngs)
+        self.aspp = config.build_aspp(
+            in_channels, output_stride, align_corners=align_corners, rngs=rngs
+        )
         self.refine = SeparableConvNormAct(width, width, rngs=rngs) if config.refine else None
         self.decoder = Decoder(
             low_level_channels,
@@ -428,6 +476,8 @@ class DeepLabV3PlusHead(nnx.Module):
             bias=config.bias,
             dropout=config.decoder_dropout,
             drop_channels=config.drop_channels,
+            activation=config.activation,
+            classifier_bias=config.classifier_bias,
             align_corners=align_corners,
             rngs=rngs,
         )
@@ -541,13 +591,13 @@ def is_classifier(path: str) -> bool:
     return any(part.endswith(("classifier", "classifiers")) for part in path.split("."))
 
 
-def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs) -> Conv:
+def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs, *, bias: bool = True) -> Conv:
     """The 1x1 that makes logits; its first weights are by Glorot's rule, as no ReLU follows.
 
     With a deviation of .01, which others take, CamVid's rare classes were lost (mIoU .54 instead of .63).
     """
     std = math.sqrt(2 / (channels + num_classes))
-    return Conv(channels, num_classes, bias=True, std=std, rngs=rngs)
+    return Conv(channels, num_classes, bias=bias, std=std, rngs=rngs)
 
 
 def _dropout(rate: float, drop_channels: bool) -> nnx.Dropout:
@@ -587,7 +637,7 @@ def build_head(
     resize: dict[str, Any] = {"align_corners": align_corners, "rngs": rngs}
     match config:
         case DeepLabV3Config():
-            return DeepLabV3Head(width("high"), num_classes, config, output_stride, rngs=rngs)
+            return DeepLabV3Head(width("high"), num_classes, config, output_stride, **resize)
         case DeepLabV3PlusConfig():
             high, low = width("high"), width("low")
             return DeepLabV3PlusHead(high, low, num_classes, config, output_stride, **resize)

@@ -34,9 +34,12 @@ relu6.defvjp(
     lambda y, cotangent: (jnp.where((y > 0) & (y < 6), cotangent, 0),),
 )
 
-Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "none"]
+Activation = Literal[
+    "relu", "leaky_relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "none"
+]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,  # of slope .01
     "relu6": relu6,
     "hard_swish": jax.nn.hard_swish,
     "hard_sigmoid": jax.nn.hard_sigmoid,

@@ -673,7 +673,7 @@ def resize_of_any_size(
     align_corners: bool,
     whole: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """`x` resized to `out`, or the first rows and columns of it resized to `whole`, of symbols for sizes."""
+    """`x` resized to `out`, or the first rows and columns of it resized to `whole`; sizes may be symbols."""
     whole = out if whole is None else whole
     for axis in (2, 1):
         at = axis - 1

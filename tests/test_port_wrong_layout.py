@@ -50,6 +50,7 @@ RECORDED = {  # of the others, names and shapes are in a golden file
     "kazuto1011": "kazuto1011_deeplabv3plus_r50_os16",
     "adaptsegnet": "adaptsegnet_deeplabv2_r50",
     "adaptsegnet-multi": "advent_deeplabv2_r50",
+    "coincheung": "coincheung_deeplabv3plus_r50_os16",
     "detectron2": "detectron2_deeplabv3plus_r50_os16",
     "standalone": "standalone_os16",
     "google": "google_deeplabv3_mobilenetv2_dm05_os8",

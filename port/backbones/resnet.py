@@ -40,7 +40,7 @@ class TorchvisionResNet(Naming):
 
     layouts = (
         *("torchvision", "vainf", "smp", "jfzhang", "yudewang", "unimatch"),
-        *("adaptsegnet", "adaptsegnet-multi", "torchvision-classification"),
+        *("adaptsegnet", "adaptsegnet-multi", "coincheung", "torchvision-classification"),
     )
     family = ResNetConfig
     known = (

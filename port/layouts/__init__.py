@@ -3,6 +3,7 @@
 from port.layouts.adaptsegnet import AdaptSegNet, AdaptSegNetMulti
 from port.layouts.base import Layout, Place
 from port.layouts.bubbliiiing import Bubbliiiing
+from port.layouts.coincheung import CoinCheung
 from port.layouts.detectron2 import Detectron2
 from port.layouts.efficientnet_lite_pytorch import EfficientNetLitePytorch
 from port.layouts.google import Google
@@ -38,6 +39,7 @@ LAYOUTS: dict[str, Layout] = {
         AdaptSegNet(),
         AdaptSegNetMulti(),
         Detectron2(),
+        CoinCheung(),
         Standalone(),
         TorchvisionClassification(),
         Timm(),

@@ -50,6 +50,7 @@ class Layout(abc.ABC):
         that of the naming where one family has several there.
       rule: the same for backbones that its code has not got.
       linear_head: our modules outside of the backbone whose 1x1 kernels are linear layers in the original.
+      absolute_gains: its batch norms multiply by |weight| + epsilon, as in-place activated batch norm does.
       apart: how the names of tensors begin that the logits do not depend on.
       to_verify: what to do where there is no package to compare with.
     """
@@ -63,6 +64,7 @@ class Layout(abc.ABC):
     rules: ClassVar[Mapping[type, Mapping[str, Any]]] = {}
     rule: ClassVar[Mapping[str, Any]] = {"first_block_dilation": "same"}
     linear_head: tuple[str, ...] = ()
+    absolute_gains: bool = False
     apart: tuple[str, ...] = ()
     to_verify: str = "Name a function that builds the original with --against module:factory."
 
