@@ -25,6 +25,7 @@ from deeplab_jax.layers import (
     Conv,
     ConvNormAct,
     LayerNorm,
+    Norm,
     SeparableConvNormAct,
     global_mean,
 )
@@ -52,9 +53,9 @@ class ASPPConfig:
       pool_window: rows and columns of the features that image pooling averages, at each of their places;
         None is the whole image. In detectron2 it is as large as the training crop.
       image_pooling: the branch of image pooling is there; in CoinCheung's code it is an option.
-      pointwise_padding: zeros around what the 1x1 convolutions of image pooling and of the fusion see. They
-        have 1 in CoinCheung's code, by mistake: ASPP's result has two more rows and columns, and the mean of
-        the image fades towards the borders.
+      pointwise_padding: zeros around what the 1x1 convolutions of image pooling and of the fusion see: 1 in
+        CoinCheung's code, by mistake. ASPP's result then has two more rows and columns, and what becomes of
+        the mean of the image fades towards the borders.
       activation: after every norm of the head.
     """
 
@@ -204,6 +205,28 @@ class LRASPPConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SteppedLRASPPConfig:
+    """Lite R-ASPP as mmsegmentation has it: up to stride 2, in two steps at which finer features join.
+
+    Attributes:
+      channels: of the gated features, and of what each step gives.
+      branch_channels: of the features that join, at stride 4 and at stride 2.
+      pool_window, pool_step: rows and columns of the features whose mean makes the gate, and between the
+        places of this window; they were chosen for images of 512 x 1024.
+      dropout: rate before the classifier, of whole channels.
+      norm_epsilon: of every batch norm.
+    """
+
+    kind: ClassVar[str] = "stepped_lraspp"
+    channels: int = 128
+    branch_channels: tuple[int, int] = (64, 32)
+    pool_window: tuple[int, int] = (49, 49)
+    pool_step: tuple[int, int] = (16, 20)
+    dropout: float = 0.1
+    norm_epsilon: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
     """The classifier of an image-classification network, applied at every pixel.
 
@@ -230,6 +253,7 @@ HeadConfig = (
     | DeepLabV2Config
     | FCNConfig
     | LRASPPConfig
+    | SteppedLRASPPConfig
     | ClassifierConfig
 )
 HEAD_CONFIGS: tuple[type[HeadConfig], ...] = typing.get_args(HeadConfig)
@@ -559,6 +583,51 @@ class LRASPPHead(nnx.Module):
         return self.high_classifier(x) + self.mid_classifier(mid)
 
 
+class SteppedLRASPPHead(nnx.Module):
+    """Gated features, brought to stride 4 and then 2: see `SteppedLRASPPConfig`."""
+
+    taps = ("high", "low", "half")
+
+    def __init__(
+        self,
+        in_channels: int,
+        low_channels: int,
+        half_channels: int,
+        num_classes: int,
+        config: SteppedLRASPPConfig = SteppedLRASPPConfig(),
+        *,
+        align_corners: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.align_corners = align_corners
+        self.pool_window, self.pool_step = config.pool_window, config.pool_step
+        width = config.channels
+        normed: dict[str, Any] = {"norm": Norm(epsilon=config.norm_epsilon), "rngs": rngs}
+        self.cbr = _conv(in_channels, width, **normed)
+        self.scale = Conv(in_channels, width, fan="in", rngs=rngs)
+        self.gated = Conv(width, width, bias=True, fan="in", rngs=rngs)
+        self.branches, self.convs = nnx.List[Conv](), nnx.List[ConvNormAct]()
+        sizes = zip((low_channels, half_channels), config.branch_channels, strict=True)
+        for channels, branch in sizes:
+            self.branches.append(Conv(channels, branch, fan="in", rngs=rngs))
+            self.convs.append(_conv(width + branch, width, **normed))
+        self.dropout = _dropout(config.dropout, drop_channels=True)
+        self.classifier = _classifier(width, num_classes, rngs)
+
+    def __call__(
+        self, high: jax.Array, low: jax.Array, half: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        means = ops.window_mean(high, self.pool_window, self.pool_step)
+        x = self.gated(self.cbr(high) * self._as_large(jax.nn.sigmoid(self.scale(means)), high))
+        for finer, branch, conv in zip((low, half), self.branches, self.convs, strict=True):
+            x = conv(jnp.concatenate([self._as_large(x, finer), branch(finer)], axis=-1))
+        return self.classifier(self.dropout(x, rngs=rngs))
+
+    def _as_large(self, x: jax.Array, other: jax.Array) -> jax.Array:
+        size = (other.shape[1], other.shape[2])
+        return ops.resize_bilinear(x, size, align_corners=self.align_corners)
+
+
 class ClassifierHead(nnx.Module):
     """The layers of an image classifier as 1x1 convolutions, see `ClassifierConfig`."""
 
@@ -583,7 +652,15 @@ class ClassifierHead(nnx.Module):
         return self.classifier(self.dropout(x, rngs=rngs))
 
 
-Head = DeepLabV3Head | DeepLabV3PlusHead | DeepLabV2Head | FCNHead | LRASPPHead | ClassifierHead
+Head = (
+    DeepLabV3Head
+    | DeepLabV3PlusHead
+    | DeepLabV2Head
+    | FCNHead
+    | LRASPPHead
+    | SteppedLRASPPHead
+    | ClassifierHead
+)
 
 
 def is_classifier(path: str) -> bool:
@@ -647,5 +724,8 @@ def build_head(
             return FCNHead(width(config.tap), num_classes, config, rngs=rngs)
         case LRASPPConfig():
             return LRASPPHead(width("high"), width("mid"), num_classes, config, **resize)
+        case SteppedLRASPPConfig():
+            high, low, half = (width(tap) for tap in SteppedLRASPPHead.taps)
+            return SteppedLRASPPHead(high, low, half, num_classes, config, **resize)
         case ClassifierConfig():
             return ClassifierHead(width("high"), num_classes, config, rngs=rngs)

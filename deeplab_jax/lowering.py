@@ -673,7 +673,7 @@ def resize_of_any_size(
     align_corners: bool,
     whole: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """`x` resized to `out`, or the first rows and columns of it resized to `whole`; sizes may be symbols."""
+    """`x` resized to `out`, or the first rows and columns of `x` resized to `whole`; of any sizes."""
     whole = out if whole is None else whole
     for axis in (2, 1):
         at = axis - 1
@@ -697,11 +697,11 @@ def _matrix_of_any_size(resampling: Resampling) -> jax.Array:
     return jnp.maximum(1 - jnp.abs(source[:, None] - pixel), 0)
 
 
-def window_matrix(size: int, side: int) -> jax.Array:
-    """`[size - side + 1, size]`, each row the mean of `side` pixels; of sizes that may be symbols."""
-    first, pixel = (lax.iota(jnp.float32, n) for n in (size - side + 1, size))
+def window_matrix(size: int, side: int, step: int) -> jax.Array:
+    """A row for every `step`-th of the windows, the mean of `side` of `size` pixels; of any sizes."""
+    number, pixel = (lax.iota(jnp.float32, n) for n in ((size - side) // step + 1, size))
     # The pixels of a window are those less than half of it from its middle.
-    middle = first[:, None] + (side - 1) / 2
+    middle = step * number[:, None] + (side - 1) / 2
     return (jnp.abs(pixel - middle) < side / 2).astype(jnp.float32) / side
 
 

@@ -352,18 +352,19 @@ def _seen(size: int, out: int, kernel_size: int, stride: int, before: int) -> np
     return seen.astype(np.float32)
 
 
-def window_mean(x: jax.Array, window: tuple[int, int]) -> jax.Array:
+def window_mean(x: jax.Array, window: tuple[int, int], step: tuple[int, int] = (1, 1)) -> jax.Array:
     """Mean over windows of `[B, H, W, C]` at each of their places, summed in float32.
 
     For windows of many pixels, which `average_pool` is not: each axis is a product of matrices.
 
     Args:
       window: its rows and columns; one that is larger than the image is as large as the image.
+      step: rows and columns from one place to the next.
     """
-    for axis, side in ((1, window[0]), (2, window[1])):
+    for axis in (1, 2):
         size = x.shape[axis]
-        side = min(side, size)
-        x = lowering.along_axis(x, lowering.window_matrix(size, side), axis)
+        side = min(window[axis - 1], size)
+        x = lowering.along_axis(x, lowering.window_matrix(size, side, step[axis - 1]), axis)
     return x
 
 

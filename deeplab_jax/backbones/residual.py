@@ -41,8 +41,8 @@ class BlockForm:
       shortcut_kernel: size of that convolution where the stride is; 3 in SENet-154.
       dilated_average: where a block lost its stride, "average" is over 2x2 pixels still, counting zeros
         beyond the bottom and right ("same", timm's), or over one ("none", mmsegmentation's).
-      activation: of a block's inner norms and of the stem's: "relu", or "leaky_relu" of slope .01, as in-place
-        activated batch norm has it (CoinCheung). The sum with the shortcut goes through a ReLU anyhow.
+      activation: of a block's inner norms and of the stem's: "relu", or "leaky_relu" of slope .01, as
+        in-place activated batch norm has it (CoinCheung). The sum with the shortcut has a ReLU anyhow.
       strided_shortcut: where the stride alone changes the shape, what `shortcut` says ("conv"), or every
         other pixel as it is ("subsample", Google's).
     """

@@ -1,7 +1,7 @@
 """CoinCheung's DeepLab-v3-plus-cityscapes: v3+ on a ResNet-101 with in-place activated batch norms.
 
-Their activation is a leaky ReLU, and their gain is |weight| + epsilon: it is exported as it would have to be
-there, which is within a rounding of what was read. Image pooling is an option, and off in its config.
+Their activation is a leaky ReLU, and their gain is |weight| + epsilon: what is exported is within a
+rounding of the absolute value of what was read. Image pooling is an option, and off in its config.
 """
 
 from typing import ClassVar
