@@ -164,8 +164,6 @@ class Config:
         names that none of them has.
         """
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
-        if fields.get("num_classes", self.num_classes) != self.num_classes:
-            fields = {"activation": None} | fields  # the fitting one
         for part in fields.keys() & {"backbone", "head"}:
             if not dataclasses.is_dataclass(fields[part]):
                 raise ValueError(f"{part} must be a config, got {fields[part]!r}")
@@ -180,6 +178,8 @@ class Config:
             )
         changes = {p: {f: v for f, v in fields.items() if f in names[p]} for p in places}
         own = changes.pop("")
+        if own.get("num_classes", self.num_classes) != self.num_classes:
+            own = {"activation": None} | own  # the fitting one
         for place, change in changes.items():
             own[place] = dataclasses.replace(places[place], **change)
         return dataclasses.replace(self, **own)

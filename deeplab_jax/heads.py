@@ -56,7 +56,7 @@ class ASPPConfig:
       pointwise_padding: zeros around what the 1x1 convolutions of image pooling and of the fusion see: 1 in
         CoinCheung's code, by mistake. ASPP's result then has two more rows and columns, and what becomes of
         the mean of the image fades towards the borders.
-      activation: after every norm of the head.
+      nonlinearity: after every norm of the head.
     """
 
     rates: tuple[int, ...] | None = None
@@ -71,7 +71,7 @@ class ASPPConfig:
     pool_window: tuple[int, int] | None = None
     image_pooling: bool = True
     pointwise_padding: int = 0
-    activation: Activation = "relu"
+    nonlinearity: Activation = "relu"
 
     def __post_init__(self):
         window = self.pool_window
@@ -116,7 +116,7 @@ class ASPPConfig:
             pool_window=self.pool_window,
             image_pooling=self.image_pooling,
             pointwise_padding=self.pointwise_padding,
-            activation=self.activation,
+            activation=self.nonlinearity,
             align_corners=align_corners,
             rngs=rngs,
         )
@@ -285,7 +285,8 @@ class ASPP(nnx.Module):
       separable: each 3x3 as depthwise and pointwise.
       dropout: rate after the fusion.
       norm_between, bias, project_kernel, drop_channels, pool_norm, pool_window, image_pooling,
-        pointwise_padding, activation: see `ASPPConfig`.
+        pointwise_padding: see `ASPPConfig`.
+      activation: after every norm.
       align_corners: corner rule of what image pooling gives, where that is more than one pixel.
     """
 
@@ -376,7 +377,8 @@ class Decoder(nnx.Module):
       convs: how many of them.
       separable: each 3x3 as depthwise and pointwise.
       kernel_size: of each 3x3, where it is not 3.
-      norm_between, bias, drop_channels, activation: see `ASPPConfig`.
+      norm_between, bias, drop_channels: see `ASPPConfig`.
+      activation: after every norm.
       classifier_bias: the classifier has a bias.
       dropout: rate after each of the 3x3 convolutions, none where it is shorter.
       align_corners: corner rule of the resize, see `ops.resize_bilinear`.
@@ -453,7 +455,7 @@ class DeepLabV3Head(nnx.Module):
             in_channels, output_stride, align_corners=align_corners, rngs=rngs
         )
         self.convs = nnx.List(
-            _conv(width, width, 3, bias=config.bias, activation=config.activation, rngs=rngs)
+            _conv(width, width, 3, bias=config.bias, activation=config.nonlinearity, rngs=rngs)
             for _ in range(config.convs)
         )
         self.dropout = _dropout(config.classifier_dropout, drop_channels=True)
@@ -500,7 +502,7 @@ class DeepLabV3PlusHead(nnx.Module):
             bias=config.bias,
             dropout=config.decoder_dropout,
             drop_channels=config.drop_channels,
-            activation=config.activation,
+            activation=config.nonlinearity,
             classifier_bias=config.classifier_bias,
             align_corners=align_corners,
             rngs=rngs,

@@ -120,10 +120,10 @@ class ResNetConfig(BlockForm):
         for name, least in counts.items():
             if (value := getattr(self, name)) < least:
                 yield f"{name} must be at least {least}, got {value!r}"
-        if self.activation != "relu" and (self.radix or self.scale > 1):
+        if self.nonlinearity != "relu" and (self.radix or self.scale > 1):
             yield (
-                "activation is for blocks without radix (of ResNeSt) and scale (of Res2Net), got "
-                f"{self.activation!r}"
+                "nonlinearity is for blocks without radix (of ResNeSt) and scale (of Res2Net), got "
+                f"{self.nonlinearity!r}"
             )
         if self.radix and self.scale > 1:
             yield "radix (of ResNeSt) and scale (of Res2Net) both replace the 3x3 convolution: give one"
@@ -184,7 +184,7 @@ class ResNet(Backbone[ResNetConfig]):
                     cout,
                     3,
                     stride=2 if i == 0 else 1,
-                    activation=config.activation,
+                    activation=config.nonlinearity,
                     norm=norm,
                     rngs=rngs,
                 )
@@ -223,7 +223,7 @@ class ResNet(Backbone[ResNetConfig]):
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
         if self.config.stem == "plain":
-            x = ACTIVATIONS[self.config.activation](self.bn1(self.conv1(images)))
+            x = ACTIVATIONS[self.config.nonlinearity](self.bn1(self.conv1(images)))
         else:
             x = sequence(self.stem, images)
         match self.config.stem_pool:

@@ -21,7 +21,7 @@ class CoinCheung(Layout):
     takes_others = False  # its norms and activations are its ResNet's own
     absolute_gains = True
 
-    rules: ClassVar = {ResNetConfig: {"first_block_dilation": "same", "activation": "leaky_relu"}}
+    rules: ClassVar = {ResNetConfig: {"first_block_dilation": "same", "nonlinearity": "leaky_relu"}}
 
     def recognises(self, shapes: Shapes) -> bool:
         return {"aspp.conv_out.conv.weight", "decoder.conv_low.conv.weight"} <= shapes.keys()
@@ -35,7 +35,7 @@ class CoinCheung(Layout):
             bias=True,
             image_pooling="aspp.conv1x1.conv.weight" in shapes,
             pointwise_padding=1,
-            activation="leaky_relu",
+            nonlinearity="leaky_relu",
             classifier_bias=False,
         )
         classes = shapes.get("decoder.conv_out.weight", (19,))[0]
