@@ -14,7 +14,8 @@ from references import without_weights
 from deeplab_jax import Config, FCNConfig
 from port import CheckpointError, load_torch
 from port.convert import convert
-from port.layouts.detectron2 import MSRA
+from port.layouts.base import of_bytes
+from port.layouts.detectron2 import MSRA_MEAN
 
 RGB = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
 BGR = {"pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1.0, 1.0, 1.0)}
@@ -45,7 +46,7 @@ def test_a_plain_stem_is_msras():
     config = load_torch(state(deep=False)).config
     assert config.backbone.bottleneck_stride == "1x1"
     assert config.backbone.multi_grid == ()
-    assert config.preprocessing == MSRA
+    assert config.preprocessing == of_bytes(MSRA_MEAN, 3, "bgr")
 
 
 def test_at_output_stride_8_windows_have_more_pixels():

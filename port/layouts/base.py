@@ -10,7 +10,7 @@ nearest to it and list it in `layouts/__init__.py`.
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -233,6 +233,16 @@ class Layout(abc.ABC):
             return ()
         _, naming = place or self.place(config)
         return tuple(f"backbone.{path}" for path in naming.channels_last(config.backbone))
+
+
+def of_bytes(
+    mean: tuple[float, ...], channels: int, order: Literal["rgb", "bgr"] = "rgb"
+) -> Preprocessing:
+    """Images of 0 to 255 less a mean, which is of RGB: from other channels nothing is known to be taken."""
+    if channels != len(mean):
+        return Preprocessing((0.0,) * channels, (1 / 255,) * channels)
+    scaled = tuple(value / 255 for value in mean)
+    return Preprocessing(scaled, (1 / 255,) * channels, channel_order=order)
 
 
 OTHERS = {"_kxk.conv.weight": "a GERNet or another of timm's ByobNets"}

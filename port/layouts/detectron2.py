@@ -16,7 +16,7 @@ from deeplab_jax.backbones import ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
-from port.layouts.base import Layout, Place
+from port.layouts.base import Layout, Place, of_bytes
 from port.naming import Names, Shapes, under
 
 CROP = (512, 1024)
@@ -25,12 +25,8 @@ CROP = (512, 1024)
 RATES = (6, 12, 18)
 MULTI_GRID = (1, 2, 4)
 
-MSRA = Preprocessing(
-    mean=(103.53 / 255, 116.28 / 255, 123.675 / 255),
-    std=(1 / 255, 1 / 255, 1 / 255),
-    channel_order="bgr",
-)
-"""detectron2's default: BGR images of 0 to 255, less the mean of ImageNet."""
+MSRA_MEAN = (103.53, 116.28, 123.675)
+"""detectron2's default, of BGR images of 0 to 255, whose deviation is left alone."""
 
 PLUS, V3 = "sem_seg_head.decoder.res5.project_conv", "sem_seg_head.aspp"  # where ASPP is
 LOW = "sem_seg_head.decoder.res2"
@@ -91,17 +87,22 @@ class Detectron2(Layout):
         if backbone.stem == "deep":
             return config.override(multi_grid=MULTI_GRID)
         stride_in = "1x1" if backbone.bottlenecks else "3x3"
-        return config.override(bottleneck_stride=stride_in, preprocessing=MSRA)
+        msra = of_bytes(MSRA_MEAN, backbone.in_channels, "bgr")
+        return config.override(bottleneck_stride=stride_in, preprocessing=msra)
 
     def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
         """What the checkpoint keeps, as earlier versions of detectron2 did; of RGB unless blue is first."""
         if not {"pixel_mean", "pixel_std"} <= source.keys():
             return config.preprocessing
         mean, std = (
-            tuple(float(x) / 255 for x in source[name].flat) for name in ("pixel_mean", "pixel_std")
+            source[name].astype(np.float64).ravel() for name in ("pixel_mean", "pixel_std")
         )
-        bgr = np.allclose(mean, MSRA.mean, atol=1e-3)  # a digit of a mean as people round it
-        return Preprocessing(mean=mean, std=std, channel_order="bgr" if bgr else "rgb")
+        bgr = mean.shape == (3,) and np.abs(mean - MSRA_MEAN).max() < 1  # as people round it
+        return Preprocessing(
+            tuple((mean / 255).tolist()),
+            tuple((std / 255).tolist()),
+            channel_order="bgr" if bgr else "rgb",
+        )
 
     def names(self, config: Config, place: Place | None = None) -> Names:
         plus = isinstance(config.head, DeepLabV3PlusConfig)

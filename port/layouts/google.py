@@ -19,7 +19,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.heads import ASPPConfig, DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
 from port.backbones.slim import conv_norm, separable
-from port.layouts.base import Layout, Place
+from port.layouts.base import Layout, Place, of_bytes
 from port.naming import Names, Shapes, under
 
 CLASSIFIER = "logits.semantic"
@@ -103,7 +103,7 @@ class Google(Layout):
         del source
         backbone = config.backbone
         if isinstance(backbone, ResNetConfig) and not _is_beta(backbone):
-            return Preprocessing(tuple(value / 255 for value in MEAN), (1 / 255,) * len(MEAN))
+            return of_bytes(MEAN, backbone.in_channels)
         half = (0.5,) * backbone.in_channels
         return Preprocessing(mean=half, std=half)
 
