@@ -74,12 +74,24 @@ class ASPPConfig:
     nonlinearity: Activation = "relu"
 
     def __post_init__(self):
-        window = self.pool_window
+        problems, window = [], self.pool_window
         if window is not None and (len(window) != 2 or min(window) < 1):
-            raise ValueError(
+            problems.append(
                 "pool_window must be rows and columns of the features, or None for the whole image, got "
                 f"{window!r}"
             )
+        if self.nonlinearity not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            problems.append(f"nonlinearity must be one of {known}, got {self.nonlinearity!r}")
+        if self.nonlinearity != "relu" and self._has_separable():
+            problems.append(
+                f"nonlinearity {self.nonlinearity!r} is for dense convolutions: separable ones have a ReLU"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _has_separable(self) -> bool:
+        return self.separable
 
     def build_aspp(
         self,
@@ -162,6 +174,9 @@ class DeepLabV3PlusConfig(ASPPConfig):
     decoder_kernel: int = 3
     decoder_dropout: tuple[float, ...] = ()
     classifier_bias: bool = True
+
+    def _has_separable(self) -> bool:
+        return self.separable or self.separable_decoder or self.refine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,13 @@ def test_a_gain_that_it_cannot_have_is_not_exported(state):
         to_torch(model, "coincheung")
 
 
+def test_its_activation_is_not_that_of_separable_convolutions(state):
+    with pytest.raises(ValueError, match="separable ones have a ReLU"):
+        load_torch(state, separable_decoder=True)
+    with pytest.raises(ValueError, match="nonlinearity must be one of relu, leaky_relu"):
+        load_torch(state, nonlinearity="leaky")
+
+
 def test_without_image_pooling_there_is_none(state):
     left = {name: array for name, array in state.items() if "conv1x1" not in name}
     left["aspp.conv_out.conv.weight"] = left["aspp.conv_out.conv.weight"][:, :1024]
