@@ -75,7 +75,7 @@ class ASPPConfig:
 
     def __post_init__(self):
         problems, window = [], self.pool_window
-        if window is not None and (len(window) != 2 or min(window) < 1):
+        if window is not None and not _is_size(window):
             problems.append(
                 "pool_window must be rows and columns of the features, or None for the whole image, got "
                 f"{window!r}"
@@ -692,6 +692,12 @@ def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs, *, bias: bool =
     """
     std = math.sqrt(2 / (channels + num_classes))
     return Conv(channels, num_classes, bias=bias, std=std, rngs=rngs)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is rows and columns."""
+    pair = isinstance(value, tuple) and len(value) == 2
+    return pair and all(isinstance(side, int) and side > 0 for side in value)
 
 
 def _dropout(rate: float, drop_channels: bool) -> nnx.Dropout:

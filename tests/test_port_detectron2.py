@@ -91,7 +91,7 @@ def test_logits_of_two_strides_cannot_be_enlarged_by_one():
         Config(config.backbone, config.head, upsampling="up")
 
 
-@pytest.mark.parametrize("window", [(0, 4), (3,)])
+@pytest.mark.parametrize("window", [(0, 4), (3,), 3, "whole"])
 def test_a_window_has_two_sides(window):
     with pytest.raises(ValueError, match="pool_window must be rows and columns"):
         load_torch(state(), pool_window=window)
