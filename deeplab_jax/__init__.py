@@ -20,6 +20,8 @@ from deeplab_jax.heads import (
     FCNHead,
     LRASPPConfig,
     LRASPPHead,
+    SteppedLRASPPConfig,
+    SteppedLRASPPHead,
     rates_for,
 )
 from deeplab_jax.memory import keep_memory
@@ -66,6 +68,8 @@ __all__ = [
     "ModelError",
     "Preprocessing",
     "SegmentationModel",
+    "SteppedLRASPPConfig",
+    "SteppedLRASPPHead",
     "__version__",
     "build",
     "compiler_options",

@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax.backbones.base import BackboneConfig
 from deeplab_jax.backbones.registry import FEATURES, families
-from deeplab_jax.heads import HEAD_CONFIGS, FCNConfig, HeadConfig
+from deeplab_jax.heads import HEAD_CONFIGS, ASPPConfig, FCNConfig, HeadConfig
 from deeplab_jax.preprocessing import Preprocessing
 
 MOST_CLASSES = 2**16
@@ -49,6 +49,9 @@ class Config:
       activation: what makes probabilities of logits. "softmax" over the classes; or "sigmoid", of one
         channel, which is each pixel's probability of being foreground, or of each of several labels for
         itself, of which a pixel may then have any number. None is "sigmoid" for one channel alone.
+      upsampling: logits are resized "to_image", whatever its size is; or enlarged "by_stride", by as much
+        as they are smaller, and cropped to the image (detectron2). The two differ for images of sizes
+        that are no multiples of the stride.
     """
 
     backbone: BackboneConfig | FeaturesConfig
@@ -59,6 +62,7 @@ class Config:
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing = Preprocessing()
     activation: Literal["softmax", "sigmoid"] | None = None
+    upsampling: Literal["to_image", "by_stride"] = "to_image"
 
     def __post_init__(self):
         self._check_parts()
@@ -96,6 +100,13 @@ class Config:
             )
         if not isinstance(self.aux_head, FCNConfig | None):
             problems.append(f"aux_head must be a FCNConfig or None, got {self.aux_head!r}")
+        if self.upsampling not in ("to_image", "by_stride"):
+            problems.append(f"upsampling must be to_image or by_stride, got {self.upsampling!r}")
+        elif self.upsampling == "by_stride" and not self._has_one_stride():
+            problems.append(
+                'upsampling="by_stride" is for heads of DeepLabv3 and v3+ without an auxiliary head, got '
+                f"{self.head!r} and {self.aux_head!r}"
+            )
         if not _is_whole(self.num_classes):
             problems.append(f"num_classes must be a whole number, got {self.num_classes!r}")
         if not problems and not (self.in_channels is None or _is_whole(self.in_channels)):
@@ -106,6 +117,10 @@ class Config:
             )
         if problems:
             raise ValueError("\n".join(problems))
+
+    def _has_one_stride(self) -> bool:
+        """Whether all logits have the stride of `SegmentationModel.logits_stride`."""
+        return isinstance(self.head, ASPPConfig) and self.aux_head is None
 
     def _settle(self, field: str, value: Any) -> None:
         object.__setattr__(self, field, value)  # a frozen dataclass has no other way
@@ -149,8 +164,6 @@ class Config:
         names that none of them has.
         """
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()}
-        if fields.get("num_classes", self.num_classes) != self.num_classes:
-            fields = {"activation": None} | fields  # the fitting one
         for part in fields.keys() & {"backbone", "head"}:
             if not dataclasses.is_dataclass(fields[part]):
                 raise ValueError(f"{part} must be a config, got {fields[part]!r}")
@@ -165,6 +178,8 @@ class Config:
             )
         changes = {p: {f: v for f, v in fields.items() if f in names[p]} for p in places}
         own = changes.pop("")
+        if own.get("num_classes", self.num_classes) != self.num_classes:
+            own = {"activation": None} | own  # the fitting one
         for place, change in changes.items():
             own[place] = dataclasses.replace(places[place], **change)
         return dataclasses.replace(self, **own)

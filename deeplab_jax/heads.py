@@ -25,6 +25,7 @@ from deeplab_jax.layers import (
     Conv,
     ConvNormAct,
     LayerNorm,
+    Norm,
     SeparableConvNormAct,
     global_mean,
 )
@@ -48,6 +49,14 @@ class ASPPConfig:
       project_kernel: side of the kernel that fuses ASPP's branches: 1, or 3 in mmsegmentation.
       drop_channels: dropout takes whole channels of an image (PyTorch's Dropout2d: mmsegmentation,
         transformers), not single values.
+      pool_norm: a batch norm follows the convolution of image pooling; without, it has a bias (detectron2).
+      pool_window: rows and columns of the features that image pooling averages, at each of their places;
+        None is the whole image. In detectron2 it is as large as the training crop.
+      image_pooling: the branch of image pooling is there; in CoinCheung's code it is an option.
+      pointwise_padding: zeros around what the 1x1 convolutions of image pooling and of the fusion see: 1 in
+        CoinCheung's code, by mistake. ASPP's result then has two more rows and columns, and what becomes of
+        the mean of the image fades towards the borders.
+      nonlinearity: after every norm of the head.
     """
 
     rates: tuple[int, ...] | None = None
@@ -58,8 +67,40 @@ class ASPPConfig:
     bias: bool = False
     project_kernel: int = 1
     drop_channels: bool = False
+    pool_norm: bool = True
+    pool_window: tuple[int, int] | None = None
+    image_pooling: bool = True
+    pointwise_padding: int = 0
+    nonlinearity: Activation = "relu"
 
-    def build_aspp(self, in_channels: int, output_stride: int | None, *, rngs: nnx.Rngs) -> "ASPP":
+    def __post_init__(self):
+        problems, window = [], self.pool_window
+        if window is not None and not _is_size(window):
+            problems.append(
+                "pool_window must be rows and columns of the features, or None for the whole image, got "
+                f"{window!r}"
+            )
+        if self.nonlinearity not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            problems.append(f"nonlinearity must be one of {known}, got {self.nonlinearity!r}")
+        if self.nonlinearity != "relu" and self._has_separable():
+            problems.append(
+                f"nonlinearity {self.nonlinearity!r} is for dense convolutions: separable ones have a ReLU"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _has_separable(self) -> bool:
+        return self.separable
+
+    def build_aspp(
+        self,
+        in_channels: int,
+        output_stride: int | None,
+        *,
+        align_corners: bool = False,
+        rngs: nnx.Rngs,
+    ) -> "ASPP":
         """The ASPP of this config, on features at `output_stride`.
 
         Raises ValueError where neither the config nor the backbone says what its rates are.
@@ -83,6 +124,12 @@ class ASPPConfig:
             bias=self.bias,
             project_kernel=self.project_kernel,
             drop_channels=self.drop_channels,
+            pool_norm=self.pool_norm,
+            pool_window=self.pool_window,
+            image_pooling=self.image_pooling,
+            pointwise_padding=self.pointwise_padding,
+            activation=self.nonlinearity,
+            align_corners=align_corners,
             rngs=rngs,
         )
 
@@ -113,7 +160,10 @@ class DeepLabV3PlusConfig(ASPPConfig):
       low_channels: what the decoder's 1x1 makes of the low-level features.
       decoder_convs: 3x3 convolutions in the decoder: two in the paper, one in many code bases.
       separable_decoder: make them depthwise-separable.
+      decoder_kernel: side of their kernels: 3, or 5 of the one separable convolution that detectron2 has in
+        place of two.
       decoder_dropout: rate after each of them, none where it is shorter.
+      classifier_bias: the classifier has a bias.
     """
 
     kind: ClassVar[str] = "deeplabv3plus"
@@ -121,7 +171,12 @@ class DeepLabV3PlusConfig(ASPPConfig):
     low_channels: int = 48
     decoder_convs: int = 2
     separable_decoder: bool = False
+    decoder_kernel: int = 3
     decoder_dropout: tuple[float, ...] = ()
+    classifier_bias: bool = True
+
+    def _has_separable(self) -> bool:
+        return self.separable or self.separable_decoder or self.refine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +220,28 @@ class LRASPPConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SteppedLRASPPConfig:
+    """Lite R-ASPP as mmsegmentation has it: up to stride 2, in two steps at which finer features join.
+
+    Attributes:
+      channels: of the gated features, and of what each step gives.
+      branch_channels: of the features that join, at stride 4 and at stride 2.
+      pool_window, pool_step: rows and columns of the features whose mean makes the gate, and between the
+        places of this window; they were chosen for images of 512 x 1024.
+      dropout: rate before the classifier, of whole channels.
+      norm_epsilon: of every batch norm.
+    """
+
+    kind: ClassVar[str] = "stepped_lraspp"
+    channels: int = 128
+    branch_channels: tuple[int, int] = (64, 32)
+    pool_window: tuple[int, int] = (49, 49)
+    pool_step: tuple[int, int] = (16, 20)
+    dropout: float = 0.1
+    norm_epsilon: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
     """The classifier of an image-classification network, applied at every pixel.
 
@@ -191,6 +268,7 @@ HeadConfig = (
     | DeepLabV2Config
     | FCNConfig
     | LRASPPConfig
+    | SteppedLRASPPConfig
     | ClassifierConfig
 )
 HEAD_CONFIGS: tuple[type[HeadConfig], ...] = typing.get_args(HeadConfig)
@@ -221,7 +299,10 @@ class ASPP(nnx.Module):
       rates: atrous rates of the 3x3 branches; (6, 12, 18) fits output stride 16, see `rates_for`.
       separable: each 3x3 as depthwise and pointwise.
       dropout: rate after the fusion.
-      norm_between, bias, project_kernel, drop_channels: see `ASPPConfig`.
+      norm_between, bias, project_kernel, drop_channels, pool_norm, pool_window, image_pooling,
+        pointwise_padding: see `ASPPConfig`.
+      activation: after every norm.
+      align_corners: corner rule of what image pooling gives, where that is more than one pixel.
     """
 
     def __init__(
@@ -236,28 +317,61 @@ class ASPP(nnx.Module):
         bias: bool = False,
         project_kernel: int = 1,
         drop_channels: bool = False,
+        pool_norm: bool = True,
+        pool_window: tuple[int, int] | None = None,
+        image_pooling: bool = True,
+        pointwise_padding: int = 0,
+        activation: Activation = "relu",
+        align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
+        self.pool_window, self.align_corners = pool_window, align_corners
+        self.uniform = pool_window is None and pointwise_padding == 0
+        self.activation = ACTIVATIONS[activation]
+        dense: dict[str, Any] = {"bias": bias, "activation": activation, "rngs": rngs}
         self.branches: nnx.List[ConvNormAct | SeparableConvNormAct]
-        self.branches = nnx.List([_conv(in_channels, channels, bias=bias, rngs=rngs)])
+        self.branches = nnx.List([_conv(in_channels, channels, **dense)])
         for rate in rates:
             self.branches.append(
                 SeparableConvNormAct(
                     in_channels, channels, dilation=rate, norm_between=norm_between, rngs=rngs
                 )
                 if separable
-                else _conv(in_channels, channels, 3, dilation=rate, bias=bias, rngs=rngs)
+                else _conv(in_channels, channels, 3, dilation=rate, **dense)
             )
-        self.pool = _conv(in_channels, channels, bias=bias, rngs=rngs)
+        padding = pointwise_padding or None
+        pool: ConvNormAct | Conv | None = None
+        if image_pooling and pool_norm:
+            pool = _conv(in_channels, channels, padding=padding, **dense)
+        elif image_pooling:
+            pool = Conv(in_channels, channels, padding=padding, bias=True, fan="in", rngs=rngs)
+        self.pool = pool
+        branches = len(rates) + (2 if image_pooling else 1)
         self.project = _conv(
-            (len(rates) + 2) * channels, channels, project_kernel, bias=bias, rngs=rngs
+            branches * channels, channels, project_kernel, padding=padding, **dense
         )
         self.dropout = _dropout(dropout, drop_channels)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         seen = jnp.concatenate([branch(x) for branch in self.branches], axis=-1)
-        image = self.pool(global_mean(x))
-        return self.dropout(self.project(seen, image), rngs=rngs)
+        if self.pool is None:
+            y = self.project(seen)
+        elif self.uniform:
+            y = self.project(seen, self._pooled(self.pool, x))
+        else:
+            image = ops.resize_bilinear(
+                self._pooled(self.pool, x),
+                (x.shape[1], x.shape[2]),
+                align_corners=self.align_corners,
+            )
+            y = self.project(jnp.concatenate([seen, image], axis=-1))
+        return self.dropout(y, rngs=rngs)
+
+    def _pooled(self, pool: ConvNormAct | Conv, x: jax.Array) -> jax.Array:
+        """What image pooling makes of the features, at the size that it has by itself."""
+        window = self.pool_window
+        y = pool(global_mean(x) if window is None else ops.window_mean(x, window))
+        return y if isinstance(pool, ConvNormAct) else self.activation(y)
 
 
 class Decoder(nnx.Module):
@@ -277,7 +391,10 @@ class Decoder(nnx.Module):
       channels: of the 3x3 convolutions.
       convs: how many of them.
       separable: each 3x3 as depthwise and pointwise.
+      kernel_size: of each 3x3, where it is not 3.
       norm_between, bias, drop_channels: see `ASPPConfig`.
+      activation: after every norm.
+      classifier_bias: the classifier has a bias.
       dropout: rate after each of the 3x3 convolutions, none where it is shorter.
       align_corners: corner rule of the resize, see `ops.resize_bilinear`.
     """
@@ -292,25 +409,31 @@ class Decoder(nnx.Module):
         channels: int = 256,
         convs: int = 2,
         separable: bool = False,
+        kernel_size: int = 3,
         norm_between: bool = False,
         bias: bool = False,
         dropout: Sequence[float] = (),
         drop_channels: bool = False,
+        activation: Activation = "relu",
+        classifier_bias: bool = True,
         align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
         self.align_corners = align_corners
-        self.low = _conv(low_level_channels, low_channels, bias=bias, rngs=rngs)
+        dense: dict[str, Any] = {"bias": bias, "activation": activation, "rngs": rngs}
+        self.low = _conv(low_level_channels, low_channels, **dense)
         self.convs: nnx.List[ConvNormAct | SeparableConvNormAct] = nnx.List()
         for i in range(convs):
             width = low_channels + in_channels if i == 0 else channels
             self.convs.append(
-                SeparableConvNormAct(width, channels, norm_between=norm_between, rngs=rngs)
+                SeparableConvNormAct(
+                    width, channels, kernel_size, norm_between=norm_between, rngs=rngs
+                )
                 if separable
-                else _conv(width, channels, 3, bias=bias, rngs=rngs)
+                else _conv(width, channels, kernel_size, **dense)
             )
         self.dropouts = nnx.List(_dropout(rate, drop_channels) for rate in dropout)
-        self.classifier = _classifier(channels, num_classes, rngs)
+        self.classifier = _classifier(channels, num_classes, rngs, bias=classifier_bias)
 
     def __call__(
         self, x: jax.Array, low_level: jax.Array, *, rngs: nnx.Rngs | None = None
@@ -339,12 +462,16 @@ class DeepLabV3Head(nnx.Module):
         config: DeepLabV3Config = DeepLabV3Config(),
         output_stride: int | None = 16,
         *,
+        align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
         width = config.channels
-        self.aspp = config.build_aspp(in_channels, output_stride, rngs=rngs)
+        self.aspp = config.build_aspp(
+            in_channels, output_stride, align_corners=align_corners, rngs=rngs
+        )
         self.convs = nnx.List(
-            _conv(width, width, 3, bias=config.bias, rngs=rngs) for _ in range(config.convs)
+            _conv(width, width, 3, bias=config.bias, activation=config.nonlinearity, rngs=rngs)
+            for _ in range(config.convs)
         )
         self.dropout = _dropout(config.classifier_dropout, drop_channels=True)
         self.classifier = _classifier(width, num_classes, rngs)
@@ -373,7 +500,9 @@ class DeepLabV3PlusHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = config.channels
-        self.aspp = config.build_aspp(in_channels, output_stride, rngs=rngs)
+        self.aspp = config.build_aspp(
+            in_channels, output_stride, align_corners=align_corners, rngs=rngs
+        )
         self.refine = SeparableConvNormAct(width, width, rngs=rngs) if config.refine else None
         self.decoder = Decoder(
             low_level_channels,
@@ -383,10 +512,13 @@ class DeepLabV3PlusHead(nnx.Module):
             channels=width,
             convs=config.decoder_convs,
             separable=config.separable_decoder,
+            kernel_size=config.decoder_kernel,
             norm_between=config.norm_between,
             bias=config.bias,
             dropout=config.decoder_dropout,
             drop_channels=config.drop_channels,
+            activation=config.nonlinearity,
+            classifier_bias=config.classifier_bias,
             align_corners=align_corners,
             rngs=rngs,
         )
@@ -468,6 +600,51 @@ class LRASPPHead(nnx.Module):
         return self.high_classifier(x) + self.mid_classifier(mid)
 
 
+class SteppedLRASPPHead(nnx.Module):
+    """Gated features, brought to stride 4 and then 2: see `SteppedLRASPPConfig`."""
+
+    taps = ("high", "low", "half")
+
+    def __init__(
+        self,
+        in_channels: int,
+        low_channels: int,
+        half_channels: int,
+        num_classes: int,
+        config: SteppedLRASPPConfig = SteppedLRASPPConfig(),
+        *,
+        align_corners: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.align_corners = align_corners
+        self.pool_window, self.pool_step = config.pool_window, config.pool_step
+        width = config.channels
+        normed: dict[str, Any] = {"norm": Norm(epsilon=config.norm_epsilon), "rngs": rngs}
+        self.cbr = _conv(in_channels, width, **normed)
+        self.scale = Conv(in_channels, width, fan="in", rngs=rngs)
+        self.gated = Conv(width, width, bias=True, fan="in", rngs=rngs)
+        self.branches, self.convs = nnx.List[Conv](), nnx.List[ConvNormAct]()
+        sizes = zip((low_channels, half_channels), config.branch_channels, strict=True)
+        for channels, branch in sizes:
+            self.branches.append(Conv(channels, branch, fan="in", rngs=rngs))
+            self.convs.append(_conv(width + branch, width, **normed))
+        self.dropout = _dropout(config.dropout, drop_channels=True)
+        self.classifier = _classifier(width, num_classes, rngs)
+
+    def __call__(
+        self, high: jax.Array, low: jax.Array, half: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        means = ops.window_mean(high, self.pool_window, self.pool_step)
+        x = self.gated(self.cbr(high) * self._as_large(jax.nn.sigmoid(self.scale(means)), high))
+        for finer, branch, conv in zip((low, half), self.branches, self.convs, strict=True):
+            x = conv(jnp.concatenate([self._as_large(x, finer), branch(finer)], axis=-1))
+        return self.classifier(self.dropout(x, rngs=rngs))
+
+    def _as_large(self, x: jax.Array, other: jax.Array) -> jax.Array:
+        size = (other.shape[1], other.shape[2])
+        return ops.resize_bilinear(x, size, align_corners=self.align_corners)
+
+
 class ClassifierHead(nnx.Module):
     """The layers of an image classifier as 1x1 convolutions, see `ClassifierConfig`."""
 
@@ -492,7 +669,15 @@ class ClassifierHead(nnx.Module):
         return self.classifier(self.dropout(x, rngs=rngs))
 
 
-Head = DeepLabV3Head | DeepLabV3PlusHead | DeepLabV2Head | FCNHead | LRASPPHead | ClassifierHead
+Head = (
+    DeepLabV3Head
+    | DeepLabV3PlusHead
+    | DeepLabV2Head
+    | FCNHead
+    | LRASPPHead
+    | SteppedLRASPPHead
+    | ClassifierHead
+)
 
 
 def is_classifier(path: str) -> bool:
@@ -500,13 +685,19 @@ def is_classifier(path: str) -> bool:
     return any(part.endswith(("classifier", "classifiers")) for part in path.split("."))
 
 
-def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs) -> Conv:
+def _classifier(channels: int, num_classes: int, rngs: nnx.Rngs, *, bias: bool = True) -> Conv:
     """The 1x1 that makes logits; its first weights are by Glorot's rule, as no ReLU follows.
 
     With a deviation of .01, which others take, CamVid's rare classes were lost (mIoU .54 instead of .63).
     """
     std = math.sqrt(2 / (channels + num_classes))
-    return Conv(channels, num_classes, bias=True, std=std, rngs=rngs)
+    return Conv(channels, num_classes, bias=bias, std=std, rngs=rngs)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is rows and columns."""
+    pair = isinstance(value, tuple) and len(value) == 2
+    return pair and all(isinstance(side, int) and side > 0 for side in value)
 
 
 def _dropout(rate: float, drop_channels: bool) -> nnx.Dropout:
@@ -546,7 +737,7 @@ def build_head(
     resize: dict[str, Any] = {"align_corners": align_corners, "rngs": rngs}
     match config:
         case DeepLabV3Config():
-            return DeepLabV3Head(width("high"), num_classes, config, output_stride, rngs=rngs)
+            return DeepLabV3Head(width("high"), num_classes, config, output_stride, **resize)
         case DeepLabV3PlusConfig():
             high, low = width("high"), width("low")
             return DeepLabV3PlusHead(high, low, num_classes, config, output_stride, **resize)
@@ -556,5 +747,8 @@ def build_head(
             return FCNHead(width(config.tap), num_classes, config, rngs=rngs)
         case LRASPPConfig():
             return LRASPPHead(width("high"), width("mid"), num_classes, config, **resize)
+        case SteppedLRASPPConfig():
+            high, low, half = (width(tap) for tap in SteppedLRASPPHead.taps)
+            return SteppedLRASPPHead(high, low, half, num_classes, config, **resize)
         case ClassifierConfig():
             return ClassifierHead(width("high"), num_classes, config, rngs=rngs)

@@ -34,9 +34,12 @@ relu6.defvjp(
     lambda y, cotangent: (jnp.where((y > 0) & (y < 6), cotangent, 0),),
 )
 
-Activation = Literal["relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "none"]
+Activation = Literal[
+    "relu", "leaky_relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "none"
+]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,  # of slope .01
     "relu6": relu6,
     "hard_swish": jax.nn.hard_swish,
     "hard_sigmoid": jax.nn.hard_sigmoid,
@@ -300,7 +303,7 @@ class ConvNormAct(nnx.Module):
 
 
 class SeparableConvNormAct(nnx.Module):
-    """Depthwise 3x3 (at an atrous rate) and pointwise 1x1; then batch norm and ReLU.
+    """Depthwise (at an atrous rate) and pointwise 1x1; then batch norm and ReLU.
 
     The "atrous separable convolution" of DeepLabv3+ (Chen et al. 2018, sec. 3.1).
 
@@ -313,6 +316,7 @@ class SeparableConvNormAct(nnx.Module):
         self,
         in_channels: int,
         out_channels: int,
+        kernel_size: int = 3,
         *,
         dilation: int = 1,
         norm_between: bool = False,
@@ -321,7 +325,7 @@ class SeparableConvNormAct(nnx.Module):
         self.depthwise = Conv(
             in_channels,
             in_channels,
-            3,
+            kernel_size,
             dilation=dilation,
             groups=in_channels,
             rngs=rngs,

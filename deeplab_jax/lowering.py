@@ -603,29 +603,37 @@ def moments_in_two_passes(
 
 
 class Resampling(NamedTuple):
-    """The static part of a resize along one axis, see `ops.resize_bilinear`."""
+    """The static part of a resize along one axis, see `ops.resize_bilinear`.
+
+    Attributes:
+      whole: rows (or columns) of the whole result, of which `out` are the first; None where `out` is all.
+    """
 
     axis: int
     size: int
     out: int
     align_corners: bool
+    whole: int | None = None
 
 
 def resize_weights(
-    size: int, out: int, align_corners: bool
+    size: int, out: int, align_corners: bool, whole: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of `out` positions: the source pixel before, the one after, and the latter's weight.
+
+    They are the first of `whole`; None is that many.
 
     In float32 step by step as PyTorch computes it: at 513 pixels, doing it in float64 would give
     weights that differ from PyTorch's by 1e-5.
     """
+    whole = out if whole is None else whole
     one, half = np.float32(1), np.float32(0.5)
     position = np.arange(out, dtype=np.float32)
     if align_corners:
-        scale = np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.float32(0)
+        scale = np.float32(size - 1) / np.float32(whole - 1) if whole > 1 else np.float32(0)
         source = scale * position
     else:
-        scale = np.float32(size) / np.float32(out)
+        scale = np.float32(size) / np.float32(whole)
         source = np.maximum(scale * (position + half) - half, np.float32(0))
     before = np.minimum(source.astype(np.int32), size - 1)
     after = np.minimum(before + 1, size - 1)
@@ -635,7 +643,7 @@ def resize_weights(
 
 def resize_matrix(resampling: Resampling) -> np.ndarray:
     """`[out, size]` with two weights in a row: the gradient of a product is one too, not a scatter."""
-    _, size, out, _ = resampling
+    size, out = resampling.size, resampling.out
     before, after, weight = resize_weights(*resampling[1:])
     matrix = np.zeros((out, size), np.float32)
     np.add.at(matrix, (np.arange(out), before), 1 - weight)
@@ -649,18 +657,27 @@ def resize_half_pixel(x: jax.Array, *, out: tuple[int, int]) -> jax.Array:
 
     It is a function by itself in the program, which tells a translator to another language what it does.
     """
-    return _resize_of_any_size(x, out, align_corners=False)
+    return resize_of_any_size(x, out, align_corners=False)
 
 
 @functools.partial(jax.jit, static_argnames="out")
 def resize_align_corners(x: jax.Array, *, out: tuple[int, int]) -> jax.Array:
     """The same by the other corner rule."""
-    return _resize_of_any_size(x, out, align_corners=True)
+    return resize_of_any_size(x, out, align_corners=True)
 
 
-def _resize_of_any_size(x: jax.Array, out: tuple[int, int], *, align_corners: bool) -> jax.Array:
-    for axis, size in ((2, out[1]), (1, out[0])):
-        resampling = Resampling(axis, x.shape[axis], size, align_corners)
+def resize_of_any_size(
+    x: jax.Array,
+    out: tuple[int, int],
+    *,
+    align_corners: bool,
+    whole: tuple[int, int] | None = None,
+) -> jax.Array:
+    """`x` resized to `out`, or the first rows and columns of `x` resized to `whole`; of any sizes."""
+    whole = out if whole is None else whole
+    for axis in (2, 1):
+        at = axis - 1
+        resampling = Resampling(axis, x.shape[axis], out[at], align_corners, whole[at])
         x = product(x, matrix_of_any_size(resampling), resampling)
     return x
 
@@ -674,8 +691,8 @@ def matrix_of_any_size(
       sizes: from and to which it resizes, where they are known to the running program alone; the matrix has
         zeros for what is beyond the first.
     """
-    _, size, out, align_corners = resampling
-    sizes = [jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in sizes or (size, out)]
+    _, size, out, align_corners, whole = resampling
+    sizes = [jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in sizes or (size, whole)]
     position = lax.iota(jnp.float32, out)
     if align_corners:
         source = position * ((sizes[0] - 1) / jnp.maximum(sizes[1] - 1, 1))
@@ -687,6 +704,14 @@ def matrix_of_any_size(
     return jnp.maximum(1 - jnp.abs(source[:, None] - pixel), 0)
 
 
+def window_matrix(size: int, side: int, step: int) -> jax.Array:
+    """A row for every `step`-th of the windows, the mean of `side` of `size` pixels; of any sizes."""
+    number, pixel = (lax.iota(jnp.float32, n) for n in ((size - side) // step + 1, size))
+    # The pixels of a window are those less than half of it from its middle.
+    middle = step * number[:, None] + (side - 1) / 2
+    return (jnp.abs(pixel - middle) < side / 2).astype(jnp.float32) / side
+
+
 def product(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Array:
     """The `resize_matrix` times every column of `x` along the axis, in float32.
 
@@ -694,7 +719,11 @@ def product(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Arra
     compiler's estimate, where with `product_of_rows` it copies between layouts for 30 ms, and selecting
     rows and weighing them takes longer yet.
     """
-    axis = resampling.axis
+    return along_axis(x, matrix, resampling.axis)
+
+
+def along_axis(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+    """A matrix times every column of `x` along the axis, in float32."""
     dimensions = (((1,), (axis,)), ((), ()))
     y = lax.dot_general(matrix, x.astype(jnp.float32), dimensions, precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(y, 0, axis).astype(x.dtype)
@@ -739,8 +768,7 @@ def _weighted_rows_backward(resampling, matrix, cotangent):
     last = len(weights) - 1 - (weights > 0)[::-1].argmax(0)
     most = int((last - first).max()) + 1
     if most > _FEW_ROWS:
-        turned = resampling._replace(size=resampling.out, out=resampling.size)
-        return product(cotangent, matrix.T, turned), unused
+        return along_axis(cotangent, matrix.T, axis), unused
     terms = []
     for rows in (first + i for i in range(most)):
         inside = np.minimum(rows, len(weights) - 1)

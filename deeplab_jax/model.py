@@ -3,7 +3,7 @@
 import functools
 import types
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ from deeplab_jax.presets import named_config
 
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
+LOW_STRIDE = 4
+"""Of the low-level features of every backbone."""
+
 # ---------------------------------------------------------------------------- the model
 
 
@@ -43,6 +46,7 @@ class SegmentationModel(nnx.Module):
       head: config of the head.
       aux_head: config of a second head for training, None for none.
       align_corners: corner rule of every resize.
+      upsampling: how logits are brought to the image's size, see `Config`.
       dtype: what the convolutions compute in; batch norm, parameters and logits stay float32.
       rngs: `nnx.Rngs(seed)`, for the heads' weights.
     """
@@ -55,6 +59,7 @@ class SegmentationModel(nnx.Module):
         head: HeadConfig,
         aux_head: FCNConfig | None = None,
         align_corners: bool = False,
+        upsampling: Literal["to_image", "by_stride"] = "to_image",
         dtype: jax.typing.DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
@@ -65,7 +70,7 @@ class SegmentationModel(nnx.Module):
             )
         check_rngs(rngs)
         self._config: Config | None = None
-        self.align_corners = align_corners
+        self.align_corners, self.upsampling = align_corners, upsampling
         self.dtype = jnp.dtype(dtype)
         self.backbone_frozen = False
         self.backbone = backbone
@@ -125,7 +130,13 @@ class SegmentationModel(nnx.Module):
     def resize(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Logits at (rows, columns) `size` by the model's corner rule, in float32."""
         logits = logits.astype(jnp.float32)
-        return ops.resize_bilinear(logits, size, align_corners=self.align_corners)
+        factor = self.logits_stride if self.upsampling == "by_stride" else None
+        return ops.resize_bilinear(logits, size, align_corners=self.align_corners, factor=factor)
+
+    @property
+    def logits_stride(self) -> int:
+        """How many rows and columns of images a pixel of the logits stands for, of DeepLabv3 and v3+."""
+        return LOW_STRIDE if "low" in self.head.taps else self.backbone.output_stride
 
     def _both(
         self, features: dict[str, jax.Array], rngs: nnx.Rngs | None
@@ -331,6 +342,7 @@ def _make(config: Config, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> Segmen
         "head": config.head,
         "aux_head": config.aux_head,
         "align_corners": config.align_corners,
+        "upsampling": config.upsampling,
         "dtype": dtype,
         "rngs": rngs,
     }

@@ -39,6 +39,7 @@ __all__ = [
     "resize_weights",
     "same_padding",
     "shift",
+    "window_mean",
 ]
 
 Padding = int | Literal["same"] | Pads
@@ -351,6 +352,22 @@ def _seen(size: int, out: int, kernel_size: int, stride: int, before: int) -> np
     return seen.astype(np.float32)
 
 
+def window_mean(x: jax.Array, window: tuple[int, int], step: tuple[int, int] = (1, 1)) -> jax.Array:
+    """Mean over windows of `[B, H, W, C]` at each of their places, summed in float32.
+
+    For windows of many pixels, which `average_pool` is not: each axis is a product of matrices.
+
+    Args:
+      window: its rows and columns; one that is larger than the image is as large as the image.
+      step: rows and columns from one place to the next.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        side = min(window[axis - 1], size)
+        x = lowering.along_axis(x, lowering.window_matrix(size, side, step[axis - 1]), axis)
+    return x
+
+
 def resize_nearest(x: jax.Array, factor: int) -> jax.Array:
     """Each pixel of `[B, H, W, C]` as a block of them: `[B, factor H, factor W, C]`.
 
@@ -360,7 +377,11 @@ def resize_nearest(x: jax.Array, factor: int) -> jax.Array:
 
 
 def resize_bilinear(
-    x: jax.Array, size: tuple[int, int], *, align_corners: bool = False
+    x: jax.Array,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    factor: int | None = None,
 ) -> jax.Array:
     """Bilinear resize of `[B, H, W, C]` to `size` (rows, columns), equal to PyTorch's.
 
@@ -370,13 +391,23 @@ def resize_bilinear(
       align_corners: True maps the centres of corner pixels onto each other (TensorFlow 1's and the
         DeepLab papers' rule); False maps the outer edges (PyTorch's default). There is no
         antialiasing in either, as in `torch.nn.functional.interpolate(mode="bilinear")`.
+      factor: by what both sides grow, and `size` is then what is kept at the top and left; None
+        for what makes the whole result that size.
     """
+    rows, columns = size if factor is None else (factor * n for n in x.shape[1:3])
     if lowering.is_symbolic((*x.shape[1:3], *size)):
+        if factor is not None:
+            return lowering.resize_of_any_size(
+                x, size, align_corners=align_corners, whole=(rows, columns)
+            )
         align, half = lowering.resize_align_corners, lowering.resize_half_pixel
         return (align if align_corners else half)(x, out=tuple(size))
-    for axis, out in ((2, size[1]), (1, size[0])):  # columns first, while the image is small
-        if x.shape[axis] != out:
-            resampling = lowering.Resampling(axis, x.shape[axis], out, align_corners)
+    for axis, out, whole in (
+        (2, size[1], columns),
+        (1, size[0], rows),
+    ):  # the image is small at first
+        if x.shape[axis] != out or whole != out:
+            resampling = lowering.Resampling(axis, x.shape[axis], out, align_corners, whole)
             x = lowering.by_platform(
                 resampling,
                 x,

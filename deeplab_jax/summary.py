@@ -97,6 +97,8 @@ HEAD_ORDER = (
     "refine",
     "cbr",
     "scale",
+    "gated",
+    "branches",
     "conv",
     "decoder.low",
     "decoder.convs",

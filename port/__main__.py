@@ -244,7 +244,8 @@ def _network(conversion: Conversion) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, Preprocessing):
         mean, std = (", ".join(f"{x:.6g}" for x in part) for part in (value.mean, value.std))
-        return f"mean ({mean}), std ({std})"
+        order = ", BGR" if value.channel_order == "bgr" else ""
+        return f"mean ({mean}), std ({std}){order}"
     return str(value)
 
 
@@ -499,11 +500,24 @@ def _synthetic(config: Config) -> list[np.ndarray]:
             rng.standard_normal(shape, np.float32)
             for shape in ((1, 17, 23, high), (1, 65, 89, low))
         ]
-    rows, columns = np.mgrid[0:193, 0:257].astype(np.float32)
+    height, width = _synthetic_size(config)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     phases = rng.uniform(0, 2 * np.pi, config.backbone.in_channels)
     smooth = np.stack([np.sin(rows / 31 + p) + np.cos(columns / 17 - p) for p in phases], -1)
     noise = rng.standard_normal(smooth.shape)
     return [(smooth + 0.5 * noise)[None].astype(np.float32)]
+
+
+def _synthetic_size(config: Config) -> tuple[int, int]:
+    """Rows and columns of a picture that the original accepts.
+
+    Where image pooling has a window, detectron2's code takes whole windows only: two, side by side.
+    """
+    window = getattr(config.head, "pool_window", None)
+    if window is None:
+        return 193, 257
+    stride = config.backbone.output_stride
+    return window[0] * stride, 2 * window[1] * stride
 
 
 def main() -> None:

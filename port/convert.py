@@ -87,6 +87,7 @@ class Entry:
       linear: whether our 1x1 kernel is a linear layer's matrix in the original.
       reshaped: their shape, where it is another one with the same numbers in the same order.
       roll: (axis of ours, channels), see `Layout.rolls`.
+      least_gain: what their batch norm adds to |weight|, see `Layout.absolute_gains`; None elsewhere.
     """
 
     path: str
@@ -96,6 +97,7 @@ class Entry:
     linear: bool = False
     reshaped: tuple[int, ...] | None = None
     roll: tuple[int, int] | None = None
+    least_gain: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,9 +123,19 @@ class Entry:
         if self.roll:
             axis, channels = self.roll
             array = np.roll(array, -channels, axis)
+        if self.least_gain is not None:
+            array = np.abs(array) + np.float32(self.least_gain)
         return np.array(array, order="C")  # a copy: the source may be a file mapped into memory
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """Raises ValueError for a gain that theirs cannot be."""
+        if self.least_gain is not None:
+            array = array - np.float32(self.least_gain)
+            if array.min() < 0:
+                raise ValueError(
+                    f"{self.name} would be below 0, and the original takes its absolute value: it has no "
+                    f"norm with a gain below {self.least_gain:g}"
+                )
         if self.roll:
             axis, channels = self.roll
             array = np.roll(array, channels, axis)
@@ -204,7 +216,9 @@ def convert(
     config = _with_settings(config, {name: v for name, v in settings.items() if name not in fields})
     config = config.override(**fields)
     if "preprocessing" not in known:
-        config = dataclasses.replace(config, preprocessing=family.preprocessing(config))
+        config = dataclasses.replace(
+            config, preprocessing=family.preprocessing(config, network.source)
+        )
     model = build(config)
     place = family.find_place(shapes_of(tensors))
     listed = entries(model, family, config, place)
@@ -444,11 +458,17 @@ def entries(
                     linear=leaf == "kernel" and path in linear,
                     reshaped=reshaped.get(variable),
                     roll=None if axis is None else (axis, rolls[path]),
+                    least_gain=_least_gain(module, leaf) if layout.absolute_gains else None,
                 )
             )
     if nameless:
         raise ValueError(f"{layout.code} has nothing like {some(nameless)}")
     return listed
+
+
+def _least_gain(module: nnx.Module, leaf: str) -> float | None:
+    """What is added to the absolute value of a batch norm's scale."""
+    return module.epsilon if leaf == "scale" and isinstance(module, BatchNorm) else None
 
 
 def _rolled_axis(module: nnx.Module, leaf: str) -> int | None:

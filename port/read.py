@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.buckets import local_copy
-from port import unpickle
+from port import torchscript, unpickle
 from port.naming import LONGEST_NAME, shown
 from port.sources import Fetched, fetch
 from port.tensorflow_files import INSTALL, Saved, open_saved
@@ -320,9 +320,6 @@ def _open_zip(path: Path) -> Any:
     except Exception as error:  # a damaged directory raises any of half a dozen types
         raise _damaged(path, "zip archive", error) from None
     files = {entry.filename.partition("/")[2] or entry.filename for entry in entries}
-    if "constants.pkl" in files or any(name.startswith("code/") for name in files):
-        fix = "Pass the file of torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
-        raise CheckpointError(f"{path} must hold weights, but is a TorchScript archive. {fix}.")
     if "data.pkl" not in files:
         some = ", ".join(map(shown, sorted(files)[:5]))
         rule = f"{path} must have torch's data.pkl, but is a zip archive of {some}"
@@ -335,10 +332,20 @@ def _open_zip(path: Path) -> Any:
         )
     if damaged := _damaged_record(path, entries):
         raise _damaged(path, "zip archive", ValueError(f"{shown(damaged)} is not what was written"))
+    if "constants.pkl" in files or any(name.startswith("code/") for name in files):
+        return _open_torchscript(path)
     # torch maps records as they lie in the file: one that a zip program compressed would be noise.
     # And it hands a path that ends in .safetensors to that library, whatever is inside.
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     return _open_torch(path, mmap=stored and path.suffix != ".safetensors")
+
+
+def _open_torchscript(path: Path) -> Any:
+    tensors = _checked(path, lambda: torchscript.read(path))
+    if not tensors:
+        rule = f"{path} is a TorchScript archive whose weights have no names, as torch.jit.freeze makes it"
+        raise CheckpointError(f"{rule}. Pass the checkpoint that it was made from.")
+    return tensors
 
 
 def _damaged_record(path: Path, entries: Sequence[zipfile.ZipInfo]) -> str | None:

@@ -294,23 +294,30 @@ def _norm_rolls(model: SegmentationModel, family: Layout) -> dict[str, int]:
 # ---------------------------------------------------------------------------- both sides
 
 
+BATCH_NORMS = ("BatchNorm2d", "SyncBatchNorm", "NaiveSyncBatchNorm", "FrozenBatchNorm2d")
+"""PyTorch's and detectron2's classes of batch norm and nothing else."""
+
+
 def _compared(model: SegmentationModel, originals: dict[str, "torch.nn.Module"]) -> list[str]:
     """The layers worth a row: batch norms, and convolutions that none follows.
 
     A batch norm whose original does more (timm's has the activation in it) leaves the row to its
-    convolution.
+    convolution, and a convolution whose original does (detectron2's) to the layers that read it.
     """
     compared = []
     for path, module in weighted_modules(model).items():
         if path not in originals:  # a plain parameter of a larger module in the original
             continue
         if isinstance(module, BatchNorm):
-            if type(originals[path]).__name__ in ("BatchNorm2d", "SyncBatchNorm"):
+            if type(originals[path]).__name__ in BATCH_NORMS:
                 compared.append(path)
             else:
                 parent, _, leaf = path.rpartition(".")
                 compared.append(f"{parent}.{leaf.replace('bn', 'conv')}")
-        elif getattr(module, "bias", None) is not None:
+        elif (
+            getattr(module, "bias", None) is not None
+            and getattr(originals[path], "activation", None) is None
+        ):
             compared.append(path)
     head = model.head
     if isinstance(head, ClassifierHead) and (head.hidden is not None or head.norm is not None):

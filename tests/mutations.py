@@ -104,8 +104,8 @@ BUGS = (
     ),
     Bug(
         "deeplab_jax/lowering.py",
-        "scale = np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.float32(0)",
-        "scale = np.float32(size) / np.float32(out)",
+        "scale = np.float32(size - 1) / np.float32(whole - 1) if whole > 1 else np.float32(0)",
+        "scale = np.float32(size) / np.float32(whole)",
         "test_properties.py::test_a_resize_of_any_size_equals_torchs_by_both_corner_rules",
     ),
     Bug(

@@ -116,7 +116,10 @@ def shapes_by_rule(config, height, width):
     """
     rounded = math.floor if isinstance(config, ConvNeXtConfig) else math.ceil
     shapes = {}
-    for name, stride in (("low", 4), ("mid", 8), ("aux", 16), ("high", config.output_stride)):
+    strides = {"half": 2, "low": 4, "mid": 8, "aux": 16, "high": config.output_stride}
+    for name, stride in strides.items():
+        if name not in abstract(config).channels:  # half is MobileNetV3's alone
+            continue
         step = min(stride, config.output_stride)
         size = (rounded(height / step), rounded(width / step))
         shapes[name] = (2, *size, abstract(config).channels[name])

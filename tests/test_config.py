@@ -275,3 +275,10 @@ def test_the_last_convolution_of_older_model_folders_is_understood():
     old = to_dict(MobileNetV2Config()) | {"last_conv": True}
     assert from_dict(old) == MobileNetV2Config(last_conv="used")
     assert from_dict(old | {"last_conv": False}) == MobileNetV2Config()
+
+
+def test_another_number_of_classes_changes_the_models_activation_and_no_heads():
+    config = Config(MobileNetV3Config(), ClassifierConfig(hidden=8))
+    changed = config.override(num_classes=1)
+    assert changed.activation == "sigmoid"
+    assert changed.head == config.head

@@ -19,13 +19,14 @@ from deeplab_jax.heads import (
     DeepLabV3PlusConfig,
     FCNConfig,
     LRASPPConfig,
+    SteppedLRASPPConfig,
     build_head,
     rates_for,
 )
 from deeplab_jax.layers import BatchNorm, SeparableConvNormAct
 from deeplab_jax.model import build, fill
 
-CHANNELS = {"low": 6, "mid": 7, "aux": 8, "high": 10}
+CHANNELS = {"half": 5, "low": 6, "mid": 7, "aux": 8, "high": 10}
 CLASSES = 5
 
 # Compiling is nearly all that these tests do, and they need no fast code.
@@ -245,12 +246,13 @@ def test_given_rates_replace_those_of_the_output_stride(config, rates):
         (FCNConfig(), ("high",), (3, 4)),
         (FCNConfig(tap="mid", channels=4), ("mid",), (5, 8)),
         (LRASPPConfig(4), ("high", "mid"), (5, 8)),
+        (SteppedLRASPPConfig(4), ("high", "low", "half"), (20, 30)),
         (ClassifierConfig(), ("high",), (3, 4)),
         (ClassifierConfig(hidden=6), ("high",), (3, 4)),
     ],
 )
 def test_logits_have_the_size_of_the_finest_features(config, taps, size):
-    sizes = {"low": (10, 15), "mid": (5, 8), "aux": (3, 4), "high": (3, 4)}
+    sizes = {"half": (20, 30), "low": (10, 15), "mid": (5, 8), "aux": (3, 4), "high": (3, 4)}
 
     def run(features):
         head = build_head(

@@ -486,6 +486,18 @@ def test_average_pool_keeps_bfloat16():
     assert (pooled == 1).all()
 
 
+@pytest.mark.parametrize("window", [(4, 6), (1, 1), (9, 14)])
+def test_the_mean_of_windows_equals_torchs_average_pooling(window):
+    x = normal(2, 9, 14, 3)
+    theirs = F.avg_pool2d(nchw(x), window, stride=1)
+    assert_near(ops.window_mean(jnp.asarray(x), window), nhwc(theirs))
+
+
+def test_a_window_that_is_larger_than_the_image_is_as_large_as_the_image():
+    x = jnp.asarray(normal(2, 9, 14, 3))
+    assert (ops.window_mean(x, (20, 6)) == ops.window_mean(x, (9, 6))).all()
+
+
 @pytest.mark.parametrize("size", [(9, 14), (1, 1), (2, 3)])
 @pytest.mark.parametrize("window", [lowering.Window(3, 2, 1), lowering.Window(2, 2, 0)])
 def test_the_gradients_of_max_pooling_agree_where_values_are_equal_too(size, window):
@@ -595,6 +607,24 @@ def test_resize_and_its_gradient_equal_torch(source, target, align_corners):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
+def test_what_grows_by_a_factor_is_torchs_and_cropped(align_corners):
+    x, factor, kept = normal(2, 9, 14, 3), 4, (33, 55)
+    torch_x = nchw(x).requires_grad_()
+    theirs = F.interpolate(
+        torch_x, scale_factor=factor, mode="bilinear", align_corners=align_corners
+    )
+    theirs = theirs[:, :, : kept[0], : kept[1]]
+    cotangent = normal(2, *kept, 3, seed=1)
+    theirs.backward(nchw(cotangent))
+    options = {"size": kept, "factor": factor, "align_corners": align_corners}
+    resize = functools.partial(ops.resize_bilinear, **options)
+    ours, gradient = value_and_gradients(resize, jnp.asarray(cotangent), jnp.asarray(x))
+    # As above.
+    np.testing.assert_allclose(ours, nhwc(theirs), rtol=0, atol=2e-5)
+    assert_near(gradient, nhwc(torch_x.grad), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
 def test_weights_stay_within_the_image(align_corners):
     for size in (1, 2, 3, 7, 33):
         for out in (1, 2, 5, 33, 513, 1025):
@@ -621,10 +651,12 @@ def test_resize_to_the_same_size_changes_nothing():
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("axis", [1, 2])
-@pytest.mark.parametrize("out", [1, 5, 14, 17, 129, 900])
-def test_the_forms_of_a_resize_agree(axis, out, align_corners):
+@pytest.mark.parametrize(
+    ("out", "whole"), [*((n, None) for n in (1, 5, 14, 17, 129, 900)), (30, 56)]
+)
+def test_the_forms_of_a_resize_agree(axis, out, whole, align_corners):
     x = jnp.asarray(normal(2, 9, 14, 3))
-    resampling = lowering.Resampling(axis, x.shape[axis], out, align_corners)
+    resampling = lowering.Resampling(axis, x.shape[axis], out, align_corners, whole)
     matrix = lowering.resize_matrix(resampling)
     cotangent = jnp.asarray(
         normal(*(out if i == axis else n for i, n in enumerate(x.shape)), seed=1)

@@ -4,10 +4,19 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from references import without_weights
+from references import (
+    assert_agrees,
+    copied,
+    images,
+    quick_comparison,
+    randomise,
+    without_weights,
+)
+from segmentation_models_pytorch.encoders._utils import replace_strides_with_dilation
 
 from deeplab_jax import DPNConfig, RegNetConfig, XceptionConfig
-from port import load_torch
+from port import load_torch, to_torch, verify
+from port.convert import convert
 from port.read import CheckpointError
 
 
@@ -41,6 +50,27 @@ def test_regnet_of_smp_before_0_5_was_dilated_by_smp():
     rules = [load_torch(s).config.backbone.first_block_dilation for s in (state, old)]
     assert rules == ["previous", "same"]
     assert load_torch(old).config.backbone == RegNetConfig("y_002", 16, "same")
+
+
+def test_mobilenet_v3_of_smp_before_0_5_was_dilated_by_smp_under_the_same_names():
+    def before_0_5():
+        model = smp.DeepLabV3Plus(
+            "tu-tf_mobilenetv3_small_100", encoder_weights=None, decoder_channels=8, classes=3
+        )
+        model.encoder.model = timm.create_model("tf_mobilenetv3_small_100", features_only=True)
+        replace_strides_with_dilation(model.encoder.model.blocks[4:], dilation_rate=2)
+        return model
+
+    module = randomise(before_0_5(), (2, 3, 64, 96))
+    state = copied(module.state_dict())
+    assumed = convert(state)
+    assert assumed.chosen["first_block_dilation"] == "previous"
+    assert "first_block_dilation" in assumed.assumed
+    conversion = convert(state, first_block_dilation="same")
+    with quick_comparison():
+        assert_agrees(verify(conversion.model, module, images(1, 64, 96, 3)))
+    assert conversion.layout.reference(conversion.model.config, conversion.place) is None
+    assert to_torch(conversion.model, "smp").keys() == state.keys()
 
 
 @pytest.mark.parametrize("channels", [3, 4])

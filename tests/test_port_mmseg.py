@@ -30,8 +30,14 @@ from references import (
     run_torch,
 )
 
-from deeplab_jax.backbones import MobileNetV2Config, ResNetConfig
-from deeplab_jax.heads import DeepLabV3Config, DeepLabV3PlusConfig, FCNConfig
+from deeplab_jax import Config, create
+from deeplab_jax.backbones import MobileNetV2Config, MobileNetV3Config, ResNetConfig
+from deeplab_jax.heads import (
+    DeepLabV3Config,
+    DeepLabV3PlusConfig,
+    FCNConfig,
+    SteppedLRASPPConfig,
+)
 from port import CheckpointError, load_torch, to_torch
 from port.convert import convert
 
@@ -180,3 +186,19 @@ def test_contract_dilation_is_an_option_of_resnets_that_weights_do_not_tell():
     told = convert(skeleton(v3plus_r18), first_block_dilation="same")
     assert "first_block_dilation" not in told.assumed
     assert to_torch(told.model, "mmseg").keys() == to_torch(conversion.model, "mmseg").keys()
+
+
+# ---------------------------------------------------------------------------- LR-ASPP
+
+
+@pytest.mark.parametrize(("size", "channels"), [("large", (24, 16)), ("small", (16, 16))])
+def test_lr_aspp_is_the_same_there_and_back(size, channels):
+    # Its layers are held against a recorded output in test_golden.py.
+    backbone = MobileNetV3Config(size, output_stride=8, padding="same", norm_momentum=0.1)
+    config = Config(backbone, SteppedLRASPPConfig(channels=8), 5)
+    model = create(config, rngs=nnx.Rngs(0))
+    branches = [branch.kernel.shape[2] for branch in model.head.branches]
+    assert branches == list(channels)
+    state = to_torch(model, "mmseg")
+    assert state["decode_head.conv_ups.conv_up1.conv.weight"].shape[:2] == (8, 8 + 64)
+    assert load_torch(state).config == config

@@ -466,14 +466,69 @@ def test_a_zip_archive_of_other_things_is_refused_with_its_names(tmp_path):
     assert "Unpack it" in message
 
 
-def test_a_torchscript_archive_is_refused_with_the_way_to_its_weights(tmp_path):
+def torchscript(path, make, **files):
+    """Saves what `make` gives by torch.jit; `files` replace some of the archive's."""
     with warnings.catch_warnings():  # torch calls TorchScript deprecated
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
-        traced.save(str(tmp_path / "a.pt"))
-    message = refusal(tmp_path / "a.pt")
-    assert "TorchScript" in message
-    assert "torch.jit.load(path).state_dict()" in message
+        torch.jit.save(make(), str(path))
+    if files:
+        with zipfile.ZipFile(path) as archive:
+            contents = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in contents.items():
+                archive.writestr(name, files.get(name.rpartition("/")[2].replace(".", "_"), data))
+    return path
+
+
+def network():
+    """Parts in parts, a part under two names, and buffers."""
+    inner = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3))
+    whole = torch.nn.Sequential(inner, torch.nn.Conv2d(3, 3, 1))
+    whole.add_module("again", whole[1])
+    return whole.eval()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.jit.script,
+        lambda net: torch.jit.trace(net, torch.zeros(1, 2, 3, 3, dtype=net[1].weight.dtype)),
+    ],
+    ids=["script", "trace"],
+)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_a_torchscript_archive_gives_the_tensors_of_its_modules(tmp_path, make, kind):
+    net = network().to(kind)
+    path = torchscript(tmp_path / "a.pt", lambda: make(net))
+    tensors = read(path).tensors
+    state = {n: t for n, t in net.state_dict().items() if not n.endswith("batches_tracked")}
+    assert tensors.keys() == state.keys()
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(tensors[name], tensor.float().numpy())
+
+
+def test_a_frozen_torchscript_archive_is_refused_as_its_weights_have_no_names(tmp_path):
+    path = torchscript(tmp_path / "a.pt", lambda: torch.jit.freeze(torch.jit.script(network())))
+    assert "no names, as torch.jit.freeze makes it" in refusal(path)
+
+
+def test_a_torchscript_archive_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    ran = tmp_path / "ran"
+    attack = f"cos\nsystem\n(S'touch {ran}'\ntR.".encode()
+    path = torchscript(tmp_path / "a.pt", lambda: torch.jit.script(network()), data_pkl=attack)
+    assert "os.system" in refusal(path)
+    assert not ran.exists()
+
+
+def test_a_torchscript_archive_of_parts_without_end_is_refused(tmp_path):
+    # Each of forty modules has the one before it twice.
+    make = b"c__torch__\nM\n)\x81"
+    doubled = b"".join(
+        b"q%c0%s}(X\x01\0\0\0ah%cX\x01\0\0\0bh%cub" % (n, make, n, n) for n in range(40)
+    )
+    bomb = b"\x80\x02" + make + doubled + b"."
+    path = torchscript(tmp_path / "a.pt", lambda: torch.jit.script(network()), data_pkl=bomb)
+    assert "more than 100,000 parts" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.models import segmentation
 
 from port import LAYOUTS, CheckpointError, load_torch
+from port.convert import convert
 from port.network import find_layout
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,6 +51,8 @@ RECORDED = {  # of the others, names and shapes are in a golden file
     "kazuto1011": "kazuto1011_deeplabv3plus_r50_os16",
     "adaptsegnet": "adaptsegnet_deeplabv2_r50",
     "adaptsegnet-multi": "advent_deeplabv2_r50",
+    "coincheung": "coincheung_deeplabv3plus_r50_os16",
+    "detectron2": "detectron2_deeplabv3plus_r50_os16",
     "standalone": "standalone_os16",
     "google": "google_deeplabv3_mobilenetv2_dm05_os8",
 }
@@ -83,3 +86,21 @@ def test_a_layout_refuses_the_checkpoint_of_every_other_by_name(wrong):
         if layout != wrong and (layout, wrong) != ("yudewang", "bubbliiiing"):
             with pytest.raises(CheckpointError, match=f"(not quite|a checkpoint of) {wrong}"):
                 load_torch(state_of(layout), layout=wrong)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "standalone"])
+def test_a_model_of_four_channels_has_four_means_and_says_that_they_are_assumed(layout):
+    if layout == "google":  # its recorded MobileNetV2 has no statistics of RGB, and ResNets have
+        file = np.load(GOLDEN / "google_deeplabv3plus_resnet50_os8.npz")
+        entries = json.loads(file["meta"].tobytes())["entries"]
+        state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in entries}
+    else:
+        state = state_of(layout)
+    first = [name for name, tensor in state.items() if tensor.ndim == 4 and tensor.shape[1] == 3]
+    for name in first:  # under two names in jfzhang's
+        out, _, *sides = state[name].shape
+        state = state | {name: np.broadcast_to(np.float32(0), (out, 4, *sides))}
+    conversion = convert(state, layout=layout)
+    preprocessing = conversion.model.config.preprocessing
+    assert len(preprocessing.mean) == len(preprocessing.std) == 4
+    assert "preprocessing" in conversion.assumed

@@ -98,11 +98,11 @@ class MobileNetV3Config:
 
 
 class MobileNetV3(Backbone[MobileNetV3Config]):
-    """Images `[B, H, W, in_channels]` -> features low, mid, aux and high, at strides 4, 8, 16 and the
-    output stride.
+    """Images `[B, H, W, in_channels]` -> features half, low, mid, aux and high, at strides 2, 4, 8, 16 and
+    the output stride.
 
-    mid is the *first* block at stride 8, where torchvision taps LR-ASPP's low-level features and the
-    auxiliary head.
+    half is the last block at stride 2, or the stem where there is none. mid is the *first* block at
+    stride 8, where torchvision taps LR-ASPP's low-level features and the auxiliary head.
     """
 
     def __init__(self, config: MobileNetV3Config, *, rngs: nnx.Rngs):
@@ -140,18 +140,20 @@ class MobileNetV3(Backbone[MobileNetV3Config]):
     def taps(self) -> dict[str, int]:
         """Features that are a block's output -> the index of the block."""
         blocks = block_table(self.config)
-        return taps(blocks) | {"mid": last_at_stride(blocks, 4) + 1}
+        half = {"half": last_at_stride(blocks, 2)} if blocks[0].stride == 1 else {}
+        return half | taps(blocks) | {"mid": last_at_stride(blocks, 4) + 1}
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each of the features."""
         blocks = block_table(self.config)
         channels = {name: blocks[i].channels for name, i in self.taps.items()}
-        return channels | {"high": self.high_channels}
+        return {"half": stem_channels(self.config)} | channels | {"high": self.high_channels}
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        high, features = run(self.blocks, self.stem(images), self.taps, rngs=rngs)
-        return features | {"high": self.last(high)}
+        half = self.stem(images)
+        high, features = run(self.blocks, half, self.taps, rngs=rngs)
+        return {"half": half} | features | {"high": self.last(high)}
 
     def spatial_layers(self) -> Iterator[SpatialLayer]:
         """What widens the receptive field, in order."""

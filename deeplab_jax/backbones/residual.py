@@ -13,7 +13,7 @@ from flax import nnx
 
 from deeplab_jax import ops
 from deeplab_jax.backbones.channel_attention import Attention, SplitAttention, channel_attention
-from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
+from deeplab_jax.layers import ACTIVATIONS, Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 WIDTH = 64  # of the first stage's blocks; `width_per_group` is in proportion to it
 
@@ -22,7 +22,7 @@ WIDTH = 64  # of the first stage's blocks; `width_per_group` is in proportion to
 class BlockForm:
     """What a family of residual blocks has in common; the defaults are those of ResNet (v1.5).
 
-    All but `attention` and the shortcut's concerns bottlenecks only.
+    All but `attention`, `nonlinearity` and the shortcut's concerns bottlenecks only.
 
     Attributes:
       groups: of the 3x3 convolution, 32 or 64 in ResNeXt (Xie et al. 2017).
@@ -41,6 +41,8 @@ class BlockForm:
       shortcut_kernel: size of that convolution where the stride is; 3 in SENet-154.
       dilated_average: where a block lost its stride, "average" is over 2x2 pixels still, counting zeros
         beyond the bottom and right ("same", timm's), or over one ("none", mmsegmentation's).
+      nonlinearity: of a block's inner norms and of the stem's: "relu", or "leaky_relu" of slope .01, as
+        in-place activated batch norm has it (CoinCheung). The sum with the shortcut has a ReLU anyhow.
       strided_shortcut: where the stride alone changes the shape, what `shortcut` says ("conv"), or every
         other pixel as it is ("subsample", Google's).
     """
@@ -57,6 +59,7 @@ class BlockForm:
     shortcut_kernel: Literal[1, 3] = 1
     dilated_average: Literal["same", "none"] = "same"
     strided_shortcut: Literal["conv", "subsample"] = "conv"
+    nonlinearity: Literal["relu", "leaky_relu"] = "relu"
 
 
 PLAIN = BlockForm()
@@ -187,6 +190,7 @@ class BasicBlock(nnx.Module):
         norm: Norm,
         rngs: nnx.Rngs,
     ):
+        self.activation = ACTIVATIONS[form.nonlinearity]
         self.conv1 = Conv(in_channels, width, 3, stride=stride, dilation=dilation, rngs=rngs)
         self.bn1 = norm(width)
         self.conv2 = Conv(width, width, 3, dilation=second_dilation or dilation, rngs=rngs)
@@ -208,7 +212,7 @@ class BasicBlock(nnx.Module):
 
     def begin(self, x: jax.Array) -> jax.Array:
         """What is added to the shortcut."""
-        x = jax.nn.relu(self.bn1(self.conv1(x)))
+        x = self.activation(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
         return x if self.attention is None else self.attention(x)
 
@@ -247,6 +251,7 @@ class Bottleneck(nnx.Module):
         inner = width * form.width_per_group // WIDTH * form.groups
         first = inner // form.reduce_first * form.scale
         strides = (stride, 1) if form.bottleneck_stride == "1x1" else (1, stride)
+        self.activation = ACTIVATIONS[form.nonlinearity]
         self.conv1 = Conv(in_channels, first, stride=strides[0], rngs=rngs)
         self.bn1 = norm(first)
         changes = stride > 1 or in_channels != out
@@ -285,8 +290,8 @@ class Bottleneck(nnx.Module):
 
     def begin(self, x: jax.Array) -> jax.Array:
         """What is added to the shortcut."""
-        x = self.conv2(jax.nn.relu(self.bn1(self.conv1(x))))
-        x = x if self.bn2 is None else jax.nn.relu(self.bn2(x))
+        x = self.conv2(self.activation(self.bn1(self.conv1(x))))
+        x = x if self.bn2 is None else self.activation(self.bn2(x))
         x = self.bn3(self.conv3(x))
         return x if self.attention is None else self.attention(x)
 

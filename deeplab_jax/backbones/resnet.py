@@ -31,7 +31,7 @@ from deeplab_jax.backbones.residual import (
     sequence,
     stage_features,
 )
-from deeplab_jax.layers import Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
+from deeplab_jax.layers import ACTIVATIONS, Conv, ConvNormAct, Norm, SpatialLayer, spatial_layer
 
 Depth = Literal[10, 14, 18, 26, 34, 50, 101, 152, 200, 269]
 BLOCKS: dict[Depth, tuple[int, ...]] = {
@@ -120,6 +120,11 @@ class ResNetConfig(BlockForm):
         for name, least in counts.items():
             if (value := getattr(self, name)) < least:
                 yield f"{name} must be at least {least}, got {value!r}"
+        if self.nonlinearity != "relu" and (self.radix or self.scale > 1):
+            yield (
+                "nonlinearity is for blocks without radix (of ResNeSt) and scale (of Res2Net), got "
+                f"{self.nonlinearity!r}"
+            )
         if self.radix and self.scale > 1:
             yield "radix (of ResNeSt) and scale (of Res2Net) both replace the 3x3 convolution: give one"
         if self.width_per_group % self.reduce_first:
@@ -174,7 +179,15 @@ class ResNet(Backbone[ResNetConfig]):
         else:
             widths = (config.in_channels, *config.stem_widths)
             self.stem = nnx.List(
-                ConvNormAct(cin, cout, 3, stride=2 if i == 0 else 1, norm=norm, rngs=rngs)
+                ConvNormAct(
+                    cin,
+                    cout,
+                    3,
+                    stride=2 if i == 0 else 1,
+                    activation=config.nonlinearity,
+                    norm=norm,
+                    rngs=rngs,
+                )
                 for i, (cin, cout) in enumerate(itertools.pairwise(widths))
             )
         stages = []
@@ -210,7 +223,7 @@ class ResNet(Backbone[ResNetConfig]):
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
         del rngs  # nothing is random
         if self.config.stem == "plain":
-            x = jax.nn.relu(self.bn1(self.conv1(images)))
+            x = ACTIVATIONS[self.config.nonlinearity](self.bn1(self.conv1(images)))
         else:
             x = sequence(self.stem, images)
         match self.config.stem_pool:

@@ -1,4 +1,4 @@
-"""MobileNetV3, as torchvision and timm name it."""
+"""MobileNetV3, as torchvision, mmsegmentation and timm name it."""
 
 import itertools
 from typing import ClassVar
@@ -14,6 +14,7 @@ from port.backbones.inverted_residual import (
     born_in,
     no_width,
     output_channels,
+    parts,
     same_blocks,
     timm_family,
     timm_names,
@@ -73,6 +74,41 @@ class TorchvisionMobileNetV3(_MobileNetV3):
         return make(num_classes=config.num_classes, **options)
 
 
+class MMSegMobileNetV3(_MobileNetV3):
+    """`layer{0..16}`, of which the first is the stem and the last the convolution behind the blocks."""
+
+    layouts = ("mmseg",)
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return any(name.startswith("layer1.depthwise_conv.conv.") for name in shapes)
+
+    def config(self, shapes: Shapes, **fields) -> MobileNetV3Config:
+        blocks = [f"layer{i}" for i in range(1, count(shapes, "layer{}.") - 1)]
+        channels = [shapes[f"{block}.linear_conv.conv.weight"][0] for block in blocks]
+        for size in mobilenet_v3.TABLES:
+            config = MobileNetV3Config(size, in_channels=shapes["layer0.conv.weight"][1], **fields)
+            if output_channels(mobilenet_v3.block_table(config)) == channels:
+                return config
+        raise no_width("MobileNetV3", channels)
+
+    def names(self, config: MobileNetV3Config) -> Names:
+        names = conv_bn("stem", "layer0.conv", "layer0.bn")
+        table = mobilenet_v3.block_table(config)
+        channels = mobilenet_v3.stem_channels(config)
+        convs = {"expand": "expand_conv", "depthwise": "depthwise_conv", "project": "linear_conv"}
+        for i, block in enumerate(table):
+            ours, theirs = f"blocks.{i}", f"layer{i + 1}"
+            for part in parts(block, channels):
+                if part == "se":
+                    names |= {f"{ours}.se.fc{n}": f"{theirs}.se.conv{n}.conv" for n in (1, 2)}
+                else:
+                    conv = f"{theirs}.{convs[part]}"
+                    names |= conv_bn(f"{ours}.{part}", f"{conv}.conv", f"{conv}.bn")
+            channels = block.channels
+        last = f"layer{len(table) + 1}"
+        return names | conv_bn("last", f"{last}.conv", f"{last}.bn")
+
+
 class TimmMobileNetV3(_MobileNetV3):
     """`blocks.{stage}.{block}`, see `inverted_residual.timm_names`; the last convolution is a stage too."""
 
@@ -128,4 +164,5 @@ class TimmMobileNetV3(_MobileNetV3):
 
 
 register_naming(TorchvisionMobileNetV3())
+register_naming(MMSegMobileNetV3())
 register_naming(TimmMobileNetV3())

@@ -40,7 +40,7 @@ class TorchvisionResNet(Naming):
 
     layouts = (
         *("torchvision", "vainf", "smp", "jfzhang", "yudewang", "unimatch"),
-        *("adaptsegnet", "adaptsegnet-multi", "torchvision-classification"),
+        *("adaptsegnet", "adaptsegnet-multi", "coincheung", "torchvision-classification"),
     )
     family = ResNetConfig
     known = (
@@ -353,6 +353,53 @@ class Kazuto1011ResNet(TorchvisionResNet):
         return f"layer{int(stage) - 1}.{int(block) - 1}.{ours}.{leaf}"
 
 
+class Detectron2ResNet(TorchvisionResNet):
+    """torchvision's with a norm inside of each convolution: `res2.0.conv1.norm`, and `shortcut`."""
+
+    layouts = ("detectron2",)
+    classifier: ClassVar = {}
+
+    def recognises(self, shapes: Shapes) -> bool:
+        return "res2.0.conv1.weight" in shapes and "stem.conv1.weight" in shapes
+
+    def config(self, shapes: Shapes, **fields) -> ResNetConfig:
+        if any(".conv2_offset." in name for name in shapes):
+            raise ValueError("its convolutions are deformable, and we have none such")
+        return super().config({self._torchvisions(n): s for n, s in shapes.items()}, **fields)
+
+    def plain_stem(self) -> tuple[str, str]:
+        return "stem.conv1", "stem.conv1.norm"
+
+    def deep_stem(self) -> tuple[tuple[str, str], ...]:
+        first, second, third = ((f"stem.conv{i}", f"stem.conv{i}.norm") for i in (1, 2, 3))
+        return first, second, third
+
+    def names(self, config: ResNetConfig) -> Names:
+        return {path: self._theirs(name) for path, name in super().names(config).items()}
+
+    def timm_name(self, config: ResNetConfig) -> None:
+        """None: timm has none with these names."""
+        del config
+
+    def _theirs(self, name: str) -> str:
+        if (match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", name)) is None:
+            return name
+        stage, block, part = match.groups()
+        part = part.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        part = re.sub(r"bn(\d)", r"conv\1.norm", part)
+        return f"res{int(stage) + 1}.{block}.{part}"
+
+    def _torchvisions(self, name: str) -> str:
+        if (match := re.fullmatch(r"res(\d)\.(\d+)\.(\w+)(\.norm)?\.(\w+)", name)) is None:
+            return name
+        stage, block, conv, norm, leaf = match.groups()
+        if conv == "shortcut":
+            conv = "downsample.1" if norm else "downsample.0"
+        elif norm:
+            conv = conv.replace("conv", "bn")
+        return f"layer{int(stage) - 1}.{block}.{conv}.{leaf}"
+
+
 class SlimResNet(Naming):
     """`resnet_v1_50.block1.unit_1.bottleneck_v1`: the names of TF-slim's variables."""
 
@@ -427,4 +474,5 @@ register_naming(MMSegResNet())
 register_naming(YassoualiResNet())
 register_naming(CadeneSENet())
 register_naming(Kazuto1011ResNet())
+register_naming(Detectron2ResNet())
 register_naming(SlimResNet())

@@ -3,6 +3,8 @@
 from port.layouts.adaptsegnet import AdaptSegNet, AdaptSegNetMulti
 from port.layouts.base import Layout, Place
 from port.layouts.bubbliiiing import Bubbliiiing
+from port.layouts.coincheung import CoinCheung
+from port.layouts.detectron2 import Detectron2
 from port.layouts.efficientnet_lite_pytorch import EfficientNetLitePytorch
 from port.layouts.google import Google
 from port.layouts.jfzhang import JFZhang
@@ -36,6 +38,8 @@ LAYOUTS: dict[str, Layout] = {
         Kazuto1011(),
         AdaptSegNet(),
         AdaptSegNetMulti(),
+        Detectron2(),
+        CoinCheung(),
         Standalone(),
         TorchvisionClassification(),
         Timm(),

@@ -11,7 +11,7 @@ from deeplab_jax.backbones import ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV2Config
 from port.layouts.base import Layout, Place
-from port.layouts.caffe import CAFFE_BLOCKS, CAFFE_PREPROCESSING
+from port.layouts.caffe import CAFFE_BLOCKS, caffe_preprocessing
 from port.naming import Names, Shapes, count
 
 
@@ -35,12 +35,13 @@ class AdaptSegNet(Layout):
         classes = shapes[f"{self.layer}.conv2d_list.0.weight"][0]
         branches = count(shapes, f"{self.layer}.conv2d_list.{{}}.")
         head = DeepLabV2Config(rates=tuple(6 * (i + 1) for i in range(branches)))
+        backbone = self.backbone(shapes, output_stride or 8)
         return Config(
-            self.backbone(shapes, output_stride or 8),
+            backbone,
             head,
             classes,
             align_corners=True,
-            preprocessing=CAFFE_PREPROCESSING,
+            preprocessing=caffe_preprocessing(backbone.in_channels),
         )
 
     def names(self, config: Config, place: Place | None = None) -> Names:

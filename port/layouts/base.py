@@ -10,7 +10,9 @@ nearest to it and list it in `layouts/__init__.py`.
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
 
 from deeplab_jax.config import Config, FeaturesConfig
 from deeplab_jax.preprocessing import Preprocessing
@@ -48,6 +50,7 @@ class Layout(abc.ABC):
         that of the naming where one family has several there.
       rule: the same for backbones that its code has not got.
       linear_head: our modules outside of the backbone whose 1x1 kernels are linear layers in the original.
+      absolute_gains: its batch norms multiply by |weight| + epsilon, as in-place activated batch norm does.
       apart: how the names of tensors begin that the logits do not depend on.
       to_verify: what to do where there is no package to compare with.
     """
@@ -61,6 +64,7 @@ class Layout(abc.ABC):
     rules: ClassVar[Mapping[type, Mapping[str, Any]]] = {}
     rule: ClassVar[Mapping[str, Any]] = {"first_block_dilation": "same"}
     linear_head: tuple[str, ...] = ()
+    absolute_gains: bool = False
     apart: tuple[str, ...] = ()
     to_verify: str = "Name a function that builds the original with --against module:factory."
 
@@ -98,8 +102,13 @@ class Layout(abc.ABC):
         del settings
         return {}
 
-    def preprocessing(self, config: Config) -> Preprocessing:
-        """What its code does to images for such a model, where neither a file nor the user says."""
+    def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
+        """What its code does to images for such a model, where neither a file nor the user says.
+
+        Args:
+          source: the network's tensors, of which a code may keep some for this.
+        """
+        del source
         return config.preprocessing
 
     def choices_for(self, config: Config) -> tuple[str, ...]:
@@ -224,6 +233,16 @@ class Layout(abc.ABC):
             return ()
         _, naming = place or self.place(config)
         return tuple(f"backbone.{path}" for path in naming.channels_last(config.backbone))
+
+
+def of_bytes(
+    mean: tuple[float, ...], channels: int, order: Literal["rgb", "bgr"] = "rgb"
+) -> Preprocessing:
+    """Images of 0 to 255 less a mean, which is of RGB: from other channels nothing is known to be taken."""
+    if channels != len(mean):
+        return Preprocessing((0.0,) * channels, (1 / 255,) * channels)
+    scaled = tuple(value / 255 for value in mean)
+    return Preprocessing(scaled, (1 / 255,) * channels, channel_order=order)
 
 
 OTHERS = {"_kxk.conv.weight": "a GERNet or another of timm's ByobNets"}

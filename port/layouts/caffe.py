@@ -3,6 +3,7 @@
 from typing import Any
 
 from deeplab_jax.preprocessing import Preprocessing
+from port.layouts.base import of_bytes
 
 CAFFE_BLOCKS: dict[str, Any] = {
     "first_block_dilation": "same",
@@ -11,9 +12,10 @@ CAFFE_BLOCKS: dict[str, Any] = {
 }
 """Fields of their `ResNetConfig`."""
 
-CAFFE_PREPROCESSING = Preprocessing(
-    mean=(104.008 / 255, 116.669 / 255, 122.675 / 255),
-    std=(1 / 255, 1 / 255, 1 / 255),
-    channel_order="bgr",
-)
-"""BGR images of 0 to 255, less the mean of ImageNet."""
+MEAN = (104.008, 116.669, 122.675)
+"""Of ImageNet's blue, green and red."""
+
+
+def caffe_preprocessing(channels: int) -> Preprocessing:
+    """BGR images of 0 to 255, less the mean of ImageNet."""
+    return of_bytes(MEAN, channels, "bgr")

@@ -9,14 +9,17 @@ normalised; ours take them at their own size.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
+
+import numpy as np
 
 from deeplab_jax.backbones import BackboneConfig, MobileNetV2Config, ResNetConfig, XceptionConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import ASPPConfig, DeepLabV3Config, DeepLabV3PlusConfig
 from deeplab_jax.preprocessing import Preprocessing
 from port.backbones.slim import conv_norm, separable
-from port.layouts.base import Layout, Place
+from port.layouts.base import Layout, Place, of_bytes
 from port.naming import Names, Shapes, under
 
 CLASSIFIER = "logits.semantic"
@@ -95,11 +98,12 @@ class Google(Layout):
             align_corners=True,
         )
 
-    def preprocessing(self, config: Config) -> Preprocessing:
+    def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
         """To [-1, 1]; of ResNets that are not beta, the mean of ImageNet's pixels is subtracted."""
+        del source
         backbone = config.backbone
         if isinstance(backbone, ResNetConfig) and not _is_beta(backbone):
-            return Preprocessing(tuple(value / 255 for value in MEAN), (1 / 255,) * len(MEAN))
+            return of_bytes(MEAN, backbone.in_channels)
         half = (0.5,) * backbone.in_channels
         return Preprocessing(mean=half, std=half)
 

@@ -11,7 +11,7 @@ from deeplab_jax.backbones import ResNetConfig
 from deeplab_jax.config import Config
 from deeplab_jax.heads import DeepLabV2Config, DeepLabV3Config, DeepLabV3PlusConfig
 from port.layouts.base import Layout, Place
-from port.layouts.caffe import CAFFE_BLOCKS, CAFFE_PREPROCESSING
+from port.layouts.caffe import CAFFE_BLOCKS, caffe_preprocessing
 from port.naming import Names, Shapes
 
 RATES = (6, 12, 18)  # of v3 and v3+ in its configs, at every output stride
@@ -33,14 +33,12 @@ class Kazuto1011(Layout):
         return stem and ("aspp.c0.weight" in shapes or "aspp.stages.c0.conv.weight" in shapes)
 
     def config(self, shapes: Shapes, output_stride: int | None) -> Config:
-        preprocessing = CAFFE_PREPROCESSING
+        plus = "fc2.conv1.conv.weight" in shapes
+        backbone = self.backbone(shapes, output_stride or (16 if plus else 8))
+        preprocessing = caffe_preprocessing(backbone.in_channels)
         if "aspp.c0.weight" in shapes:
-            backbone = self.backbone(shapes, output_stride or 8)
             classes = shapes["aspp.c0.weight"][0]
             return Config(backbone, DeepLabV2Config(), classes, preprocessing=preprocessing)
-        plus = "fc2.conv1.conv.weight" in shapes
-        stride = output_stride or (16 if plus else 8)
-        backbone = self.backbone(shapes, stride)
         common = {"rates": RATES, "dropout": 0.0, "channels": shapes["fc1.conv.weight"][0]}
         head = (
             DeepLabV3PlusConfig(**common, low_channels=shapes["reduce.conv.weight"][0])

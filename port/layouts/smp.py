@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from deeplab_jax.backbones import (
     EfficientNetConfig,
     EfficientNetLiteConfig,
@@ -44,6 +46,11 @@ BORN_TWICE = (EfficientNetConfig, EfficientNetLiteConfig, MobileNetV3Config)
 """The families that timm has as its own and as born in TensorFlow."""
 
 
+DILATED_TWICE = (MobileNetV3Config,)
+"""The families with one name for two dilations: `timm-mobilenetv3_*` was dilated by smp's own rule until
+0.4, which is `first_block_dilation="same"`, and is timm's (tu-) since."""
+
+
 class SMP(Layout):
     name = "smp"
     code = "segmentation_models_pytorch"
@@ -56,7 +63,14 @@ class SMP(Layout):
         "efficientnetv2_*, mobilenetv2_*, mobilenetv3_*, mnasnet_*, mobileone_*, xception41 to 71 and "
         "convnext_*; options from config.json"
     )
-    choices = ("output_stride", "rates", "preprocessing", "padding", "norm_epsilon")
+    choices = (
+        "output_stride",
+        "rates",
+        "preprocessing",
+        "padding",
+        "norm_epsilon",
+        "first_block_dilation",
+    )
     apart = ("classification_head.",)
     prefixes = (OWN, TIMMS)
     rules: ClassVar = {
@@ -111,18 +125,23 @@ class SMP(Layout):
                 return dataclasses.replace(backbone, **TENSORFLOWS)
         return backbone
 
-    def preprocessing(self, config: Config) -> Preprocessing:
+    def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
         """ImageNet's statistics or Inception's, as the encoder's weights have them by default."""
+        del source
         name = _encoder_name(config, self.place(config)) or ""
         name = name.removeprefix("timm-").removeprefix(TIMMS_NAMES)
         statistics = default_preprocessing(name, config.backbone.in_channels)
         return dataclasses.replace(statistics, size_multiple=config.backbone.output_stride)
 
     def choices_for(self, config: Config) -> tuple[str, ...]:
-        """Padding and epsilon are open for those of timm's networks alone that it has two kinds of."""
-        if isinstance(config.backbone, BORN_TWICE) and self.place(config).prefix == TIMMS:
-            return self.choices
-        return tuple(choice for choice in self.choices if choice not in TENSORFLOWS)
+        """Those that are open for all networks, and for timm's that it or smp has two kinds of."""
+        backbone = config.backbone
+        closed = {*TENSORFLOWS, "first_block_dilation"}
+        if isinstance(backbone, BORN_TWICE) and self.place(config).prefix == TIMMS:
+            closed -= TENSORFLOWS.keys()
+        if isinstance(backbone, DILATED_TWICE):
+            closed.remove("first_block_dilation")
+        return tuple(choice for choice in self.choices if choice not in closed)
 
     def settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not {"encoder_name", "encoder_output_stride"} <= settings.keys():
@@ -145,7 +164,10 @@ class SMP(Layout):
             fields["dropout"] = dropout
         encoder = str(settings["encoder_name"])
         if encoder.startswith(TIMMS_NAMES):
-            fields |= conventions(encoder.removeprefix(TIMMS_NAMES))
+            network = encoder.removeprefix(TIMMS_NAMES)
+            fields |= conventions(network)
+            if network.removeprefix("tf_").startswith("mobilenetv3"):
+                fields["first_block_dilation"] = "previous"  # of these there is one kind
         elif encoder.startswith("timm-mobilenetv3_"):
             fields |= TENSORFLOWS
         return fields
@@ -159,12 +181,13 @@ class SMP(Layout):
 
     def place(self, config: Config) -> Place:
         """Among its own encoders if one is dilated so, else among timm's."""
+        either = isinstance(config.backbone, DILATED_TWICE)
         for naming in self._namings():
             if naming.family is type(config.backbone):
                 for place in (Place(OWN, naming), Place(TIMMS, naming)):
                     rule = self.fields(place).get("first_block_dilation")
                     alike = getattr(config.backbone, "first_block_dilation", rule) == rule
-                    if alike and _encoder_name(config, place):
+                    if (alike or either) and _encoder_name(config, place):
                         return place
         return super().place(config)
 
@@ -196,6 +219,9 @@ class SMP(Layout):
         encoder = _encoder_name(config, place or self.place(config))
         if encoder is None or not _exists(encoder):
             return None
+        backbone = config.backbone
+        if isinstance(backbone, DILATED_TWICE) and backbone.first_block_dilation == "same":
+            return None  # of a version before 0.5
         plus = isinstance(config.head, DeepLabV3PlusConfig)
         return (smp.DeepLabV3Plus if plus else smp.DeepLabV3)(
             encoder_name=encoder,

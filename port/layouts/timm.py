@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from deeplab_jax.config import Config
 from deeplab_jax.preprocessing import Preprocessing
 from port.backbones.inverted_residual import conventions
@@ -36,7 +38,8 @@ class Timm(Classification):
     prefixes = ("",)
     rule: ClassVar = {"first_block_dilation": "previous"}
 
-    def preprocessing(self, config: Config) -> Preprocessing:
+    def preprocessing(self, config: Config, source: Mapping[str, np.ndarray]) -> Preprocessing:
+        del source
         name = self.place(config).naming.timm_name(config.backbone)
         return default_preprocessing(name or "", config.backbone.in_channels)
 

@@ -7,6 +7,7 @@ layers are compared in the long tests only. To add one, add a file with both and
 
 from originals import (
     convnext,
+    detectron2,
     dpn,
     efficientnet_lite_pytorch,
     inverted_residuals,
@@ -41,6 +42,7 @@ _FILES = (
     inverted_residuals,
     vainf,
     mmseg,
+    detectron2,
     standalone,
 )
 
