@@ -26,8 +26,8 @@ SMALLEST = 64
 """Rows and columns of the smallest image for which a program of any size is made: some networks pad smaller
 ones, which a program without a size cannot decide."""
 
-Weights = Mapping[str, jax.Array]
-"""Of a model, by their names."""
+Weights = Mapping[str, Any]
+"""The arrays of a model, by their names."""
 
 Function = Callable[[Weights, jax.Array], jax.Array]
 """Of weights and images `[1, H, W, C]`, to an array of as many rows and columns."""

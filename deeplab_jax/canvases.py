@@ -1,13 +1,16 @@
 """Which images share a canvas: few programs to compile, and little to compute beyond the images."""
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 
 Size = tuple[int, int]
 """Rows and columns."""
+
+FEW_SIZES = 2
+"""So many compile for themselves; a canvas is for more."""
 
 _MOST = 256  # sizes that are compared with each other
 
@@ -50,6 +53,25 @@ def choose_canvases(sizes: Iterable[Size], compiling: float | None = None) -> di
         size: (int(canvas[0]), int(canvas[1]))
         for canvas, group in zip(canvases, groups, strict=True)
         for size in group
+    }
+
+
+def shared_canvases(
+    sizes: Iterable[Size], able: Callable[[Size], bool]
+) -> dict[Size, frozenset[Size]]:
+    """The canvases that sizes share, and these sizes; what lies on none runs in a program of its size.
+
+    Args:
+      sizes: of all images.
+      able: whether images of a size, or canvases, can run so.
+    """
+    members: dict[Size, set[Size]] = defaultdict(set)
+    for size, canvas in choose_canvases(filter(able, sizes)).items():
+        members[canvas].add(size)
+    return {
+        canvas: frozenset(group)
+        for canvas, group in members.items()
+        if len(group) > 1 and able(canvas)
     }
 
 

@@ -21,7 +21,13 @@ from deeplab_jax import canvas
 from deeplab_jax.bands import read_picture
 from deeplab_jax.config import Config
 from deeplab_jax.images import to_rgb
-from deeplab_jax.model import FeaturesModel, SegmentationModel, named_values, with_values
+from deeplab_jax.model import (
+    FeaturesModel,
+    SegmentationModel,
+    named_values,
+    named_variables,
+    with_values,
+)
 from deeplab_jax.ops import compiler_options, resize_bilinear
 from deeplab_jax.preprocessing import normalize, pad_to_multiple
 
@@ -294,9 +300,6 @@ def canvas_evaluator(
 ) -> Callable[[np.ndarray, np.ndarray], Prediction[np.ndarray]]:
     """The same for images of several sizes, see `segment_on_canvas`: of canvases and of sizes `[B, 2]`.
 
-    Args:
-      model: in evaluation mode.
-
     Raises:
       NeedsItsSize: it cannot run so.
     """
@@ -367,10 +370,10 @@ def seen_size(size: Sequence[int], scale: float) -> tuple[int, int]:
 
 
 def program_of_any_size(model: SegmentationModel) -> canvas.Program:
-    """The model for images of any size.
+    """The model in evaluation mode for images of any size.
 
     Args:
-      model: in evaluation mode; shapes in place of weights will do.
+      model: in any mode; shapes in place of weights will do.
 
     Raises:
       NeedsItsSize: it cannot be so.
@@ -379,10 +382,19 @@ def program_of_any_size(model: SegmentationModel) -> canvas.Program:
 
     def run(weights: canvas.Weights, images: jax.Array) -> jax.Array:
         rows, columns = images.shape[1:3]
-        padded = pad_to_multiple(images, given.size_multiple)
-        return with_values(model, weights)(padded)[:, :rows, :columns]
+        module = with_values(model, weights)
+        module.eval()
+        logits = module(pad_to_multiple(images, given.size_multiple))
+        for axis, size in ((1, rows), (2, columns)):  # indexing with symbols gathers
+            logits = jax.lax.slice_in_dim(logits, 0, size, axis=axis)
+        return logits
 
-    return canvas.trace(run, named_values(model), len(given.mean))
+    return canvas.trace(run, named_variables(model), len(given.mean))
+
+
+def fits_a_canvas(size: tuple[int, int], scales: Sequence[float]) -> bool:
+    """Whether images of a size are large enough at all scales, see `canvas.SMALLEST`."""
+    return min(min(seen_size(size, scale)) for scale in scales) >= canvas.SMALLEST
 
 
 def sizes_on_canvas(
@@ -472,7 +484,7 @@ def runs_whole(
     size: tuple[int, int], *, num_classes: int, scales: Sequence[float], tile: int | None
 ) -> bool:
     """Whether pictures of a size are not cut, see `make_plan`, and run in a program of any size."""
-    if min(min(seen_size(size, scale)) for scale in scales) < canvas.SMALLEST:
+    if not fits_a_canvas(size, scales):
         return False
     if tile is not None:
         return max(size) <= tile

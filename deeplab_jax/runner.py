@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.canvas import NeedsItsSize
-from deeplab_jax.canvases import Size, choose_canvases
+from deeplab_jax.canvases import FEW_SIZES, Size, shared_canvases
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.predict import (
     Plan,
@@ -23,8 +22,6 @@ from deeplab_jax.predict import (
     make_plan,
     runs_whole,
 )
-
-_FEW_SIZES = 2  # each of which compiles for itself
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +95,7 @@ class Runner:
 
     def groups(self, same_size: Mapping[Size, Sequence[Path]]) -> list[Group]:
         """Pictures by their size; where there are more than a few, by the canvases that sizes share."""
-        groups = self._shared(same_size) if len(same_size) > _FEW_SIZES else []
+        groups = self._shared(same_size) if len(same_size) > FEW_SIZES else []
         shared = {size for group in groups for size in group.sizes}
         return groups + [
             Group(tuple(paths), size, self._plan(len(paths), size))
@@ -112,17 +109,11 @@ class Runner:
         except NeedsItsSize as reason:
             log.warning(f"each of {len(same_size)} sizes compiles the model anew: {reason}")
             return []
-        whole = {size: paths for size, paths in same_size.items() if self._runs_whole(size)}
-        canvases = choose_canvases(size for size, paths in whole.items() for _ in paths)
-        members: dict[Size, list[Size]] = defaultdict(list)
-        for size, canvas in canvases.items():
-            members[canvas].append(size)
+        all_sizes = (size for size, paths in same_size.items() for _ in paths)
         groups = []
-        for canvas, sizes in members.items():
-            if len(sizes) > 1 and self._runs_whole(canvas):
-                paths = tuple(path for size in sizes for path in same_size[size])
-                plan = self._plan(len(paths), canvas)
-                groups.append(Group(paths, canvas, plan, frozenset(sizes)))
+        for canvas, sizes in shared_canvases(all_sizes, self._runs_whole).items():
+            paths = tuple(p for size, same in same_size.items() if size in sizes for p in same)
+            groups.append(Group(paths, canvas, self._plan(len(paths), canvas), sizes))
         return groups
 
     def __call__(

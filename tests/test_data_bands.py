@@ -10,7 +10,14 @@ from deeplab_jax import create, load, save, with_input_channels
 from deeplab_jax.bands import open_tiff
 from deeplab_jax.model import with_values
 from train.config import DataConfig, ModelConfig
-from train.data import AugmentConfig, DataError, augment, eval_batches, open_dataset
+from train.data import (
+    AugmentConfig,
+    DataError,
+    augment,
+    eval_batches,
+    open_dataset,
+    plan_evaluation,
+)
 from train.data.dataset import Dataset
 from train.data.pictures import ByBand
 from train.data.statistics import Statistics, measure
@@ -124,7 +131,8 @@ def test_brightness_and_contrast_stay_in_the_range_of_the_type():
 def test_batches_have_the_type_of_the_pictures(tmp_path):
     data = open_dataset(folder(tmp_path, "float32"), bands="all")
     model = make(data).model
-    batches = list(eval_batches(data.val, batch_size=3, images=model.config.preprocessing))
+    plan = plan_evaluation(data.val, batch_size=3)
+    batches = list(eval_batches(data.val, plan, images=model.config.preprocessing))
     assert [batch["image"].shape for batch in batches] == [(3, 20, 24, 5)] * 2
     assert {batch["image"].dtype.name for batch in batches} == {"float32"}
     assert batches[1]["index"].tolist() == [3, -1, -1]

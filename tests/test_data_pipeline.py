@@ -151,21 +151,29 @@ def test_nothing_readable_is_an_error_rather_than_a_search_without_end():
 MIXED = Noise(sizes=((20, 30), (21, 30), (20, 30), (40, 10), (24, 32), (17, 25), (24, 32)))
 
 
-def test_images_are_grouped_by_their_padded_size():
-    plan = plan_evaluation(MIXED, batch_size=2, bucket=8)
-    assert [(step.size, step.indices) for step in plan] == [
-        ((24, 32), (0, 1)),
-        ((24, 32), (2, 4)),
-        ((24, 32), (5, 6)),
-        ((40, 16), (3, -1)),
+def canvases(sizes):
+    """All that are not of (40, 10) share one."""
+    return {(24, 32): frozenset(sizes) - {(40, 10)}}
+
+
+PLAN = plan_evaluation(MIXED, batch_size=2, canvases=canvases)
+
+
+def test_images_are_grouped_by_their_size_or_by_the_canvas_that_sizes_share():
+    assert [(step.size, step.indices, step.on_canvas) for step in PLAN] == [
+        ((24, 32), (0, 1), True),
+        ((24, 32), (2, 4), True),
+        ((24, 32), (5, 6), True),
+        ((40, 10), (3, -1), False),
     ]
-    sizes = {step.size for step in plan_evaluation(MIXED, batch_size=2, size_multiple=16)}
-    assert sizes == {(32, 32), (48, 16)}
+    alone = plan_evaluation(MIXED, batch_size=2)
+    assert [step.indices for step in alone] == [(0, 2), (1, -1), (3, -1), (4, 6), (5, -1)]
+    assert not any(step.on_canvas for step in alone)
 
 
 def test_every_image_is_whole_once_and_the_rest_is_ignored():
     seen = []
-    for batch in eval_batches(MIXED, batch_size=2, bucket=8, threads=2):
+    for batch in eval_batches(MIXED, PLAN, threads=2):
         for image, label, index, (rows, columns) in zip(
             *(batch[k] for k in ("image", "label", "index", "size")), strict=True
         ):
@@ -182,9 +190,10 @@ def test_every_image_is_whole_once_and_the_rest_is_ignored():
 
 
 def test_all_processes_evaluate_in_the_same_steps():
-    whole = list(eval_batches(MIXED, batch_size=4, threads=2))
+    plan = plan_evaluation(MIXED, batch_size=4)
+    whole = list(eval_batches(MIXED, plan, threads=2))
     parts = [
-        list(eval_batches(MIXED, batch_size=4, threads=2, process_index=p, process_count=2))
+        list(eval_batches(MIXED, plan, threads=2, process_index=p, process_count=2))
         for p in range(2)
     ]
     for batch, *both in zip(whole, *parts, strict=True):
@@ -194,8 +203,8 @@ def test_all_processes_evaluate_in_the_same_steps():
 def test_an_unreadable_image_stops_evaluation_or_leaves_its_row_empty(caplog):
     source = dataclasses.replace(MIXED, bad=(1,))
     with pytest.raises(DataError, match="noise 1 cannot be read"):
-        list(eval_batches(source, batch_size=2, threads=2))
-    batches = list(eval_batches(source, batch_size=2, threads=2, unreadable="skip"))
+        list(eval_batches(source, PLAN, threads=2))
+    batches = list(eval_batches(source, PLAN, threads=2, unreadable="skip"))
     indices = np.concatenate([batch["index"] for batch in batches])
     assert sorted(indices[indices >= 0]) == [0, 2, 3, 4, 5, 6]
     assert "noise 1 cannot be read: it is broken; it is left out" in caplog.text

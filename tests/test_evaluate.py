@@ -220,17 +220,50 @@ def test_values_are_those_that_are_given_and_images_come_worst_first(mesh):
         np.testing.assert_array_equal(example.label, source.label(image.index))
 
 
-def test_buckets_pad_with_what_zero_is_after_normalisation(mesh):
-    class Corner(Tiny):
-        """Class 1 where the bottom right corner of all is zero, else class 0."""
+@dataclasses.dataclass(frozen=True)
+class OfManySizes(Pictures):
+    """All but the last are large enough for a canvas."""
 
+    sizes: tuple[tuple[int, int], ...] = (
+        (70, 90),
+        (88, 90),
+        (96, 100),
+        (65, 70),
+        (70, 90),
+        (30, 30),
+    )
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        label = rng.integers(0, CLASSES, self.sizes[index]).astype(np.uint8)
+        return {"image": rng.integers(0, 256, (*label.shape, 3)).astype(np.uint8), "label": label}
+
+    def size(self, index):
+        return self.sizes[index]
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (1.0, 1.25), "flip": True}])
+def test_images_of_many_sizes_share_programs_and_are_seen_as_predict_sees_them(mesh, options):
+    traced = []
+
+    class Counted(Tiny):
         def __call__(self, x):
-            padded = (x[:, -1:, -1:] == 0).all(-1, keepdims=True)
-            return jnp.broadcast_to(jnp.where(padded, jnp.array([0.0, 1, 0]), 0), x.shape)
+            traced.append(x.shape)
+            return super().__call__(x)
 
-    model = Corner()
-    evaluation = Evaluator(model, Pictures(), mesh, bucket=32)(values_of(model, mesh))
-    assert evaluation.confusion[:, 1].sum() == evaluation.confusion.sum() > 0
+    model, source = Counted(), OfManySizes()
+    evaluation = Evaluator(model, source, mesh, **options)(values_of(model, mesh))
+    # Once for all that share a canvas, and for each view of the last.
+    assert len(traced) == 1 + (4 if options else 1)
+    predictions = [predict(model, source[i]["image"], **options) for i in range(len(source))]
+    np.testing.assert_array_equal(evaluation.confusion, confusion_of(predictions, source))
+    chosen = evaluation.images[::3]
+    examples = Evaluator(model, source, mesh, **options).examples(values_of(model, mesh), chosen)
+    for image, example in zip(chosen, examples, strict=True):
+        np.testing.assert_array_equal(example.prediction, predictions[image.index])
 
 
 def test_more_pixels_than_32_bits_hold_are_counted():

@@ -190,9 +190,9 @@ def test_lovasz_by_counting_is_near_that_by_sorting():
     # All wrong, in any order, is an IoU of 0; float32 adds 20 000 slopes.
     np.testing.assert_allclose(counted.sum(0), 1, rtol=1e-4)
     np.testing.assert_allclose((errors * counted).sum(0), (errors * sorted_).sum(0), rtol=1e-4)
-    # 2 % of single slopes within a step of 1/4096, of which 20 000 pixels fill many with several.
+    # 5e-4 where each step has a few pixels of the class, 6e-3 of twenty, whose slopes are large.
     off = np.linalg.norm(counted - sorted_, axis=0) / np.linalg.norm(sorted_, axis=0)
-    assert (off < 0.05).all()
+    assert (off < 0.01).all()
 
 
 EVERYTHING = LossConfig(

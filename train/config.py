@@ -194,15 +194,11 @@ class EvaluationConfig:
       patience: end the run, with the model of its best checkpoint, when the best mIoU has not improved in
         this many evaluations; None is never. The learning rate is as if the run went on.
       batch_size: images at a time, on all devices together.
-      bucket: images of many sizes are padded at the bottom and right, with what zero is after
-        normalisation, to multiples of this, so that few sizes compile; 1 pads only as far as the
-        model's preprocessing asks.
     """
 
     every: int = 1000
     patience: int | None = None
     batch_size: int = 8
-    bucket: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Evaluation of a model on whole images, at their own size: every device takes its part of them."""
 
 import collections
+import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,23 @@ from jax.sharding import PartitionSpec as P
 
 from deeplab_jax import compiler_options
 from deeplab_jax.bands import to_show
+from deeplab_jax.canvas import SMALLEST, NeedsItsSize, Program
+from deeplab_jax.canvases import FEW_SIZES, Size, shared_canvases
 from deeplab_jax.config import Config
 from deeplab_jax.model import with_values
-from deeplab_jax.predict import Prediction, check_options, in_windows, segment, views_of
+from deeplab_jax.predict import (
+    Prediction,
+    check_options,
+    fits_a_canvas,
+    in_windows,
+    program_of_any_size,
+    segment,
+    segment_on_canvas,
+    sizes_on_canvas,
+    views_of,
+)
 from deeplab_jax.preprocessing import normalize
-from train.data import DataError, Selection, Source, eval_batches
+from train.data import DataError, Selection, Source, eval_batches, plan_evaluation
 from train.metrics import (
     IGNORE_LABEL,
     boundary_scores,
@@ -34,6 +48,8 @@ from train.targets import first_scored, label_map_classes, separate
 AHEAD = 2
 """Batches that the host may be ahead of the devices, so that neither waits for the other."""
 
+log = logging.getLogger(__name__)
+
 Values = Mapping[str, jax.Array]
 Batch = Mapping[str, jax.Array]
 
@@ -41,15 +57,14 @@ Batch = Mapping[str, jax.Array]
 class Evaluator:
     """Measures a model on a split, again and again with other values of its variables.
 
-    Compiles once per size of image. With several processes all of them must call it, and get the same.
+    Compiles once for each size of image; more than a few share canvases, see `deeplab_jax.canvas`, with the
+    scores of each image alone. With several processes all of them must call it, and get the same.
 
     Args:
       model: shapes in place of weights will do; stays as it is.
       source: the split.
       mesh: images are divided among all of its devices, whatever its axes, and never cut.
       batch_size: images at a time over all devices; rounded up to a multiple of their number.
-      bucket: pads images to multiples of this, so that few sizes compile, with zeros after
-        normalisation; 1 evaluates each exactly as `deeplab_jax.predict` would.
       scales, flip, tile: see `deeplab_jax.predict`; no image is cut into windows unless `tile` says so.
       overlapping: whether label maps are `[H, W, labels]`, see `Dataset`.
       unreadable: stop at an image that cannot be read, or leave it out and log it.
@@ -65,7 +80,6 @@ class Evaluator:
         mesh: Mesh,
         *,
         batch_size: int = 4,
-        bucket: int = 1,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         tile: int | None = None,
@@ -77,13 +91,22 @@ class Evaluator:
         self._source, self._unreadable = source, unreadable
         self._labels = model.config.num_classes if overlapping else None
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._bucket = bucket
         self._rows = NamedSharding(mesh, P(mesh.axis_names))
         everywhere = NamedSharding(mesh, P())
-        self._step = jax.jit(
-            make_evaluation_step(model, scales=scales, flip=flip, tile=tile),
+        compiled = functools.partial(
+            jax.jit,
             out_shardings=(everywhere, self._rows),
             compiler_options=compiler_options(),
+        )
+        options: dict[str, Any] = {"scales": scales, "flip": flip}
+        self._step = compiled(make_evaluation_step(model, tile=tile, **options))
+        self._scales, self._views = scales, views_of(scales, flip)
+        # Of images that are cut, all windows have a size already.
+        self._program = functools.cache(
+            lambda: _program_of_any_size(model) if tile is None else None
+        )
+        self._on_canvas = functools.cache(
+            lambda: compiled(make_evaluation_step(model, program=self._program(), **options))
         )
         self._gather = jax.jit(lambda ids: ids, out_shardings=everywhere)
 
@@ -101,8 +124,8 @@ class Evaluator:
         """
         total = _Total(self._source, self._config, highest=1 if self._labels else None)
         running: collections.deque[dict[str, jax.Array]] = collections.deque()
-        for batch in self._batches(self._source):
-            running.append(self._step(values, self._put(batch))[0])
+        for sums, _ in self._results(values, self._source):
+            running.append(sums)
             if len(running) > AHEAD:
                 progress(total.add(running.popleft()))
         while running:
@@ -113,8 +136,7 @@ class Evaluator:
         """The predictions for a few images of the split, in that order; see `__call__`."""
         selection = Selection(tuple((self._source, image.index) for image in images))
         predictions = {}
-        for batch in self._batches(selection):
-            sums, ids = self._step(values, self._put(batch))
+        for sums, ids in self._results(values, selection):
             # By index, as the rows of several processes lie side by side.
             places = np.asarray(sums["index"]).tolist()
             predictions |= dict(zip(places, np.asarray(self._gather(ids)), strict=True))
@@ -127,32 +149,73 @@ class Evaluator:
             examples.append(Example(score, shown, example["label"], prediction))
         return examples
 
-    def _batches(self, source: Source) -> Iterator[dict[str, np.ndarray]]:
-        return eval_batches(
+    def _results(
+        self, values: Values, source: Source
+    ) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
+        """What `make_evaluation_step` gives of all batches of a split."""
+        plan = plan_evaluation(
             source,
             batch_size=self._batch_size,
-            bucket=self._bucket,
+            canvases=self._canvases,
+            unreadable=self._unreadable,
+        )
+        batches = eval_batches(
+            source,
+            plan,
             images=self._config.preprocessing,
             labels=self._labels,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             unreadable=self._unreadable,
         )
+        for step, batch in zip(plan, batches, strict=True):
+            if step.on_canvas:
+                yield self._on_canvas()(values, self._put(batch | self._seen(batch["size"])))
+            else:
+                yield self._step(values, self._put(batch))
+
+    def _canvases(self, sizes: Sequence[Size]) -> dict[Size, frozenset[Size]]:
+        if len(set(sizes)) <= FEW_SIZES or self._program() is None:
+            return {}
+        return shared_canvases(sizes, lambda size: fits_a_canvas(size, self._scales))
+
+    def _seen(self, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """What a program on canvases has to know of images of sizes `[B, 2]`, by names of its own."""
+        sizes = np.maximum(sizes, SMALLEST)  # of rows without an image
+        seen = sizes_on_canvas(self._program(), sizes, self._views)
+        return {f"seen_{number}": of_view for number, of_view in enumerate(seen)}
 
     def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return to_devices(batch, dict.fromkeys(batch, self._rows))
+
+
+def _program_of_any_size(model: nnx.Module) -> Program | None:
+    """None where a model needs a program for each size."""
+    try:
+        return program_of_any_size(model)
+    except NeedsItsSize as reason:
+        log.warning(f"each size of image compiles the model anew: {reason}")
+        return None
 
 
 # ---------------------------------------------------------------------------- on the devices
 
 
 def make_evaluation_step(
-    model: nnx.Module, *, scales: Sequence[float], flip: bool, tile: int | None
+    model: nnx.Module,
+    *,
+    scales: Sequence[float],
+    flip: bool,
+    tile: int | None = None,
+    program: Program | None = None,
 ) -> Callable[[Values, Batch], tuple[dict[str, jax.Array], jax.Array]]:
     """The function (values, batch of `eval_batches`) -> (sums, ids as `Prediction` has them), to be jitted.
 
     Sums are small: `confusion` and the boundaries' are those of the whole batch; `index`, `miou`,
     `accuracy` and `highest` (the highest label) have an entry `[B]` for each image.
+
+    Args:
+      program: of images on canvases, whose batches have "seen_0", "seen_1", ... of `sizes_on_canvas` too.
     """
     views, measure = views_of(scales, flip), _measure(model.config)
     first = first_scored(model.config.num_classes)
@@ -162,8 +225,10 @@ def make_evaluation_step(
         module.eval()
         labels = batch["label"]
         pixels = normalize(batch["image"], model.config.preprocessing)
-        pixels = jnp.where(_inside(labels.shape[1:3], batch["size"])[..., None], pixels, 0)
-        if tile is None:
+        if program is not None:
+            seen = [batch[f"seen_{number}"] for number in range(1 + len(views))]
+            ids = segment_on_canvas(program, model.config, values, pixels, seen, views).ids
+        elif tile is None:
             ids = segment(module, pixels, views).ids
         else:
             # One after the other: large windows are why images are cut up.
@@ -202,13 +267,6 @@ def _measure(config: Config) -> Callable[..., tuple[jax.Array, jax.Array, jax.Ar
         return label_confusions(wanted, ids), *label_boundaries(wanted, ids, size)
 
     return of_labels if config.multilabel else of_classes
-
-
-def _inside(shape: tuple[int, int], size: jax.Array) -> jax.Array:
-    """The pixels `[B, H, W]` that are not padding; size is `[B, 2]`."""
-    rows = jnp.arange(shape[0])[:, None] < size[:, :1, None]
-    columns = jnp.arange(shape[1]) < size[:, 1:, None]
-    return rows & columns
 
 
 # ---------------------------------------------------------------------------- on the host

@@ -55,7 +55,6 @@ def evaluate_command(
     tile: int | None = None,
     output_stride: Literal[8, 16, 32] | None = None,
     batch_size: int = 4,
-    bucket: int = 1,
     out: Path | None = None,
     examples: int = 4,
 ) -> int:
@@ -87,7 +86,6 @@ def evaluate_command(
       output_stride: Another output stride than in training; ASPP's rates change with it, so that it covers
         the same area.
       batch_size: Number of images at a time.
-      bucket: Pad images to multiples of this, so that few sizes compile.
       out: The folder to write to: scores.json, confusion.png, the best and the worst images.
       examples: Number of images of each, the best and the worst.
     """
@@ -119,7 +117,6 @@ def evaluate_command(
         source,
         mesh,
         batch_size=batch_size,
-        bucket=bucket,
         overlapping=dataset.overlapping,
         **views,
     )

@@ -210,7 +210,6 @@ def _prepare(config: TrainConfig, mesh: Mesh, place: Place) -> _Run:
         dataset.val,
         mesh,
         batch_size=config.evaluation.batch_size,
-        bucket=config.evaluation.bucket,
         overlapping=dataset.overlapping,
         unreadable=config.data.unreadable,
     )

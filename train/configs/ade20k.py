@@ -21,5 +21,5 @@ CONFIG = TrainConfig(
     optim=OptimConfig("sgd", learning_rate=0.01, weight_decay=5e-4, schedule="poly"),
     steps=160_000,
     batch_size=16,
-    evaluation=EvaluationConfig(every=8000, batch_size=16, bucket=64),
+    evaluation=EvaluationConfig(every=8000, batch_size=16),
 )

@@ -21,5 +21,5 @@ CONFIG = TrainConfig(
     optim=OptimConfig("adamw", learning_rate=1e-3, weight_decay=1e-2, backbone_factor=0.3),
     epochs=20,
     batch_size=16,
-    evaluation=EvaluationConfig(every=1000, batch_size=16, bucket=64),
+    evaluation=EvaluationConfig(every=1000, batch_size=16),
 )

@@ -21,5 +21,5 @@ CONFIG = TrainConfig(
     optim=OptimConfig("sgd", learning_rate=0.007, weight_decay=1e-4, schedule="poly"),
     steps=30_000,
     batch_size=16,
-    evaluation=EvaluationConfig(every=2000, batch_size=16, bucket=64),
+    evaluation=EvaluationConfig(every=2000, batch_size=16),
 )

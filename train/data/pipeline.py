@@ -7,7 +7,7 @@ number of processes, threads and workers, so a run resumes at step k by asking f
 import dataclasses
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -19,6 +19,9 @@ from deeplab_jax.preprocessing import Preprocessing
 from train.data.augment import AugmentConfig, augment, pad
 from train.data.dataset import DataError, Source
 from train.metrics import IGNORE_LABEL
+
+Size = tuple[int, int]
+"""Rows and columns."""
 
 OnUnreadable = Literal["stop", "skip"]
 """What to do about an example that cannot be read."""
@@ -194,29 +197,29 @@ class EvalStep:
     """Examples that are evaluated together.
 
     Attributes:
-      size: (H, W) that they are padded to.
+      size: (H, W) that they have, or of the canvas that they lie on.
       indices: of the examples, `batch_size` of them; -1 at the end where there are no more.
+      on_canvas: whether they are of several sizes.
     """
 
-    size: tuple[int, int]
+    size: Size
     indices: tuple[int, ...]
+    on_canvas: bool = False
 
 
 def plan_evaluation(
     source: Source,
     *,
     batch_size: int,
-    bucket: int = 1,
-    size_multiple: int = 1,
+    canvases: Callable[[Sequence[Size]], Mapping[Size, frozenset[Size]]] = lambda sizes: {},
     unreadable: OnUnreadable = "stop",
 ) -> list[EvalStep]:
-    """Which whole images are evaluated together: those whose padded sizes are the same.
+    """Which whole images are evaluated together: those of a size, and those that share a canvas.
 
     Args:
       source: the examples.
       batch_size: of all processes together.
-      bucket: sides are rounded up to multiples of this, so that there are fewer sizes to compile for;
-      size_multiple: and then to multiples of this, see `deeplab_jax.Preprocessing`.
+      canvases: of the sizes of all images, those that share canvases, see `shared_canvases`.
       unreadable: "skip" leaves out the examples whose size cannot be read, and logs them.
 
     Raises:
@@ -232,16 +235,17 @@ def plan_evaluation(
             log.warning(f"{error}; it is left out")
             return None
 
-    groups = defaultdict(list)
     with ThreadPoolExecutor() as threads:
-        sizes = list(threads.map(size_of, range(len(source))))
-    for index, size in enumerate(sizes):
-        if size is None:
-            continue
-        groups[tuple(_up(_up(side, bucket), size_multiple) for side in size)].append(index)
+        found = list(threads.map(size_of, range(len(source))))
+    sizes = {index: size for index, size in enumerate(found) if size is not None}
+    shared = canvases(list(sizes.values()))
+    canvas_of = {size: canvas for canvas, members in shared.items() for size in members}
+    groups: dict[tuple[Size, bool], list[int]] = defaultdict(list)
+    for index, size in sizes.items():
+        groups[canvas_of.get(size, size), size in canvas_of].append(index)
     return [
-        EvalStep(size, (*part, *(-1,) * (batch_size - len(part))))
-        for size, indices in groups.items()
+        EvalStep(size, (*part, *(-1,) * (batch_size - len(part))), on_canvas)
+        for (size, on_canvas), indices in groups.items()
         for part in (
             indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
         )
@@ -250,10 +254,8 @@ def plan_evaluation(
 
 def eval_batches(
     source: Source,
+    plan: Sequence[EvalStep],
     *,
-    batch_size: int,
-    bucket: int = 1,
-    size_multiple: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 16,
@@ -261,12 +263,13 @@ def eval_batches(
     labels: int | None = None,
     unreadable: OnUnreadable = "stop",
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of the batches of `plan_evaluation`: every example once, at its own size.
+    """This process's part of the batches of a plan: every example once, at its own size.
 
     All processes get as many batches, of the same shapes.
 
     Args:
-      source, batch_size, bucket, size_multiple: see `plan_evaluation`.
+      source: the examples.
+      plan: of `plan_evaluation`, the same in all processes.
       process_index, process_count: which of how many processes this is.
       threads: that read.
       images: what says their channels and type.
@@ -283,20 +286,16 @@ def eval_batches(
     Raises:
       DataError: an example cannot be read.
     """
+    if not plan:
+        return
+    batch_size = len(plan[0].indices)
     if batch_size % process_count:
         raise ValueError(
             f"the batch must divide by the number of processes, got {batch_size} by {process_count}"
         )
-    plan = plan_evaluation(
-        source,
-        batch_size=batch_size,
-        bucket=bucket,
-        size_multiple=size_multiple,
-        unreadable=unreadable,
-    )
     local = batch_size // process_count
     rows = slice(process_index * local, (process_index + 1) * local)
-    steps = [EvalStep(step.size, step.indices[rows]) for step in plan]
+    steps = [dataclasses.replace(step, indices=step.indices[rows]) for step in plan]
     examples = [(step.size, index) for step in steps for index in step.indices]
     read = grain.MapDataset.source(examples).map(_ReadWhole(source, images, labels, unreadable))
     ahead = grain.ReadOptions(
@@ -336,10 +335,6 @@ class _ReadWhole(grain.transforms.Map):
         if index < 0:
             image = np.zeros((1, 1, channels), self.images.pixels)
             label = np.full((1, 1, *several), IGNORE_LABEL, np.uint8)
-        # Any value will do: the model sees zeros there.
+        # Any value will do: the model does not see it.
         image, label = pad(image, label, size, (0,) * channels)
         return {"image": image, "label": label, "index": np.int32(index), "size": inner}
-
-
-def _up(number: int, multiple: int) -> int:
-    return number + -number % multiple
