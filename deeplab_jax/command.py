@@ -57,7 +57,7 @@ def run(command: Callable[[], int]) -> NoReturn:
     except (ValueError, OSError) as error:
         if is_debugging():
             traceback.print_exception(error)
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
         console.print(f"[red]error[/]: {escape(str(error))}")
         status = BAD_USE
     sys.exit(status)

@@ -204,7 +204,7 @@ def shapes_of(optimizer="sgd", classes=11, ema=False, name="conv1", **fields):
         ({}, ""),
         (
             {"classes": 12},
-            "The checkpoint has 11 classes, the data has 12\n"
+            "The checkpoint's classifier has 11 channels (classes), that of this run has 12\n"
             "head.decoder.classifier.kernel is [1, 1, 8, 11] in the checkpoint, [1, 1, 8, 12] in this "
             "config",
         ),

@@ -173,7 +173,7 @@ def test_another_number_of_classes_is_said_and_nothing_is_advised_to_be_removed(
     process = start(more, undisturbed, "--accept-changes")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
-    assert "The checkpoint has 2 classes, the data has 3" in err
+    assert "classifier has 2 channels (classes), that of this run has 3" in err
     assert (
         "head.classifier.kernel is [1, 1, 128, 2] in the checkpoint, [1, 1, 128, 3] in this" in err
     )

@@ -310,7 +310,7 @@ def _classes(saved: Shapes, wanted: Shapes) -> list[str]:
         if name.endswith("classifier.kernel") and name in saved
     }
     return [
-        f"The checkpoint has {before} classes, the data has {now}"
+        f"The checkpoint's classifier has {before} channels (classes), that of this run has {now}"
         for before, now in counts
         if before != now
     ]

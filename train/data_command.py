@@ -84,7 +84,7 @@ def data_command(
       seed: Seed of the choice of examples and of their augmentation.
       sheet: The PNG to write: augmented pictures, each beside its label map.
     """
-    console = Console()
+    console = Console(emoji=False)
     if name is None:
         _print_names(console, data_dir)
         return 0
@@ -142,7 +142,7 @@ def prepare_command(
     if description.sources and not source:
         raise DataError(f"{name} needs a source. {how_to_get(name, data_dir)}")
     folder = prepare(description.builder, data_dir, source)
-    Console().print(f"{name} is prepared: {folder}")
+    Console(emoji=False).print(f"{name} is prepared: {folder}")
     return 0
 
 
@@ -189,7 +189,7 @@ def pack_command(
         unpaired=unpaired,
         resize_labels=resize_labels,
     )
-    console = Console()
+    console = Console(emoji=False)
     for note in dataset.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     written = pack(dataset, packed, folder)

@@ -102,11 +102,11 @@ def evaluate_command(
     names = label_map_names(network.config)
     dataset = _open(data, data_dir, labels, keys, origin, names, **options)
     for note in dataset.notes:
-        Console().print(note, markup=False, highlight=False, soft_wrap=True)
+        Console(emoji=False).print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
     check_pictures(network.config.preprocessing, dataset.pictures)
     if told := in_words(network.config, dataset.class_names):
-        Console().print(told, markup=False, highlight=False, soft_wrap=True)
+        Console(emoji=False).print(told, markup=False, highlight=False, soft_wrap=True)
     parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
     source = Selection(tuple((part, i) for part in parts[split] for i in range(len(part))))
     mesh = make_mesh(MeshConfig())
@@ -125,7 +125,7 @@ def evaluate_command(
         values = jax.device_put(dict(values), NamedSharding(mesh, P()))
         with progress("evaluating", len(source)) as done:
             evaluation = evaluator(values, progress=done)
-        Console().print(report.table(evaluation, scored))
+        Console(emoji=False).print(report.table(evaluation, scored))
         if out is not None:
             extremes = evaluation.extremes(examples)
             shown = evaluator.examples(values, tuple(extremes.values()))
@@ -133,7 +133,7 @@ def evaluate_command(
             asked = {"model": str(model), "data": dataset.name, "split": split, "step": at_step}
             asked |= {"output_stride": output_stride} | views
             report.write(out, evaluation, scored, shown, asked)
-            Console().print(f"Written to {out}")
+            Console(emoji=False).print(f"Written to {out}")
         return evaluation
 
     if watch:
@@ -154,7 +154,9 @@ def _model(path: Path, step: str | None, watch: bool) -> tuple[SegmentationModel
         with checkpoints_of(path) as checkpoints:
             number, why = chosen(step or "best", checkpoints.steps(), scores_of(path))
             values = inference_values(checkpoints.restore_as_saved(number))
-        Console().print(f"Of {path}: {why}.", markup=False, highlight=False, soft_wrap=True)
+        Console(emoji=False).print(
+            f"Of {path}: {why}.", markup=False, highlight=False, soft_wrap=True
+        )
         return with_values(network, values), path / RUN_MODEL, values
     network = load(path)
     return network, path / RUN_MODEL if is_run(path) else path, named_values(network)

@@ -52,7 +52,12 @@ class Journal:
         self._writers = writers
         self._is_main_process = is_main_process
         self._console = Console(
-            stderr=True, soft_wrap=True, highlight=False, quiet=not is_main_process
+            # Names of data sets and classes have colons, which are no codes of emoji.
+            stderr=True,
+            soft_wrap=True,
+            highlight=False,
+            emoji=False,
+            quiet=not is_main_process,
         )
         self._bar = Progress(
             TextColumn("{task.description}"),
