@@ -1,7 +1,7 @@
 """PyTorch DeepLab checkpoints to Flax models, and back."""
 
 from port.backbones import Naming, register_naming
-from port.convert import load_torch, to_torch
+from port.convert import load_torch, to_module, to_torch
 from port.layouts import LAYOUTS
 from port.read import CheckpointError
 from port.verify import Outcome, Report, verify
@@ -14,6 +14,7 @@ __all__ = [
     "Report",
     "load_torch",
     "register_naming",
+    "to_module",
     "to_torch",
     "verify",
 ]

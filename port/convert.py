@@ -392,6 +392,28 @@ def to_torch(model: SegmentationModel, layout: str) -> "dict[str, torch.Tensor]"
     return state
 
 
+def to_module(model: SegmentationModel, layout: str) -> "torch.nn.Module":
+    """The original code's module with the model's weights, in evaluation mode.
+
+    It is built by the package itself, which must be installed (`deeplab-jax[references]`), and saved as its
+    users do: `to_module(model, "smp").save_pretrained(folder)` writes what `from_pretrained` of
+    segmentation_models_pytorch opens.
+
+    Raises:
+      ValueError: as `to_torch`; and where no package builds such a model.
+    """
+    state = to_torch(model, layout)
+    family = named_layout(layout)
+    module = family.reference(model.config)
+    if module is None:
+        raise ValueError(
+            f"no package builds {family.code}'s {model.config.head.kind} on {model.config.backbone.kind}: "
+            "`to_torch` gives the state_dict for its own code"
+        )
+    module.load_state_dict(state)
+    return module.eval()
+
+
 def _check_expressible(layout: Layout, config: Config, listed: list[Entry]) -> None:
     """What the layout makes of the exported names and shapes must be the model that we have."""
     shapes = {name: entry.torch_shape for entry in listed for name in entry.names}

@@ -30,7 +30,7 @@ from torchvision.models import segmentation
 from deeplab_jax import DeepLabV3, ResNet, ResNetConfig
 from deeplab_jax.heads import FCNConfig
 from deeplab_jax.model import create
-from port import LAYOUTS, CheckpointError, load_torch, to_torch
+from port import LAYOUTS, CheckpointError, load_torch, to_module, to_torch
 from port.convert import convert
 
 State = dict[str, np.ndarray]
@@ -677,3 +677,22 @@ def test_half_a_classifier_is_a_missing_tensor_and_not_a_new_classifier():
 def test_torchvision_has_no_heads_for_basic_blocks():
     model = create("fcn_resnet18", rngs=nnx.Rngs(0))
     assert "this is a ResNet-18" in unexportable(model, "torchvision")
+
+
+def test_smp_opens_the_folder_that_its_module_writes(tmp_path):
+    original = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=2)
+    model = load_torch(original.state_dict())
+    model.eval()
+    to_module(model, "smp").save_pretrained(tmp_path)
+    theirs = smp.from_pretrained(tmp_path).eval()
+    images = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
+    with torch.no_grad():
+        want = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    # float32 against float32
+    np.testing.assert_allclose(model(images), want, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_module_that_no_package_builds_is_refused():
+    model = load_torch(VainF("mobilenet_v2", plus=True, output_stride=16).state_dict())
+    with pytest.raises(ValueError, match=r"no package builds VainF.*`to_torch`"):
+        to_module(model, "vainf")

@@ -2,9 +2,18 @@
 
 from types import ModuleType
 
-from train.configs import ade20k, camvid, camvid_lovasz, cityscapes, pets, quickstart, voc
+from train.configs import (
+    ade20k,
+    camvid,
+    camvid_lovasz,
+    cityscapes,
+    finetune,
+    pets,
+    quickstart,
+    voc,
+)
 
 RECIPES: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (quickstart, camvid, camvid_lovasz, pets, voc, cityscapes, ade20k)
+    for module in (quickstart, finetune, camvid, camvid_lovasz, pets, voc, cityscapes, ade20k)
 }
