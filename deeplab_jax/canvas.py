@@ -87,8 +87,9 @@ def trace(function: Function, weights: Weights, channels: int) -> Program:
     images = jax.ShapeDtypeStruct((1, rows, columns, channels), jnp.float32)
     try:
         jaxpr = jax.make_jaxpr(function)(structs, images)
-    except jax.errors.InconclusiveDimensionOperation as error:
-        raise NeedsItsSize(f"the program depends on the size of the images: {error}") from error
+    except Exception as error:  # a backbone of someone's own may do anything with sizes
+        reason = str(error).partition("\n")[0]
+        raise NeedsItsSize(f"the program depends on the size of the images: {reason}") from error
     asked = dict.fromkeys(_SYMBOLS)
 
     def ask(size: str) -> jax.Array:
