@@ -85,11 +85,6 @@ def trace(function: Function, weights: Weights, channels: int) -> Program:
     rows, columns = export.symbolic_shape(",".join(_SYMBOLS), constraints=limits)
     structs = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in weights.items()}
     images = jax.ShapeDtypeStruct((1, rows, columns, channels), jnp.float32)
-    try:
-        jaxpr = jax.make_jaxpr(function)(structs, images)
-    except Exception as error:  # a backbone of someone's own may do anything with sizes
-        reason = str(error).partition("\n")[0]
-        raise NeedsItsSize(f"the program depends on the size of the images: {reason}") from error
     asked = dict.fromkeys(_SYMBOLS)
 
     def ask(size: str) -> jax.Array:
@@ -100,7 +95,14 @@ def trace(function: Function, weights: Weights, channels: int) -> Program:
         return _result(jaxpr, weights, image, _Canvas(_whole(image), ask))
 
     canvas = jax.ShapeDtypeStruct((1, 2 * SMALLEST, 2 * SMALLEST, channels), jnp.float32)
-    jax.eval_shape(run, structs, canvas)  # whether all has a rule, and what the rules ask for
+    try:
+        jaxpr = jax.make_jaxpr(function)(structs, images)
+        jax.eval_shape(run, structs, canvas)  # whether all has a rule, and what the rules ask for
+    except NeedsItsSize:
+        raise
+    except Exception as error:  # a backbone of someone's own may do anything with sizes
+        reason = str(error).partition("\n")[0]
+        raise NeedsItsSize(f"the program depends on the size of the images: {reason}") from error
     return Program(jaxpr, tuple(asked))
 
 
@@ -371,13 +373,19 @@ def _check_numbers(equation: core.JaxprEqn, axes: Sequence[int]) -> None:
 
 @_rule("pad")
 def _pad(canvas: _Canvas, equation: core.JaxprEqn, value: jax.Array, fill: jax.Array) -> jax.Array:
-    config = equation.params["padding_config"]
-    if any(inside for _, _, inside in config):
+    firsts, _, insides = zip(*equation.params["padding_config"], strict=True)
+    if any(insides):
         raise NeedsItsSize("padding between pixels")
-    before = [canvas.seen_size(first) for first, _, _ in config]
+    shape = canvas.shape(_shape(equation.outvars[0]))
+    # The image may have more padding before it than the canvas would have: room for all beyond the image.
+    room = [
+        size if isinstance(first, int) else size + beyond
+        for first, size, beyond in zip(firsts, shape, value.shape, strict=True)
+    ]
     value = canvas.masked(value, _shape(equation.invars[0]), fill)
-    whole = jnp.full(canvas.shape(_shape(equation.outvars[0])), fill)
-    return lax.dynamic_update_slice(whole, value, before)
+    before = [canvas.seen_size(first) for first in firsts]
+    padded = lax.dynamic_update_slice(jnp.full(room, fill), value, before)
+    return padded[tuple(map(slice, shape))]
 
 
 # ---------------------------------------------------------------------------- rules: sums and products

@@ -22,7 +22,7 @@ from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.runner import Runner
 
 SIZES = [(64, 96), (91, 65), (80, 80)]
-WHOLE = (93, 97)
+WHOLE = (96, 100)
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=(3, *WHOLE, 3)).astype(np.float32)
 QUICK = {"xla_backend_optimization_level": 0}
@@ -32,6 +32,9 @@ FUNCTIONS = {
     "zeros around": lambda k, x: ops.conv(x, k, padding=1),
     "no zeros": lambda k, x: ops.conv(x, k, stride=2),
     "TensorFlow's zeros": lambda k, x: ops.conv(x, k, stride=2, padding="same"),
+    "more zeros before it than before the canvas": lambda k, x: lax.pad(
+        x, 0.0, ((0, 0, 0), (x.shape[1] % 4, 1, 0), (x.shape[2] % 5, 0, 0), (0, 0, 0))
+    ),
     "atrous": lambda k, x: ops.conv(x, k, dilation=5, padding=5),
     "strided in turn": lambda k, x: ops.conv(
         ops.conv(x, k, stride=2, padding=1), k, stride=2, padding=1
