@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from deeplab_jax import Config, FCNConfig, MobileNetV2Config, ResNetConfig, build, load, save
+from deeplab_jax.backbones import EfficientNetLiteConfig
 from deeplab_jax.checkpoint import ModelError
 from deeplab_jax.heads import ClassifierConfig
 from deeplab_jax.layers import BatchNorm
@@ -43,8 +44,7 @@ def test_a_recipe_says_its_command_and_names_things_that_exist(name):
     assert recipe.CONFIG.run.name == name
 
 
-# camvid_lovasz has camvid's data, and finetune a folder of yours.
-@pytest.mark.parametrize("name", [n for n in RECIPES if n not in ("camvid_lovasz", "finetune")])
+@pytest.mark.parametrize("name", [n for n in RECIPES if n != "finetune"])  # of a folder of yours
 def test_a_recipe_says_how_its_own_data_set_is_prepared(name):
     data = RECIPES[name].CONFIG.data.name
     sources = " ".join(DESCRIPTIONS[data].sources)
@@ -113,7 +113,7 @@ def start_of(classes=CLASSES, **fields):
 
 
 def test_an_imagenet_folder_gives_backbone_and_preprocessing(classifier):
-    start = start_of(init=classifier, output_stride=16)
+    start = start_of(init=classifier)
     config = start.model.config
     assert config.backbone == ResNetConfig(18, output_stride=16)
     assert config.head == PRESETS["deeplabv3plus_resnet50"].head
@@ -124,6 +124,15 @@ def test_an_imagenet_folder_gives_backbone_and_preprocessing(classifier):
         if name.startswith("backbone."):
             np.testing.assert_array_equal(value, source[name][...], err_msg=name)
     assert start.origin.endswith("new weights in head")
+
+
+@pytest.mark.parametrize(("asked", "stride"), [(None, 16), (8, 8)])
+def test_tensorflows_zeros_ask_for_sides_that_the_output_stride_divides(tmp_path, asked, stride):
+    backbone = EfficientNetLiteConfig(0, output_stride=32, padding="same", same_size=224)
+    config = Config(backbone, ClassifierConfig(), 10)
+    folder = save(fill(build(config), nnx.Rngs(1)), tmp_path / "model")
+    config = start_of(init=folder, output_stride=asked).model.config
+    assert config.backbone.output_stride == config.preprocessing.size_multiple == stride
 
 
 def test_the_last_layer_of_an_imagenet_network_is_left_out(tmp_path):

@@ -85,7 +85,8 @@ class ModelConfig:
       activation: "softmax" for one class of each pixel; "sigmoid" for the second of two classes, the
         foreground, in one channel, and of more classes for each but the first as a label of its own. None
         is the sigmoid of `init`, where it has just these channels, and otherwise softmax.
-      output_stride: 8, 16 or 32; None is that of `init`, or of the preset without one.
+      output_stride: 8, 16 or 32; None is that of `init`, or of the preset where there is none or it is an
+        image-classification network.
       aux_head: train an auxiliary head (FCN) on the features at stride 16 too.
       dtype: what convolutions compute in; parameters, batch norm and logits are float32 in any case.
       freeze_backbone: train the heads alone.

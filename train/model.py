@@ -124,10 +124,9 @@ def _config(
     """The config of the model that is trained; `fields` are those of its channels."""
     if source is None:
         base = preset
-    elif isinstance(source.head, ClassifierConfig):  # of an image-classification network
-        base = dataclasses.replace(source, head=preset.head, align_corners=preset.align_corners)
-        if getattr(source.backbone, "last_conv", "none") != "none":  # the classifier's too
-            base = base.override(last_conv="none")
+    elif isinstance(source.head, ClassifierConfig):
+        stride = config.output_stride or preset.backbone.output_stride
+        base = _from_classifier(source, preset, stride)
     else:
         base = source
     if config.output_stride is not None:
@@ -135,6 +134,20 @@ def _config(
     if config.aux_head:
         fields["aux_head"] = FCNConfig(tap="aux")
     return base.override(**fields)
+
+
+def _from_classifier(source: Config, preset: Config, stride: int) -> Config:
+    """A preset with the backbone of an image-classification network, at an output stride."""
+    base = dataclasses.replace(source, head=preset.head, align_corners=preset.align_corners)
+    base = base.override(output_stride=stride)
+    if getattr(source.backbone, "last_conv", "none") != "none":  # the classifier's too
+        base = base.override(last_conv="none")
+    if getattr(source.backbone, "padding", None) == "same":
+        # TensorFlow's zeros put features beside their pixels by what the size leaves over of the stride: a
+        # model at 360 rows, trained on multiples of 32, scores 0.7 points more of them padded to 384.
+        preprocessing = dataclasses.replace(base.preprocessing, size_multiple=stride)
+        base = dataclasses.replace(base, preprocessing=preprocessing)
+    return base
 
 
 def _not_of(name: str, preset: Config, wanted: Config) -> str:

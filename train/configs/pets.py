@@ -3,7 +3,7 @@
     deeplab-train prepare oxford_iiit_pet --source images.tar.gz annotations.tar.gz
     deeplab-train pets --model.init lite0
 
-From the ImageNet EfficientNet-Lite0 of `deeplab-port demo lite0`, 321 crops, batch 16, 20 epochs. With
+From the ImageNet EfficientNet-Lite0 of `deeplab-port demo lite0`, 320 crops, batch 16, 20 epochs. With
 --data.name oxford_iiit_pet_trimap the border is a third class. Not measured.
 """
 
@@ -16,7 +16,7 @@ from train.optim import OptimConfig
 CONFIG = TrainConfig(
     run=Path("runs/pets"),
     data=DataConfig("oxford_iiit_pet"),
-    augment=AugmentConfig(crop=(321, 321)),
+    augment=AugmentConfig(crop=(320, 320)),
     model=ModelConfig("deeplabv3plus_efficientnet_lite0"),
     optim=OptimConfig("adamw", learning_rate=1e-3, weight_decay=1e-2, backbone_factor=0.3),
     epochs=20,
