@@ -327,7 +327,7 @@ class ASPP(nnx.Module):
     ):
         self.pool_window, self.align_corners = pool_window, align_corners
         self.uniform = pool_window is None and pointwise_padding == 0
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         dense: dict[str, Any] = {"bias": bias, "activation": activation, "rngs": rngs}
         self.branches: nnx.List[ConvNormAct | SeparableConvNormAct]
         self.branches = nnx.List([_conv(in_channels, channels, **dense)])
@@ -371,7 +371,7 @@ class ASPP(nnx.Module):
         """What image pooling makes of the features, at the size that it has by itself."""
         window = self.pool_window
         y = pool(global_mean(x) if window is None else ops.window_mean(x, window))
-        return y if isinstance(pool, ConvNormAct) else self.activation(y)
+        return y if isinstance(pool, ConvNormAct) else ACTIVATIONS[self.activation](y)
 
 
 class Decoder(nnx.Module):

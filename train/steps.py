@@ -72,7 +72,7 @@ def make_train_step(
         module = with_values(model, params | stats)
         images = normalize(batch["image"], model.config.preprocessing)
         labels = batch["label"]
-        size = labels.shape[1:]
+        size = labels.shape[1:3]
         logits, auxiliary = module.with_aux(images, rngs=nnx.Rngs(dropout=key))
         loss = functools.partial(
             segmentation_loss,

@@ -190,7 +190,7 @@ class BasicBlock(nnx.Module):
         norm: Norm,
         rngs: nnx.Rngs,
     ):
-        self.activation = ACTIVATIONS[form.nonlinearity]
+        self.activation = form.nonlinearity
         self.conv1 = Conv(in_channels, width, 3, stride=stride, dilation=dilation, rngs=rngs)
         self.bn1 = norm(width)
         self.conv2 = Conv(width, width, 3, dilation=second_dilation or dilation, rngs=rngs)
@@ -212,7 +212,7 @@ class BasicBlock(nnx.Module):
 
     def begin(self, x: jax.Array) -> jax.Array:
         """What is added to the shortcut."""
-        x = self.activation(self.bn1(self.conv1(x)))
+        x = ACTIVATIONS[self.activation](self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
         return x if self.attention is None else self.attention(x)
 
@@ -251,7 +251,7 @@ class Bottleneck(nnx.Module):
         inner = width * form.width_per_group // WIDTH * form.groups
         first = inner // form.reduce_first * form.scale
         strides = (stride, 1) if form.bottleneck_stride == "1x1" else (1, stride)
-        self.activation = ACTIVATIONS[form.nonlinearity]
+        self.activation = form.nonlinearity
         self.conv1 = Conv(in_channels, first, stride=strides[0], rngs=rngs)
         self.bn1 = norm(first)
         changes = stride > 1 or in_channels != out
@@ -290,8 +290,8 @@ class Bottleneck(nnx.Module):
 
     def begin(self, x: jax.Array) -> jax.Array:
         """What is added to the shortcut."""
-        x = self.conv2(self.activation(self.bn1(self.conv1(x))))
-        x = x if self.bn2 is None else self.activation(self.bn2(x))
+        x = self.conv2(ACTIVATIONS[self.activation](self.bn1(self.conv1(x))))
+        x = x if self.bn2 is None else ACTIVATIONS[self.activation](self.bn2(x))
         x = self.bn3(self.conv3(x))
         return x if self.attention is None else self.attention(x)
 
