@@ -255,9 +255,13 @@ def test_images_of_many_sizes_share_programs_and_are_seen_as_predict_sees_them(m
             return super().__call__(x)
 
     model, source = Counted(), OfManySizes()
-    evaluation = Evaluator(model, source, mesh, **options)(values_of(model, mesh))
+    evaluator = Evaluator(model, source, mesh, **options)
+    evaluation = evaluator(values_of(model, mesh))
     # Once for all that share a canvas, and for each view of the last.
     assert len(traced) == 1 + (4 if options else 1)
+    compiled = evaluator._on_canvas()._cache_size()
+    evaluator.examples(values_of(model, mesh), evaluation.images[:3])
+    assert evaluator._on_canvas()._cache_size() == compiled == 1  # and nothing for examples
     predictions = [predict(model, source[i]["image"], **options) for i in range(len(source))]
     np.testing.assert_array_equal(evaluation.confusion, confusion_of(predictions, source))
     chosen = evaluation.images[::3]

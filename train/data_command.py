@@ -1,4 +1,4 @@
-"""The commands `deeplab-train data`, which shows a data set, and `deeplab-train prepare`."""
+"""The commands `deeplab-train data`, which shows a data set, `deeplab-train prepare` and `pack`."""
 
 import dataclasses
 import functools

@@ -31,7 +31,14 @@ from deeplab_jax.predict import (
     views_of,
 )
 from deeplab_jax.preprocessing import normalize
-from train.data import DataError, Selection, Source, eval_batches, plan_evaluation
+from train.data import (
+    DataError,
+    EvalStep,
+    Source,
+    eval_batches,
+    plan_evaluation,
+    plan_of_some,
+)
 from train.metrics import (
     IGNORE_LABEL,
     boundary_scores,
@@ -105,6 +112,14 @@ class Evaluator:
         self._program = functools.cache(
             lambda: _program_of_any_size(model) if tile is None else None
         )
+        self._plan = functools.cache(
+            lambda: plan_evaluation(
+                source,
+                batch_size=self._batch_size,
+                canvases=self._canvases,
+                unreadable=unreadable,
+            )
+        )
         self._on_canvas = functools.cache(
             lambda: compiled(make_evaluation_step(model, program=self._program(), **options))
         )
@@ -124,7 +139,7 @@ class Evaluator:
         """
         total = _Total(self._source, self._config, highest=1 if self._labels else None)
         running: collections.deque[dict[str, jax.Array]] = collections.deque()
-        for sums, _ in self._results(values, self._source):
+        for sums, _ in self._results(values, self._plan()):
             running.append(sums)
             if len(running) > AHEAD:
                 progress(total.add(running.popleft()))
@@ -134,33 +149,27 @@ class Evaluator:
 
     def examples(self, values: Values, images: Sequence[ImageScore]) -> list[Example]:
         """The predictions for a few images of the split, in that order; see `__call__`."""
-        selection = Selection(tuple((self._source, image.index) for image in images))
+        plan = plan_of_some(self._plan(), {image.index for image in images})
         predictions = {}
-        for sums, ids in self._results(values, selection):
+        for sums, ids in self._results(values, plan):
             # By index, as the rows of several processes lie side by side.
-            places = np.asarray(sums["index"]).tolist()
-            predictions |= dict(zip(places, np.asarray(self._gather(ids)), strict=True))
+            indices = np.asarray(sums["index"]).tolist()
+            predictions |= dict(zip(indices, np.asarray(self._gather(ids)), strict=True))
         examples = []
-        for place, score in enumerate(images):
+        for score in images:
             example = self._source[score.index]
             height, width = example["label"].shape[:2]
-            prediction = predictions[place][:height, :width]
+            prediction = predictions[score.index][:height, :width]
             shown = to_show(example["image"])
             examples.append(Example(score, shown, example["label"], prediction))
         return examples
 
     def _results(
-        self, values: Values, source: Source
+        self, values: Values, plan: Sequence[EvalStep]
     ) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
-        """What `make_evaluation_step` gives of all batches of a split."""
-        plan = plan_evaluation(
-            source,
-            batch_size=self._batch_size,
-            canvases=self._canvases,
-            unreadable=self._unreadable,
-        )
+        """What `make_evaluation_step` gives of the batches of a plan."""
         batches = eval_batches(
-            source,
+            self._source,
             plan,
             images=self._config.preprocessing,
             labels=self._labels,

@@ -12,7 +12,13 @@ from train.data.dataset import (
     positive_weights,
 )
 from train.data.descriptions import open_dataset
-from train.data.pipeline import EvalStep, TrainBatches, eval_batches, plan_evaluation
+from train.data.pipeline import (
+    EvalStep,
+    TrainBatches,
+    eval_batches,
+    plan_evaluation,
+    plan_of_some,
+)
 
 __all__ = [
     "AugmentConfig",
@@ -29,5 +35,6 @@ __all__ = [
     "label_frequencies",
     "open_dataset",
     "plan_evaluation",
+    "plan_of_some",
     "positive_weights",
 ]

@@ -7,7 +7,7 @@ number of processes, threads and workers, so a run resumes at step k by asking f
 import dataclasses
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -15,13 +15,11 @@ import grain
 import numpy as np
 from absl import flags
 
+from deeplab_jax.canvases import Size
 from deeplab_jax.preprocessing import Preprocessing
 from train.data.augment import AugmentConfig, augment, pad
 from train.data.dataset import DataError, Source
 from train.metrics import IGNORE_LABEL
-
-Size = tuple[int, int]
-"""Rows and columns."""
 
 OnUnreadable = Literal["stop", "skip"]
 """What to do about an example that cannot be read."""
@@ -226,7 +224,7 @@ def plan_evaluation(
       DataError: the size of an example cannot be read.
     """
 
-    def size_of(index: int) -> tuple[int, int] | None:
+    def size_of(index: int) -> Size | None:
         try:
             return source.size(index)
         except DataError as error:
@@ -243,6 +241,19 @@ def plan_evaluation(
     groups: dict[tuple[Size, bool], list[int]] = defaultdict(list)
     for index, size in sizes.items():
         groups[canvas_of.get(size, size), size in canvas_of].append(index)
+    return _steps(groups, batch_size)
+
+
+def plan_of_some(plan: Sequence[EvalStep], indices: Collection[int]) -> list[EvalStep]:
+    """The plan of some of the examples of a plan, for which nothing else has to compile."""
+    groups: dict[tuple[Size, bool], list[int]] = defaultdict(list)
+    for step in plan:
+        groups[step.size, step.on_canvas] += [i for i in step.indices if i in indices]
+    return _steps(groups, len(plan[0].indices)) if plan else []
+
+
+def _steps(groups: Mapping[tuple[Size, bool], Sequence[int]], batch_size: int) -> list[EvalStep]:
+    """Examples of a size, or on canvases of a size, so many at a time."""
     return [
         EvalStep(size, (*part, *(-1,) * (batch_size - len(part))), on_canvas)
         for (size, on_canvas), indices in groups.items()
