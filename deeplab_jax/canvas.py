@@ -20,6 +20,7 @@ from jax import export, lax
 from jax.extend import core
 
 from deeplab_jax import lowering, ops
+from deeplab_jax.interpreter import NoRule, interpret
 from deeplab_jax.symbols import compute
 
 SMALLEST = 64
@@ -113,8 +114,11 @@ def _whole(image: jax.Array) -> dict[str, int]:
 def _result(
     jaxpr: core.ClosedJaxpr, weights: Weights, image: jax.Array, canvas: "_Canvas"
 ) -> jax.Array:
-    values = [weights[name] for name in sorted(weights)]
-    (result,) = _run(canvas, jaxpr.jaxpr, jaxpr.consts, [*values, image])
+    inputs = [*(weights[name] for name in sorted(weights)), image]
+    try:
+        (result,) = interpret(jaxpr, inputs, functools.partial(_results, canvas))
+    except NoRule as error:
+        raise NeedsItsSize(f"no rule does JAX's {error} on a canvas") from error
     return result
 
 
@@ -204,48 +208,23 @@ def _before(shape: tuple[int, ...], axis: int, size: Any) -> jax.Array:
 # ---------------------------------------------------------------------------- the program
 
 
-def _run(
-    canvas: _Canvas, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]
-) -> list[Any]:
-    found: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    found.update(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, core.Literal) else found[variable]
-
-    for equation in jaxpr.eqns:
-        values = [read(variable) for variable in equation.invars]
-        found.update(zip(equation.outvars, _results(canvas, equation, values), strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _results(canvas: _Canvas, equation: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
+def _results(canvas: _Canvas, equation: core.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
     """What an operation gives of values that lie on the canvas."""
     name, parameters = equation.primitive.name, equation.params
-    if name == "platform_index":  # the last form is XLA's own; which is fastest is chosen anew
-        return [len(parameters["platforms"]) - 1]
-    if name == "cond" and isinstance(values[0], int):
-        branch = parameters["branches"][values[0]]
-        return _run(canvas, branch.jaxpr, branch.consts, values[1:])
-    if name in _ELEMENTWISE.split():
+    if name in _ELEMENTWISE:
         return [equation.primitive.bind(*values, **parameters)]
-    if (rule := _RULES.get(parameters.get("name", name))) is not None:
-        made = rule(canvas, equation, *values)
-        return made if isinstance(made, list) else [made]
-    inner = parameters.get("jaxpr", parameters.get("call_jaxpr"))
-    if inner is None:
-        raise NeedsItsSize(f"no rule does JAX's {name} on a canvas")
-    jaxpr, consts = (
-        (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
-    )
-    return _run(canvas, jaxpr, consts, values)
+    if (rule := _RULES.get(parameters.get("name", name))) is None:
+        return None
+    made = rule(canvas, equation, *values)
+    return made if isinstance(made, list) else [made]
 
 
-_ELEMENTWISE = """
+_NAMES = """
     abs add and ceil clamp convert_element_type copy cos div eq erf erfc exp expm1 floor ge gt integer_pow
     is_finite le log log1p logistic lt max min mul name ne neg not or pow rsqrt select_n sign sin sqrt
     square squeeze stop_gradient sub tanh transpose
 """
+_ELEMENTWISE = frozenset(_NAMES.split())
 """Operations that are done to the canvas as to the image, with parameters in which there is no size."""
 
 Rule = Callable[..., Any]

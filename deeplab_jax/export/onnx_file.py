@@ -5,6 +5,7 @@ becomes one of ONNX, see `onnx_rules`: so it is the very program that `predict` 
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from deeplab_jax.export.program import (
     function_of,
     needs_a_size,
 )
+from deeplab_jax.interpreter import NoRule, interpret
 from deeplab_jax.model import named_values
 from deeplab_jax.predict import config_of
 
@@ -54,7 +56,15 @@ def to_onnx(model: Model, interface: Interface) -> onnx.ModelProto:
     values = [graph.known(np.asarray(weights[name]), name) for name in sorted(weights)]
     images = program.in_avals[-1]
     values.append(graph.input("images", images.shape, images.dtype, interface.fixed))
-    (result,) = _run(graph, program.jaxpr, program.consts, values)
+    try:
+        (result,) = interpret(
+            program,
+            values,
+            functools.partial(_results, graph),
+            known=lambda array: graph.known(np.asarray(array)),
+        )
+    except NoRule as error:
+        raise ExportError(f"no rule translates JAX's {error} to ONNX") from error
     return graph.model(interface.output, result)
 
 
@@ -76,48 +86,17 @@ def _traced(
 # ---------------------------------------------------------------------------- translation
 
 
-def _run(
-    graph: Graph, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]
-) -> list[Value]:
-    """The values of a program's outputs."""
-    found: dict[Any, Any] = {}
-
-    def read(variable: Any) -> Any:
-        if isinstance(variable, core.Literal):
-            return graph.known(np.asarray(variable.val))
-        return found[variable]
-
-    for variable, constant in zip(jaxpr.constvars, consts, strict=True):
-        found[variable] = graph.known(np.asarray(constant))
-    found.update(zip(jaxpr.invars, inputs, strict=True))
-    for equation in jaxpr.eqns:
-        values = [read(variable) for variable in equation.invars]
-        results = _apply(graph, equation, values)
-        found.update(zip(equation.outvars, results, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _apply(graph: Graph, equation: core.JaxprEqn, values: list[Any]) -> Sequence[Any]:
-    """What an operation gives: values, or the number of the form that is for ONNX."""
+def _results(graph: Graph, equation: core.JaxprEqn, values: list[Any]) -> Sequence[Value] | None:
+    """The values that an operation gives."""
     name, parameters = equation.primitive.name, equation.params
     arrays: Any = [variable.aval for variable in equation.outvars]
     results = [Result(array.shape, np.dtype(array.dtype)) for array in arrays]
-    if name == "platform_index":  # the last form is for platforms that are not named
-        return [len(parameters["platforms"]) - 1]
-    if name == "cond" and isinstance(values[0], int):
-        return _run(graph, *_program(parameters["branches"][values[0]]), values[1:])
     if (function := FUNCTIONS.get(parameters.get("name", ""))) is not None:
         return [function(graph, results[0], parameters, *values)]
-    if (inner := parameters.get("jaxpr", parameters.get("call_jaxpr"))) is not None:
-        return _run(graph, *_program(inner), values)
     if name not in RULES:
-        raise ExportError(f"no rule translates JAX's {name} to ONNX")
+        return None
     made = RULES[name](graph, results if len(results) > 1 else results[0], parameters, *values)
     return made if isinstance(made, list) else [made]
-
-
-def _program(inner: core.Jaxpr | core.ClosedJaxpr) -> tuple[core.Jaxpr, Sequence[Any]]:
-    return (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
 
 
 # ---------------------------------------------------------------------------- the file
