@@ -291,6 +291,7 @@ def evaluator(
 
 
 def canvas_evaluator(
+    program: canvas.Program,
     model: SegmentationModel,
     scales: Sequence[float],
     flip: bool,
@@ -298,13 +299,8 @@ def canvas_evaluator(
     top: Top = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable[[np.ndarray, np.ndarray], Prediction[np.ndarray]]:
-    """The same for images of several sizes, see `segment_on_canvas`: of canvases and of sizes `[B, 2]`.
-
-    Raises:
-      NeedsItsSize: it cannot run so.
-    """
+    """The same for images of several sizes, see `segment_on_canvas`: of canvases and of sizes `[B, 2]`."""
     views, config = views_of(scales, flip), model.config
-    program = program_of_any_size(model)
     model, place = _on_devices(model, devices)
     weights = named_values(model)
 
@@ -369,14 +365,11 @@ def seen_size(size: Sequence[int], scale: float) -> tuple[int, int]:
 # ---------------------------------------------------------------------------- many sizes
 
 
-def program_of_any_size(model: SegmentationModel) -> canvas.Program:
-    """The model in evaluation mode for images of any size.
+def program_of_any_size(model: SegmentationModel) -> canvas.Program | None:
+    """The model in evaluation mode for images of any size; None, which is logged, where it cannot be so.
 
     Args:
       model: in any mode; shapes in place of weights will do.
-
-    Raises:
-      NeedsItsSize: it cannot be so.
     """
     given = model.config.preprocessing
 
@@ -389,7 +382,11 @@ def program_of_any_size(model: SegmentationModel) -> canvas.Program:
             logits = jax.lax.slice_in_dim(logits, 0, size, axis=axis)
         return logits
 
-    return canvas.trace(run, named_variables(model), len(given.mean))
+    try:
+        return canvas.trace(run, named_variables(model), len(given.mean))
+    except canvas.NeedsItsSize as reason:
+        log.warning(f"each size of image compiles the model anew: {reason}")
+        return None
 
 
 def fits_a_canvas(size: tuple[int, int], scales: Sequence[float]) -> bool:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from deeplab_jax.canvas import NeedsItsSize
 from deeplab_jax.canvases import FEW_SIZES, Size, shared_canvases
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.predict import (
@@ -20,10 +18,9 @@ from deeplab_jax.predict import (
     evaluator,
     in_batches,
     make_plan,
+    program_of_any_size,
     runs_whole,
 )
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +87,17 @@ class Runner:
         )
         self.windows = evaluator(model, scales, flip, top=top, devices=devices)
         self._on_canvas = functools.cache(
-            lambda: canvas_evaluator(model, scales, flip, top=top, devices=devices)
+            lambda: (
+                None
+                if (program := program_of_any_size(model)) is None
+                else canvas_evaluator(program, model, scales, flip, top=top, devices=devices)
+            )
         )
 
     def groups(self, same_size: Mapping[Size, Sequence[Path]]) -> list[Group]:
         """Pictures by their size; where there are more than a few, by the canvases that sizes share."""
-        groups = self._shared(same_size) if len(same_size) > FEW_SIZES else []
+        shares = len(same_size) > FEW_SIZES and self._on_canvas() is not None
+        groups = self._shared(same_size) if shares else []
         shared = {size for group in groups for size in group.sizes}
         return groups + [
             Group(tuple(paths), size, self._plan(len(paths), size))
@@ -104,11 +106,6 @@ class Runner:
         ]
 
     def _shared(self, same_size: Mapping[Size, Sequence[Path]]) -> list[Group]:
-        try:
-            self._on_canvas()
-        except NeedsItsSize as reason:
-            log.warning(f"each of {len(same_size)} sizes compiles the model anew: {reason}")
-            return []
         all_sizes = (size for size, paths in same_size.items() for _ in paths)
         groups = []
         for canvas, sizes in shared_canvases(all_sizes, self._runs_whole).items():
@@ -120,9 +117,8 @@ class Runner:
         self, group: Group, pictures: Sequence[np.ndarray]
     ) -> list[Prediction[np.ndarray]]:
         """What the model says of each of some pictures of a group."""
-        if group.sizes:
-            shape = (group.plan.at_once, *group.size)
-            made = self._on_canvas()(*_laid_out(pictures, shape))
+        if group.sizes and (on_canvas := self._on_canvas()) is not None:
+            made = on_canvas(*_laid_out(pictures, (group.plan.at_once, *group.size)))
         else:
             made = in_batches(self.windows, np.stack(pictures), group.plan)
         return [

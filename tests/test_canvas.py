@@ -136,7 +136,8 @@ def model():
 def test_views_of_images_on_one_canvas(model):
     sizes = np.array([(97, 128), (128, 103)])
     images = RNG.integers(0, 256, (2, 128, 128, 3), np.uint8)
-    made = canvas_evaluator(model, (1.0, 0.75), True, top="all")(images, sizes)
+    program = program_of_any_size(model)
+    made = canvas_evaluator(program, model, (1.0, 0.75), True, top="all")(images, sizes)
     alone = evaluator(model, (1.0, 0.75), True, top="all")
     for row, (height, width) in enumerate(sizes):
         want = alone(images[row : row + 1, :height, :width])

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from deeplab_jax import compiler_options
 from deeplab_jax.bands import to_show
-from deeplab_jax.canvas import SMALLEST, NeedsItsSize, Program
+from deeplab_jax.canvas import SMALLEST, Program
 from deeplab_jax.canvases import FEW_SIZES, Size, shared_canvases
 from deeplab_jax.config import Config
 from deeplab_jax.model import with_values
@@ -54,8 +53,6 @@ from train.targets import first_scored, label_map_classes, separate
 
 AHEAD = 2
 """Batches that the host may be ahead of the devices, so that neither waits for the other."""
-
-log = logging.getLogger(__name__)
 
 Values = Mapping[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -110,7 +107,7 @@ class Evaluator:
         self._scales, self._views = scales, views_of(scales, flip)
         # Of images that are cut, all windows have a size already.
         self._program = functools.cache(
-            lambda: _program_of_any_size(model) if tile is None else None
+            lambda: program_of_any_size(model) if tile is None else None
         )
         self._plan = functools.cache(
             lambda: plan_evaluation(
@@ -196,15 +193,6 @@ class Evaluator:
 
     def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return to_devices(batch, dict.fromkeys(batch, self._rows))
-
-
-def _program_of_any_size(model: nnx.Module) -> Program | None:
-    """None where a model needs a program for each size."""
-    try:
-        return program_of_any_size(model)
-    except NeedsItsSize as reason:
-        log.warning(f"each size of image compiles the model anew: {reason}")
-        return None
 
 
 # ---------------------------------------------------------------------------- on the devices
