@@ -1,5 +1,6 @@
 """ResNets and their relatives, as torchvision, timm, mmsegmentation and others name them."""
 
+import abc
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -308,11 +309,34 @@ def _shortcut(shapes: Shapes) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- names
 
 
-class Kazuto1011ResNet(TorchvisionResNet):
+class _RenamedResNet(TorchvisionResNet):
+    """torchvision's under other names."""
+
+    classifier: ClassVar = {}
+
+    @abc.abstractmethod
+    def _theirs(self, name: str) -> str:
+        """The name of a module, from torchvision's."""
+
+    @abc.abstractmethod
+    def _torchvisions(self, name: str) -> str:
+        """torchvision's name of a tensor, from theirs."""
+
+    def config(self, shapes: Shapes, **fields) -> ResNetConfig:
+        return super().config({self._torchvisions(n): s for n, s in shapes.items()}, **fields)
+
+    def names(self, config: ResNetConfig) -> Names:
+        return {path: self._theirs(name) for path, name in super().names(config).items()}
+
+    def timm_name(self, config: ResNetConfig) -> None:
+        """None: timm has none with these names."""
+        del config
+
+
+class Kazuto1011ResNet(_RenamedResNet):
     """torchvision's under other names: `layer1` is the stem, `layer2.block1.reduce.conv` a convolution."""
 
     layouts = ("kazuto1011",)
-    classifier: ClassVar = {}
     parts: ClassVar = {
         "conv1": "reduce.conv",
         "bn1": "reduce.bn",
@@ -327,16 +351,6 @@ class Kazuto1011ResNet(TorchvisionResNet):
 
     def recognises(self, shapes: Shapes) -> bool:
         return any(name.startswith("layer2.block1.reduce.") for name in shapes)
-
-    def config(self, shapes: Shapes, **fields) -> ResNetConfig:
-        return super().config({self._torchvisions(n): s for n, s in shapes.items()}, **fields)
-
-    def names(self, config: ResNetConfig) -> Names:
-        return {path: self._theirs(name) for path, name in super().names(config).items()}
-
-    def timm_name(self, config: ResNetConfig) -> None:
-        """None: timm has none with these names."""
-        del config
 
     def _theirs(self, name: str) -> str:
         if (match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", name)) is None:
@@ -353,11 +367,10 @@ class Kazuto1011ResNet(TorchvisionResNet):
         return f"layer{int(stage) - 1}.{int(block) - 1}.{ours}.{leaf}"
 
 
-class Detectron2ResNet(TorchvisionResNet):
+class Detectron2ResNet(_RenamedResNet):
     """torchvision's with a norm inside of each convolution: `res2.0.conv1.norm`, and `shortcut`."""
 
     layouts = ("detectron2",)
-    classifier: ClassVar = {}
 
     def recognises(self, shapes: Shapes) -> bool:
         return "res2.0.conv1.weight" in shapes and "stem.conv1.weight" in shapes
@@ -365,7 +378,7 @@ class Detectron2ResNet(TorchvisionResNet):
     def config(self, shapes: Shapes, **fields) -> ResNetConfig:
         if any(".conv2_offset." in name for name in shapes):
             raise ValueError("its convolutions are deformable, and we have none such")
-        return super().config({self._torchvisions(n): s for n, s in shapes.items()}, **fields)
+        return super().config(shapes, **fields)
 
     def plain_stem(self) -> tuple[str, str]:
         return "stem.conv1", "stem.conv1.norm"
@@ -373,13 +386,6 @@ class Detectron2ResNet(TorchvisionResNet):
     def deep_stem(self) -> tuple[tuple[str, str], ...]:
         first, second, third = ((f"stem.conv{i}", f"stem.conv{i}.norm") for i in (1, 2, 3))
         return first, second, third
-
-    def names(self, config: ResNetConfig) -> Names:
-        return {path: self._theirs(name) for path, name in super().names(config).items()}
-
-    def timm_name(self, config: ResNetConfig) -> None:
-        """None: timm has none with these names."""
-        del config
 
     def _theirs(self, name: str) -> str:
         if (match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", name)) is None:
