@@ -13,6 +13,7 @@ from train.data_command import data_command, pack_command, prepare_command
 from train.evaluate_command import evaluate_command
 from train.export_command import export_model_command
 from train.loop import train
+from train.quantize_command import quantize_command
 
 
 def _recipe(module: ModuleType) -> Callable[[TrainConfig], int]:
@@ -35,6 +36,7 @@ def main() -> None:
         "pack": pack_command,
         "evaluate": evaluate_command,
         "export-model": export_model_command,
+        "quantize": quantize_command,
     }
     run(
         lambda: tyro.extras.subcommand_cli_from_dict(

@@ -253,17 +253,23 @@ def make_evaluation_step(
 
 def _measure(config: Config) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """The function (labels, ids, size) -> (confusion, boundary scores, which there are)."""
-    classes = label_map_classes(config)
+    classes, confusion = label_map_classes(config), confusion_of(config)
 
     def of_classes(labels: jax.Array, ids: jax.Array, size: jax.Array):
-        confusion = confusion_matrix(labels, ids, classes)
-        return confusion, *boundary_scores(labels, ids, size, classes)
+        return confusion(labels, ids), *boundary_scores(labels, ids, size, classes)
 
     def of_labels(labels: jax.Array, ids: jax.Array, size: jax.Array):
-        wanted = separate(labels, ids.shape)
-        return label_confusions(wanted, ids), *label_boundaries(wanted, ids, size)
+        boundaries = label_boundaries(separate(labels, ids.shape), ids, size)
+        return confusion(labels, ids), *boundaries
 
     return of_labels if config.multilabel else of_classes
+
+
+def confusion_of(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The function (label map, ids as `Prediction` has them) -> confusion, of classes or of each label."""
+    if config.multilabel:
+        return lambda labels, ids: label_confusions(separate(labels, ids.shape), ids)
+    return functools.partial(confusion_matrix, num_classes=label_map_classes(config))
 
 
 # ---------------------------------------------------------------------------- on the host

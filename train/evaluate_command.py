@@ -98,9 +98,9 @@ def evaluate_command(
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
     options = {"unpaired": unpaired, "resize_labels": resize_labels}
-    options |= {"bands": _bands(network.config.preprocessing)}
+    options |= {"bands": bands_of(network.config.preprocessing)}
     names = label_map_names(network.config)
-    dataset = _open(data, data_dir, labels, keys, origin, names, **options)
+    dataset = open_for_model(data, data_dir, labels, keys, origin, names, **options)
     for note in dataset.notes:
         Console(emoji=False).print(note, markup=False, highlight=False, soft_wrap=True)
     check_classes(network.config, dataset)
@@ -204,7 +204,7 @@ def check_pictures(preprocessing: Preprocessing, pictures: Pictures) -> None:
         )
 
 
-def _bands(preprocessing: Preprocessing) -> Bands | None:
+def bands_of(preprocessing: Preprocessing) -> Bands | None:
     """The bands of a data set that a model is evaluated on."""
     return None if preprocessing.is_rgb else preprocessing.bands or "all"
 
@@ -217,7 +217,7 @@ _ON_REQUEST = ("unpaired", "resize_labels")
 """Options of the data of a training that hold for its evaluation too."""
 
 
-def _open(
+def open_for_model(
     data: str | None,
     data_dir: Path | None,
     labels: str | None,
