@@ -257,7 +257,7 @@ def export(
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     /,
-    to: Literal["onnx", "stablehlo"] | None = None,
+    to: Literal["onnx", "stablehlo", "tflite", "savedmodel"] | None = None,
     images: Literal["normalized", "pixels"] = "normalized",
     output: Literal["logits", "probabilities", "classes"] = "logits",
     layout: Literal["nhwc", "nchw"] | None = None,
@@ -266,16 +266,17 @@ def export(
     dtype: Literal["float32", "float16"] = "float32",
     overwrite: bool = False,
 ) -> int:
-    """Write a model as ONNX or StableHLO, for runtimes without this package.
+    """Write a model as ONNX, StableHLO, TFLite or SavedModel, for runtimes without this package.
 
     ONNX is for onnxruntime, OpenVINO, TensorRT and others; StableHLO, which jax.export reads, for CPU, CUDA
-    and TPU at once. The file is run and compared with the model before it takes its place. Where sizes are
-    not fixed, images of 64 x 64 and more are taken; TensorRT and mobile runtimes want fixed ones.
+    and TPU at once; TFLite for phones; SavedModel, a folder, for TensorFlow. The file is run and compared
+    with the model before it takes its place. Where sizes are not fixed, images of 64 x 64 and more are
+    taken; TensorRT, TFLite and SavedModel want fixed ones.
 
     Args:
         model: A model folder or .safetensors file, as deeplab-port makes them, a training run's folder, or
             hf://USER/NAME, with @REVISION or without.
-        out: The file to write.
+        out: The file to write, or the folder of a SavedModel.
         to: The format; by default what the file's name ends in.
         images: What the program takes: float images as deeplab_jax.normalize makes them, or uint8 RGB.
         output: What it gives: scores of each class, or the class of every pixel.
@@ -295,7 +296,8 @@ def export(
     written = write(load(model), out, interface, to=to, dtype=dtype, overwrite=overwrite)
     console = Console(soft_wrap=True, highlight=False)
     sizes = ", ".join(" x ".join(map(str, shape)) for shape in written.compared)
-    console.print(f"{escape(str(out))}: {out.stat().st_size / 1e6:.1f} MB")
+    taken = sum(file.stat().st_size for file in (out, *out.rglob("*")) if file.is_file())
+    console.print(f"{escape(str(out))}: {taken / 1e6:.1f} MB")
     console.print(
         f"compared with the model on {sizes}: differs by {written.error:.1e} of the largest score"
     )

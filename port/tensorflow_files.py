@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from port.tensorflow_graph import FrozenGraph, import_tensorflow
+from deeplab_jax.quiet_tensorflow import import_tensorflow
+from port.tensorflow_graph import FrozenGraph
 
 INDEX, GRAPH = ".index", ".pb"  # ends of names: a checkpoint's list of variables, a graph
 PARTS = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # what `model.ckpt` is on the disk

@@ -7,9 +7,7 @@ owes nothing to what we assume of the code that made it.
 from __future__ import annotations
 
 import math
-import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.heads import rates_for
+from deeplab_jax.quiet_tensorflow import import_tensorflow
 
 PICTURE, LABELS = "ImageTensor", "ArgMax"  # the operations at both ends
 OUTPUT_STRIDES = (8, 16, 32)
@@ -280,13 +279,3 @@ def _value(node: Any) -> np.ndarray:
 def _plain(name: str) -> str:
     """An operation's name from that of an input: without the output's number."""
     return name.lstrip("^").partition(":")[0]
-
-
-def import_tensorflow() -> Any:
-    """tensorflow, without what it prints. Raises ImportError where it is not installed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import tensorflow
-    tensorflow.get_logger().setLevel("ERROR")  # it calls all deprecated that runs a graph
-    return tensorflow

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OWN = {"deeplab_jax", "port", "train", "benchmarks", "docs"}
 EXTRAS = {
-    "deeplab_jax": ("app", "export", "geotiff", "hub", "video"),
+    "deeplab_jax": ("app", "geotiff", "hub", "int8", "tensorflow", "video"),
     "port": (
         "port",
         "references",
@@ -23,7 +23,12 @@ EXTRAS = {
     "benchmarks": ("benchmarks",),
     "tests": ("test",),
 }
-NOT_INSTALLED = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorflow": "tensorflow"}
+NOT_INSTALLED = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorflow": "tensorflow",
+    "ai_edge_litert": "ai-edge-litert",
+}
 """What a test environment may lack, and whose it is."""
 
 

@@ -32,7 +32,7 @@ from train.export_command import export_model_command
 from train.lock import NAME, LockError, only_run_in
 
 STEPS = 12
-KILLS = 3
+KILLS = 1
 
 
 @pytest.fixture(scope="module")

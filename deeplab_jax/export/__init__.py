@@ -1,7 +1,7 @@
-"""Models for other runtimes: ONNX and StableHLO.
+"""Models for other runtimes: ONNX, StableHLO and TensorFlow's formats.
 
-One format is one module: how a file is made of a model and an `Interface`, and how it is run again. Every
-file is run before it takes its place, and compared with the model.
+One format is one module: how a file (of SavedModel a folder) is made of a model and an `Interface`, and how
+it is run again. Every file is run before it takes its place, and compared with the model.
 """
 
 import dataclasses
@@ -32,7 +32,14 @@ from deeplab_jax.model import named_values
 
 __all__ = ["FORMATS", "SMALLEST", "ExportError", "Exported", "Interface", "export"]
 
-FORMATS = {"onnx": "deeplab_jax.export.onnx_file", "stablehlo": "deeplab_jax.export.stablehlo"}
+Format = Literal["onnx", "stablehlo", "tflite", "savedmodel"]
+
+FORMATS: dict[Format, str] = {
+    "onnx": "deeplab_jax.export.onnx_file",
+    "stablehlo": "deeplab_jax.export.stablehlo",
+    "tflite": "deeplab_jax.export.tflite",
+    "savedmodel": "deeplab_jax.export.savedmodel",
+}
 """The module of each; a file's suffix is the format's name."""
 
 TOLERANCE = {"float32": 1e-5, "float16": 2e-2}
@@ -68,7 +75,7 @@ def export(
     path: str | os.PathLike,
     interface: Interface | None = None,
     *,
-    to: Literal["onnx", "stablehlo"] | None = None,
+    to: Format | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     overwrite: bool = False,
 ) -> Exported:
@@ -79,7 +86,7 @@ def export(
       path: of the file; its folder is made where it does not exist.
       interface: what the program takes and gives; None is normalised images to logits, in the layout that
         is the format's custom.
-      to: the format; None goes by the suffix of `path`, .onnx or .stablehlo.
+      to: the format; None goes by the suffix of `path`, .onnx, .stablehlo, .tflite or .savedmodel.
       dtype: float16 halves the file and computes in half precision.
       overwrite: replace a file that is there.
 
@@ -90,8 +97,10 @@ def export(
     path = Path(path)
     module = _format(to, path)
     check_parent(path)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ExportError(f"{path} exists; overwrite=True (--overwrite) replaces a file")
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder, which is never replaced: give another name")
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path} exists; overwrite=True (--overwrite) replaces it")
     interface = interface or Interface(layout=module.LAYOUT)
     reference = for_inference(model)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +125,9 @@ def _format(to: str | None, path: Path) -> ModuleType:
     try:
         return importlib.import_module(FORMATS[name])
     except ModuleNotFoundError as error:
+        extra = "export" if name in ("onnx", "stablehlo") else "tensorflow"
         raise ExportError(
-            f"exporting to {name} needs {error.name}: pip install 'deeplab-jax[export]'"
+            f"exporting to {name} needs {error.name}: pip install 'deeplab-jax[{extra}]'"
         ) from error
 
 
