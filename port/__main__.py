@@ -3,12 +3,9 @@
 import ast
 import dataclasses
 import functools
-import importlib
 import inspect
 import math
 import os
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -30,6 +27,7 @@ from deeplab_jax.images import ImageError, find_images
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.preprocessing import PixelType, Preprocessing, normalize
 from deeplab_jax.progress import progress
+from deeplab_jax.users_function import made_by
 from deeplab_jax.whole_file import write_file
 from port.convert import Conversion, convert
 from port.tensorflow_graph import FrozenGraph
@@ -405,30 +403,11 @@ def _reference(
 def _users_module(against: str) -> "torch.nn.Module":
     import torch
 
-    module_name, colon, factory = against.partition(":")
-    if not colon:
-        raise ValueError(f"--against takes module:factory, got {against!r}")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = getattr(importlib.import_module(module_name), factory)()
-    except Exception as error:  # somebody's code may raise anything
-        raise ValueError(
-            f"--against {against} cannot be built: {type(error).__name__}: {error}{_where(error)}"
-        ) from error
+    module = made_by(against, "--against")
     if not isinstance(module, torch.nn.Module):
         kind = type(module).__name__
         raise ValueError(f"--against {against} must give a torch.nn.Module, got {kind}")
     return module
-
-
-def _where(error: Exception) -> str:
-    """The last line of somebody else's code that an error came through."""
-    passed = [
-        f" ({frame.filename}, line {frame.lineno})"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and not frame.filename.startswith("<frozen")
-    ]
-    return passed[-1] if passed else ""
 
 
 def _load_weights(module: "torch.nn.Module", tensors: Mapping[str, np.ndarray], code: str) -> None:

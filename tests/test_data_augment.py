@@ -175,8 +175,8 @@ def test_a_step_of_ones_own_comes_last():
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("inverting", "extra must be module:factory"),
-        ("nowhere:step", "extra=nowhere:step cannot be made: ModuleNotFoundError"),
+        ("inverting", "augment.extra takes module:factory"),
+        ("nowhere:step", "augment.extra nowhere:step cannot be made: ModuleNotFoundError"),
         ("builtins:int", r"must give a function \(image, label, rng\), got 0"),
     ],
 )

@@ -5,13 +5,12 @@ Everything random comes from the generator that is passed in.
 
 import dataclasses
 import functools
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 
+from deeplab_jax.users_function import made_by
 from train.metrics import IGNORE_LABEL
 
 # The pipeline works on many examples at once; OpenCV's own threads would only get in the way.
@@ -285,17 +284,11 @@ Step = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray,
 @functools.cache
 def _extra(name: str) -> Step:
     """The step that `AugmentConfig.extra` names; raises ValueError where there is none."""
-    module, colon, factory = name.partition(":")
-    if not (module and colon and factory):
-        raise ValueError(f"extra must be module:factory, got {name!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # installed commands do not look in the current folder
-    try:
-        step = getattr(importlib.import_module(module), factory)()
-    except Exception as error:  # of anybody's code
-        raise ValueError(f"extra={name} cannot be made: {type(error).__name__}: {error}") from error
+    step = made_by(name, "augment.extra")
     if not callable(step):
-        raise ValueError(f"extra={name} must give a function (image, label, rng), got {step!r}")
+        raise ValueError(
+            f"augment.extra {name} must give a function (image, label, rng), got {step!r}"
+        )
     return step
 
 

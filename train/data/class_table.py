@@ -246,5 +246,9 @@ def _twice(pairs: list[tuple[int, str]]) -> list[int]:
 
 def _limited(table: ClassTable) -> ClassTable:
     if len(table.names) > MOST_CLASSES:
-        raise DataError(f"there can be {MOST_CLASSES} classes at most, got {len(table.names)}")
+        raise DataError(
+            f"there can be {MOST_CLASSES} classes at most, as label maps are of 8 bits, got "
+            f"{len(table.names)}: in --data.labels (--labels) or classes.txt give several ids one name, or "
+            "leave some out by the name ignored"
+        )
     return table
