@@ -196,6 +196,22 @@ def test_another_program_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("when", ["loaded", "run"])
+def test_what_the_runtime_refuses_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, when):
+    class Session:
+        def __init__(self, *_, **__):
+            if when == "loaded":
+                self.run()
+
+        def run(self, *_):
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no such pool\nof C++")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(ExportError, match=r"cannot be run: .* no such pool\. Nothing was written"):
+        export(model_of("fcn_resnet18"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_amplifies_rounding_is_compared_by_that(tmp_path, monkeypatch):
     model = model_of("fcn_resnet18")
     monkeypatch.setattr(package, "TOLERANCE", {"float32": 0.0})

@@ -4,11 +4,12 @@ One format is one module: how a file (of SavedModel a folder) is made of a model
 it is run again. Every file is run before it takes its place, and compared with the model.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -107,7 +108,8 @@ def export(
     with folder_beside(path) as beside:
         new = beside / path.name
         module.write(in_dtype(reference, dtype), interface, new)
-        error, compared = compare(reference, interface, module.runner(new), jnp.dtype(dtype).name)
+        run = _runner(module, new)
+        error, compared = compare(reference, interface, run, jnp.dtype(dtype).name)
         os.replace(new, path)
     remove_leftovers(path)
     usage = f"# {interface.describe(model)}\n{module.usage(path)}"
@@ -128,6 +130,30 @@ def _format(to: str | None, path: Path) -> ModuleType:
         extra = "export" if name in ("onnx", "stablehlo") else "tensorflow"
         raise ExportError(
             f"exporting to {name} needs {error.name}: pip install 'deeplab-jax[{extra}]'"
+        ) from error
+
+
+def _runner(module: ModuleType, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What runs an exported file, with the runtime's errors as ExportErrors."""
+    with _runtime_errors():
+        run = module.runner(path)
+
+    def guarded(images: np.ndarray) -> np.ndarray:
+        with _runtime_errors():
+            return run(images)
+
+    return guarded
+
+
+@contextlib.contextmanager
+def _runtime_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each runtime has kinds of its own
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(
+            f"the exported program cannot be run: {cause}. Nothing was written; another --size may help, "
+            "otherwise please report this"
         ) from error
 
 
