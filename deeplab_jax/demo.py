@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Collection
@@ -211,6 +213,9 @@ def page(
                     label="Picture",
                     elem_classes="picture",
                 )
+            # The file as it is: of one that is no picture, Gradio's own says "Error". No subclass, as for
+            # those Gradio writes a stub beside this file.
+            picture.preprocess = lambda file: None if file is None else file.path
             with gr.Column():
                 shown_picture = gr.Image(
                     label="Overlay",
@@ -242,7 +247,7 @@ def page(
 def launch(
     blocks: "gradio.Blocks", *, host: str = "127.0.0.1", port: int | None = None, **options: Any
 ) -> None:
-    """Serves a page until the process ends; nothing is loaded from elsewhere or reported.
+    """Serves a page until Ctrl-C or SIGTERM; nothing is loaded from elsewhere or reported.
 
     Args:
       port: None is the first free one from 7860 on.
@@ -261,6 +266,8 @@ def launch(
         prevent_thread_lock=True,
         **options,
     )
+    # As Ctrl-C does: the folder of masks is removed at the end of Python.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     print(f"The page is at {url} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -105,17 +106,26 @@ def test_without_gradio_there_is_one_sentence(model, monkeypatch):
 
 @pytest.fixture(scope="module")
 def served(model, tmp_path_factory):
-    """The address of a page in a process of its own: Gradio's imports warn of others' old code."""
-    folder = tmp_path_factory.mktemp("served")
+    """The address of a page in a process of its own: Gradio's imports warn of others' old code.
+
+    SIGTERM ends it, and it leaves no temporary files.
+    """
+    folder, temporary = (tmp_path_factory.mktemp(name) for name in ("served", "temporary"))
     save(model, folder / "model.safetensors")
     words = ["-c", "from deeplab_jax.__main__ import main; main()", "demo", "model.safetensors"]
     process = subprocess.Popen(
-        [sys.executable, *words], cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment() | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     yield re.search(r"http://\S+", process.stdout.readline())[0]
+    assert list(temporary.glob("deeplab_demo.*"))
     process.terminate()
-    process.wait()
+    assert process.wait() == 128 + signal.SIGTERM
     process.stdout.close()
+    assert not list(temporary.glob("deeplab_demo.*"))
 
 
 def environment():
@@ -141,6 +151,10 @@ def test_the_served_page_segments_and_loads_nothing_from_elsewhere(
         cut.write_bytes(picture.read_bytes()[:500])
         with pytest.raises(AppError, match=r"^damaged, cannot be decoded"):
             client.predict(handle_file(cut), 0.5, api_name="/segment")
+        text_file = tmp_path / "text.png"
+        text_file.write_text("no picture")
+        with pytest.raises(AppError, match=r"^not a picture"):
+            client.predict(handle_file(text_file), 0.5, api_name="/segment")
     with Image.open(mask["value"]) as image:
         ids = np.asarray(image)
     assert (ids == deeplab_jax.predict(model, picture)).mean() > 0.999
