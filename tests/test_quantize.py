@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,8 +15,9 @@ from PIL import Image
 
 from deeplab_jax import create, normalize, save
 from deeplab_jax.export import ExportError
+from deeplab_jax.presets import named_config
 from train.data import DataError
-from train.quantize_command import quantize_command
+from train.quantize_command import _scores, quantize_command
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -111,6 +113,35 @@ def test_pictures_that_are_too_small_are_named(world, tmp_path):
         DataError, match=r"0.* is 9 x 9: the program takes images of 64 x 64 and more"
     ):
         quantize_command(world / "model", tmp_path / "m.onnx", data=f"folder:{tmp_path / 'tiny'}")
+
+
+def test_without_a_labelled_pixel_nothing_is_written(world, tmp_path, capsys):
+    for split in ("train", "val"):
+        for folder, pixels in (
+            ("images", np.zeros((64, 80, 3), np.uint8)),
+            ("masks", np.full((64, 80), 255, np.uint8)),
+        ):
+            path = tmp_path / "none" / folder / split / "0.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(pixels).save(path)
+    (tmp_path / "none" / "classes.txt").write_text("a\nb\nc\n")
+    out = tmp_path / "small.onnx"
+    assert quantize_command(world / "model", out, data=f"folder:{tmp_path / 'none'}") == 1
+    assert "No pixel has a label, so that there is no mIoU" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_a_label_that_is_no_class_is_an_error():
+    class Source(list):
+        def name(self, index):
+            return f"picture {index}"
+
+    example = {"image": np.zeros((64, 64, 3), np.uint8), "label": np.full((64, 64), 3, np.uint8)}
+    dataset = SimpleNamespace(val=Source([example]), overlapping=False)
+    with pytest.raises(
+        DataError, match="picture 0 has the label 3; the model's classes are 0 to 2"
+    ):
+        _scores([], dataset, named_config("fcn_resnet18").override(num_classes=3))
 
 
 def test_without_nncf_one_sentence_says_what_to_install(world, tmp_path, monkeypatch):

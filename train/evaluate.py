@@ -272,6 +272,14 @@ def confusion_of(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return functools.partial(confusion_matrix, num_classes=label_map_classes(config))
 
 
+def no_such_class(name: object, label: int, highest: int) -> DataError:
+    """What to raise where an image has a label above those of the model."""
+    return DataError(
+        f"{name} has the label {label}; the model's classes are 0 to {highest}, and {IGNORE_LABEL} is "
+        "ignored"
+    )
+
+
 # ---------------------------------------------------------------------------- on the host
 
 
@@ -295,10 +303,8 @@ class _Total:
         is_image = sums["index"] >= 0
         if (invalid := is_image & (sums["highest"] > self._highest)).any():
             row = int(invalid.argmax())
-            raise DataError(
-                f"{self._source.name(int(sums['index'][row]))} has the label {sums['highest'][row]}; the "
-                f"model's classes are 0 to {self._highest}, and {IGNORE_LABEL} is ignored"
-            )
+            name = self._source.name(int(sums["index"][row]))
+            raise no_such_class(name, sums["highest"][row], self._highest)
         self._confusion += sums["confusion"]
         self._boundary_sum += sums["boundary_sum"]
         self._boundary_count += sums["boundary_count"]

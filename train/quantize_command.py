@@ -1,6 +1,7 @@
 """The command `deeplab-train quantize`: a model and a data set -> ONNX in 8 bits, and what that costs."""
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +19,13 @@ from deeplab_jax.beside import folder_beside, remove_leftovers
 from deeplab_jax.checkpoint import RUN_MODEL, check_parent
 from deeplab_jax.export import SMALLEST, ExportError, Interface, export
 from deeplab_jax.progress import progress
-from train.data import DataError, Source
+from train.data import DataError, Dataset, Source
 from train.data.pairs import Unpaired
-from train.evaluate import confusion_of
+from train.evaluate import confusion_of, no_such_class
 from train.evaluate_command import bands_of, check_classes, check_pictures, open_for_model
-from train.metrics import Scores, scores
+from train.metrics import IGNORE_LABEL, Scores, scores
 from train.run_folder import is_run
-from train.targets import first_scored, label_map_names, scored_names
+from train.targets import first_scored, label_map_classes, label_map_names, scored_names
 
 LIMIT = 0.01
 """Of mIoU: what 8 bits may cost."""
@@ -88,7 +89,7 @@ def quantize_command(
         export(network, whole, Interface(images="pixels", output="classes"))
         int8.quantize(whole, _Pictures(dataset.train, calibration), small)
         runs = [onnx_file.runner(program) for program in (whole, small)]
-        before, after = _scores(runs, dataset.val, config)
+        before, after = _scores(runs, dataset, config)
         console.print(_table(before, after, scored_names(config, dataset.class_names)))
         drop = before.miou - after.miou
         console.print(
@@ -96,11 +97,15 @@ def quantize_command(
             f"that it was not calibrated on. {whole.stat().st_size / 1e6:.1f} MB became "
             f"{small.stat().st_size / 1e6:.1f}."
         )
-        if not drop <= LIMIT and not force:  # nor where it is NaN, as without a labelled pixel
+        if not drop <= LIMIT and not force:
+            why = (
+                "No pixel has a label, so that there is no mIoU to compare"
+                if math.isnan(drop)
+                else f"8 bits cost {100 * drop:.1f} points of mIoU, more than {100 * LIMIT:.0f}"
+            )
             console.print(
-                f"8 bits cost {100 * drop:.1f} points of mIoU, more than {100 * LIMIT:.0f}: nothing was "
-                "written. Calibrating on more pictures may help (--calibration); --force writes the file "
-                "all the same"
+                f"{why}: nothing was written. Calibrating on more pictures may help (--calibration), and "
+                "--force writes the file all the same"
             )
             return 1
         os.replace(small, out)
@@ -157,13 +162,16 @@ def _image(source: Source, index: int) -> tuple[np.ndarray, np.ndarray]:
     return example["image"][None], example["label"]
 
 
-def _scores(runs: Sequence[Run], source: Source, config: Config) -> list[Scores]:
-    """Those of each program on a split."""
-    confusion = confusion_of(config)
+def _scores(runs: Sequence[Run], dataset: Dataset, config: Config) -> list[Scores]:
+    """Those of each program on the validation split. Raises DataError for a label above the classes."""
+    source, confusion = dataset.val, confusion_of(config)
+    highest = 1 if dataset.overlapping else label_map_classes(config) - 1
     totals = [np.int64(0)] * len(runs)
     with progress("comparing", len(source)) as done:
         for index in range(len(source)):
             image, labels = _image(source, index)
+            if (found := labels[labels != IGNORE_LABEL].max(initial=0)) > highest:
+                raise no_such_class(source.name(index), found, highest)
             for number, run in enumerate(runs):
                 totals[number] = totals[number] + np.asarray(
                     confusion(labels, run(image)[0]), np.int64
