@@ -1,11 +1,15 @@
 """The program as a function of TensorFlow's, from which its formats are made."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import jax2tf
+from jax.extend import core
 
-from deeplab_jax.export.program import ExportError, Interface, Model, function_of
+from deeplab_jax.export.program import ExportError, Function, Interface, Model, function_of
+from deeplab_jax.interpreter import interpret
 from deeplab_jax.model import named_values
 from deeplab_jax.quiet_tensorflow import import_tensorflow
 
@@ -27,13 +31,7 @@ def to_tensorflow(model: Model, interface: Interface) -> Any:
             "--size 512 512 --batch 1 (Interface(size=(512, 512), batch=1))"
         )
     struct = interface.struct(model)
-    convert = jax2tf.convert(
-        function_of(model, interface),
-        with_gradient=False,
-        # The form of XLA's own operations, which all converters know, and which runs on all platforms.
-        native_serialization_platforms=("tpu",),
-        native_serialization_disabled_checks=[jax2tf.DisabledSafetyCheck.platform()],
-    )
+    run = jax2tf.convert(_plain(function_of(model, interface)), with_gradient=False)
     module = tensorflow.Module()
     module.weights = {
         name: tensorflow.Variable(jax.device_get(value), trainable=False)
@@ -41,8 +39,53 @@ def to_tensorflow(model: Model, interface: Interface) -> Any:
     }
     signature = tensorflow.TensorSpec(struct.shape, struct.dtype.name, name="images")
     module.run = tensorflow.function(
-        lambda images: {interface.output: convert(dict(module.weights), images)},
+        lambda images: {interface.output: run(dict(module.weights), images)},
         autograph=False,
         input_signature=[signature],
     )
     return module
+
+
+# ---------------------------------------------------------------------------- what TensorFlow reads
+
+_PROGRAMS = ("closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2")
+"""Operations that are a program, and are gone into."""
+
+
+def _plain(function: Function) -> Function:
+    """The same, of the forms that are for no platform, and of operations that TensorFlow reads."""
+
+    def run(weights: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+        program = jax.make_jaxpr(function)(weights, images)
+        (result,) = interpret(program, jax.tree.leaves((weights, images)), _results)
+        return result
+
+    return run
+
+
+def _results(equation: core.JaxprEqn, values: list[Any]) -> Sequence[Any] | None:
+    primitive = equation.primitive
+    match primitive.name:
+        case "erf":  # which jax 0.12 writes as a composite operation
+            return [_erf(*values)]
+        case "erfc":
+            return [1 - _erf(*values)]
+        case name if name in _PROGRAMS:
+            return None
+    made = primitive.bind(*values, **equation.params)
+    return made if primitive.multiple_results else [made]
+
+
+_P = (0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145)
+_P += (1.128379143519084,)
+_Q = (-1.1791602954361697e-7, 2.3547966471313185e-5, 0.0010179625278914885, 0.014070470171167667)
+_Q += (0.11098505178285362, 0.49746925110067538, 1.0)
+"""The rational function by which XLA and Eigen compute erf(x) / x from the square of x in float32."""
+
+_ONE = 3.7439211627767994  # where erf is 1 in float32
+
+
+def _erf(x: jax.Array) -> jax.Array:
+    x = jnp.clip(x, -_ONE, _ONE)
+    p, q = (jnp.polyval(jnp.array(c, x.dtype), x * x) for c in (_P, _Q))
+    return x * p / q
