@@ -40,9 +40,9 @@ def parts(model, kind):
         "fcn_regnety_002",
         "deeplabv3plus_mobilenet_v2",
         "lraspp_mobilenet_v3_small",
-        "deeplabv3plus_xception65",
-        "fcn_efficientnet_b0",
-        "fcn_drn_d_22",
+        pytest.param("deeplabv3plus_xception65", marks=pytest.mark.long),
+        pytest.param("fcn_efficientnet_b0", marks=pytest.mark.long),
+        pytest.param("fcn_drn_d_22", marks=pytest.mark.long),
         "deeplabv3_mobilevit_xxs",
     ],
 )
