@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from deeplab_jax.export.program import Interface, Model, in_dtype
+from deeplab_jax.export.program import ExportError, Interface, Model, in_dtype
 from deeplab_jax.export.tensorflow_program import tensorflow, to_tensorflow
 from deeplab_jax.quiet_tensorflow import without_its_log
 
@@ -17,7 +17,7 @@ LAYOUT = "nhwc"
 def write(model: Model, interface: Interface, path: Path) -> None:
     """Writes a file of TFLite's builtin operations; of float16, its weights are halves.
 
-    Raises ExportError where a size is not fixed.
+    Raises ExportError where a size is not fixed, and for what TensorFlow does not convert.
     """
     module = to_tensorflow(in_dtype(model, np.float32), interface)
     program = module.run.get_concrete_function()
@@ -25,8 +25,12 @@ def write(model: Model, interface: Interface, path: Path) -> None:
     if model.dtype == np.float16:
         converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tensorflow.float16]
-    with without_its_log():
-        written = converter.convert()
+    try:
+        with without_its_log():
+            written = converter.convert()
+    except Exception as error:  # ConverterError, of which TensorFlow makes no name public
+        cause = str(error).splitlines()[0]
+        raise ExportError(f"TensorFlow does not convert this model to TFLite: {cause}") from error
     path.write_bytes(written)
 
 
