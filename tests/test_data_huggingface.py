@@ -12,7 +12,7 @@ from PIL import Image
 from train.data import DataError, descriptions, open_dataset
 from train.data.dataset import class_frequencies
 from train.data_command import data_command
-from train.evaluate_command import _open
+from train.evaluate_command import open_for_model
 
 SHAPE = (6, 8)
 PICTURE = datasets.Image()
@@ -286,6 +286,6 @@ def test_a_model_is_evaluated_on_what_it_was_trained_on(tmp_path):
     (run / "model").mkdir(parents=True)
     trained = {"name": name, "labels": "2=car,0=rest,1=rest", "keys": "left,mask"}
     (run / "config.json").write_text(json.dumps({"data": trained}))
-    data = _open(name, None, None, None, run / "model", ("car", "rest"))
+    data = open_for_model(name, None, None, None, run / "model", ("car", "rest"))
     assert data.class_names == ("car", "rest")
     assert first_ids(data.val) == [1, 1, 0, 255]

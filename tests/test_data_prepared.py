@@ -11,7 +11,7 @@ from train import __main__ as command
 from train.config import DataConfig, TrainConfig
 from train.data import DataError, open_dataset
 from train.data_command import data_command
-from train.evaluate_command import _open
+from train.evaluate_command import open_for_model
 
 SHAPE = (6, 8)
 MASK = tfds.features.Image(shape=(None, None, 1))
@@ -251,11 +251,11 @@ def test_a_model_is_evaluated_on_what_it_was_trained_on(tmp_path):
     (run / "model").mkdir(parents=True)
     trained = {"name": "tfds:roads", "labels": "2=car,0=rest,1=rest", "keys": "other,mask"}
     (run / "config.json").write_text(json.dumps({"data": trained}))
-    data = _open("tfds:roads", tmp_path, None, None, run / "model", ("car", "rest"))
+    data = open_for_model("tfds:roads", tmp_path, None, None, run / "model", ("car", "rest"))
     assert data.class_names == ("car", "rest")
     assert first_ids(data.val) == [1, 1, 0, 255]
     assert data.notes[0] == "Ids are the classes that they were in training: 2=car,0=rest,1=rest."
-    other = _open("tfds:roads", tmp_path, "0=a,1=b,2=c", "image,mask", run / "model", None)
+    other = open_for_model("tfds:roads", tmp_path, "0=a,1=b,2=c", "image,mask", run / "model", None)
     assert other.class_names == ("a", "b", "c")
 
 

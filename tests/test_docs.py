@@ -117,6 +117,7 @@ OURS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
             "pack_command",
             "evaluate_command",
             "export_model_command",
+            "quantize_command",
         ),
     ),
 }
@@ -211,7 +212,7 @@ HELP = [
     ["deeplab-port"],
     *(
         ["deeplab-train", name]
-        for name in ("camvid", "data", "prepare", "evaluate", "export-model")
+        for name in ("camvid", "data", "prepare", "evaluate", "export-model", "quantize")
     ),
 ]
 ELSEWHERE = {

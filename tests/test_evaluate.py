@@ -19,7 +19,7 @@ from train import __main__ as command
 from train.config import MeshConfig
 from train.data import DataError, Dataset
 from train.evaluate import Evaluator, _Total
-from train.evaluate_command import _open, check_classes
+from train.evaluate_command import check_classes, open_for_model
 from train.metrics import boundary_scores
 from train.output_stride import with_output_stride
 from train.sharding import make_mesh
@@ -391,7 +391,7 @@ def test_ids_are_what_they_were_in_the_run_of_the_model(data, tmp_path):
     ids = Pictures().label(0)
 
     def classes_of_ids(labels=None):
-        dataset = _open(f"folder:{data}", None, labels, None, model, names)
+        dataset = open_for_model(f"folder:{data}", None, labels, None, model, names)
         label = dataset.train.label(0)
         return [int(label[ids == i][0]) for i in range(3)], dataset
 

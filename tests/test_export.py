@@ -232,8 +232,8 @@ def test_what_is_there_is_not_replaced(tmp_path):
 
 
 def test_an_unknown_format_lists_those_that_there_are(tmp_path):
-    with pytest.raises(ExportError, match=r"unknown export format 'tflite'.*onnx, stablehlo"):
-        export(model_of("fcn_resnet18"), tmp_path / "model.tflite")
+    with pytest.raises(ExportError, match=r"unknown export format 'engine'.*onnx, stablehlo"):
+        export(model_of("fcn_resnet18"), tmp_path / "model.engine")
 
 
 def test_an_operation_without_a_rule_is_named(monkeypatch):

@@ -87,6 +87,20 @@ def test_free_sizes_are_refused_with_the_flags_that_fix_them(tmp_path, fixed):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_converted_is_one_sentence(tmp_path, monkeypatch):
+    from deeplab_jax.export.tflite import tensorflow
+
+    def refuse(converter):
+        raise RuntimeError("no such operation\nin line 7")
+
+    monkeypatch.setattr(tensorflow.lite.TFLiteConverter, "convert", refuse)
+    with pytest.raises(
+        ExportError, match=r"does not convert this model to TFLite: no such operation$"
+    ):
+        export(model_of("fcn_resnet18"), tmp_path / "model.tflite", Interface(**FIXED))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_is_never_replaced(tmp_path):
     (tmp_path / "model.savedmodel").mkdir()
     with pytest.raises(
