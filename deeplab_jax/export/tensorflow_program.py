@@ -76,10 +76,22 @@ def _results(equation: core.JaxprEqn, values: list[Any]) -> Sequence[Any] | None
     return made if primitive.multiple_results else [made]
 
 
-_P = (0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145)
-_P += (1.128379143519084,)
-_Q = (-1.1791602954361697e-7, 2.3547966471313185e-5, 0.0010179625278914885, 0.014070470171167667)
-_Q += (0.11098505178285362, 0.49746925110067538, 1.0)
+_NUMERATOR = (
+    2.2905065861350646e-4,
+    3.4082910107109506e-3,
+    0.050955695062380861,
+    0.18520832239976145,
+    1.128379143519084,
+)
+_DENOMINATOR = (
+    -1.1791602954361697e-7,
+    2.3547966471313185e-5,
+    1.0179625278914885e-3,
+    0.014070470171167667,
+    0.11098505178285362,
+    0.49746925110067538,
+    1.0,
+)
 """The rational function by which XLA and Eigen compute erf(x) / x from the square of x in float32."""
 
 _ONE = 3.7439211627767994  # where erf is 1 in float32
@@ -87,5 +99,5 @@ _ONE = 3.7439211627767994  # where erf is 1 in float32
 
 def _erf(x: jax.Array) -> jax.Array:
     x = jnp.clip(x, -_ONE, _ONE)
-    p, q = (jnp.polyval(jnp.array(c, x.dtype), x * x) for c in (_P, _Q))
+    p, q = (jnp.polyval(jnp.array(c, x.dtype), x * x) for c in (_NUMERATOR, _DENOMINATOR))
     return x * p / q
