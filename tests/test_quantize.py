@@ -19,13 +19,11 @@ from deeplab_jax.presets import named_config
 from train.data import DataError
 from train.quantize_command import _scores, quantize_command
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 SIZES = [(64, 80), (80, 64), (64, 80), (80, 64)]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, compiled_once):
+def world(tmp_path_factory):
     """A model, and pictures labelled with what it says: "all" of them, and "sure" where it is."""
     root = tmp_path_factory.mktemp("world")
     model = create("fcn_resnet18", num_classes=3, rngs=nnx.Rngs(0))

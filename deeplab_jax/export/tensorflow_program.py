@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import jax2tf
 from jax.extend import core
 
 from deeplab_jax.export.program import ExportError, Function, Interface, Model, function_of
@@ -30,6 +29,8 @@ def to_tensorflow(model: Model, interface: Interface) -> Any:
             "TensorFlow's formats are for images of one size and number: fix them, as with "
             "--size 512 512 --batch 1 (Interface(size=(512, 512), batch=1))"
         )
+    from jax.experimental import jax2tf  # which imports TensorFlow, with all that it prints
+
     struct = interface.struct(model)
     run = jax2tf.convert(_plain(function_of(model, interface)), with_gradient=False)
     module = tensorflow.Module()
