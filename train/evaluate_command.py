@@ -98,13 +98,7 @@ def evaluate_command(
     if output_stride is not None:
         network = with_output_stride(network, output_stride)
     options = {"unpaired": unpaired, "resize_labels": resize_labels}
-    options |= {"bands": bands_of(network.config.preprocessing)}
-    names = label_map_names(network.config)
-    dataset = open_for_model(data, data_dir, labels, keys, origin, names, **options)
-    for note in dataset.notes:
-        Console(emoji=False).print(note, markup=False, highlight=False, soft_wrap=True)
-    check_classes(network.config, dataset)
-    check_pictures(network.config.preprocessing, dataset.pictures)
+    dataset = open_checked(network.config, origin, data, data_dir, labels, keys, **options)
     if told := in_words(network.config, dataset.class_names):
         Console(emoji=False).print(told, markup=False, highlight=False, soft_wrap=True)
     parts = {"val": [dataset.val], "train": [dataset.train], "all": [dataset.train, dataset.val]}
@@ -159,7 +153,37 @@ def _model(path: Path, step: str | None, watch: bool) -> tuple[SegmentationModel
         )
         return with_values(network, values), path / RUN_MODEL, values
     network = load(path)
-    return network, path / RUN_MODEL if is_run(path) else path, named_values(network)
+    return network, training_path(path), named_values(network)
+
+
+def training_path(path: Path) -> Path:
+    """The path by which the training of the model at `path` is found."""
+    return path / RUN_MODEL if is_run(path) else path
+
+
+def open_checked(
+    config: Config,
+    origin: Path,
+    data: str | None,
+    data_dir: Path | None,
+    labels: str | None,
+    keys: str | None,
+    **options: Any,
+) -> Dataset:
+    """The data set for a model, of which it is said what is assumed.
+
+    Args:
+      origin: see `training_path`; the others are those of `evaluate_command`.
+
+    Raises DataError where model and data set do not fit.
+    """
+    bands, names = _bands(config.preprocessing), label_map_names(config)
+    dataset = open_for_model(data, data_dir, labels, keys, origin, names, bands=bands, **options)
+    for note in dataset.notes:
+        Console(emoji=False).print(note, markup=False, highlight=False, soft_wrap=True)
+    check_classes(config, dataset)
+    check_pictures(config.preprocessing, dataset.pictures)
+    return dataset
 
 
 def check_classes(config: Config, dataset: Dataset) -> None:
@@ -204,7 +228,7 @@ def check_pictures(preprocessing: Preprocessing, pictures: Pictures) -> None:
         )
 
 
-def bands_of(preprocessing: Preprocessing) -> Bands | None:
+def _bands(preprocessing: Preprocessing) -> Bands | None:
     """The bands of a data set that a model is evaluated on."""
     return None if preprocessing.is_rgb else preprocessing.bands or "all"
 

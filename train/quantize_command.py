@@ -1,11 +1,9 @@
 """The command `deeplab-train quantize`: a model and a data set -> ONNX in 8 bits, and what that costs."""
 
-import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import numpy as np
@@ -16,16 +14,15 @@ from rich.table import Table
 
 from deeplab_jax import Config, load
 from deeplab_jax.beside import folder_beside, remove_leftovers
-from deeplab_jax.checkpoint import RUN_MODEL, check_parent
-from deeplab_jax.export import SMALLEST, ExportError, Interface, export
+from deeplab_jax.checkpoint import check_parent
+from deeplab_jax.export import SMALLEST, Interface, export, module_of
 from deeplab_jax.progress import progress
 from train.data import DataError, Dataset, Source
 from train.data.pairs import Unpaired
 from train.evaluate import confusion_of, no_such_class
-from train.evaluate_command import bands_of, check_classes, check_pictures, open_for_model
+from train.evaluate_command import open_checked, training_path
 from train.metrics import IGNORE_LABEL, Scores, scores
-from train.run_folder import is_run
-from train.targets import first_scored, label_map_classes, label_map_names, scored_names
+from train.targets import first_scored, label_map_classes, scored_names
 
 LIMIT = 0.01
 """Of mIoU: what 8 bits may cost."""
@@ -70,19 +67,16 @@ def quantize_command(
       overwrite: Replace a file that is there.
     """
     _check(out, calibration, overwrite=overwrite)
-    int8, onnx_file = _needed("int8"), _needed("onnx_file")
+    int8, onnx_file = (
+        module_of(f"deeplab_jax.export.{name}", "a model in 8 bits", "int8")
+        for name in ("int8", "onnx_file")
+    )
     network = load(model)
     config = network.config
     options = {"unpaired": unpaired, "resize_labels": resize_labels}
-    options |= {"bands": bands_of(config.preprocessing)}
-    origin = model / RUN_MODEL if is_run(model) else model
-    names = label_map_names(config)
-    dataset = open_for_model(data, data_dir, labels, keys, origin, names, **options)
+    origin = training_path(model)
+    dataset = open_checked(config, origin, data, data_dir, labels, keys, **options)
     console = Console(emoji=False, highlight=False, soft_wrap=True)
-    for note in dataset.notes:
-        console.print(note, markup=False)
-    check_classes(config, dataset)
-    check_pictures(config.preprocessing, dataset.pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     with folder_beside(out) as beside:
         whole, small = beside / "float32.onnx", beside / out.name
@@ -124,16 +118,6 @@ def _check(out: Path, calibration: int, *, overwrite: bool) -> None:
         raise ValueError(f"{out} exists; --overwrite replaces it")
     if calibration < 1:
         raise ValueError(f"--calibration must be at least 1, got {calibration}")
-
-
-def _needed(name: str) -> ModuleType:
-    """A module of `deeplab_jax.export`. Raises ExportError where its packages are not installed."""
-    try:
-        return importlib.import_module(f"deeplab_jax.export.{name}")
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"8 bits need the package {error.name}: pip install 'deeplab-jax[int8]'"
-        ) from error
 
 
 class _Pictures(Sequence[np.ndarray]):

@@ -124,12 +124,20 @@ def _format(to: str | None, path: Path) -> ModuleType:
             f"unknown export format {name!r} of {path}: --to (to=) must be one of {ways}, or the file's "
             "name must end so. A .safetensors file or a model folder is made by deeplab_jax.save"
         )
+    extra = "export" if name in ("onnx", "stablehlo") else "tensorflow"
+    return module_of(FORMATS[name], f"exporting to {name}", extra)
+
+
+def module_of(name: str, what: str, extra: str) -> ModuleType:
+    """A module that needs packages of an extra.
+
+    Raises ExportError, saying what needs them and how to install them, where one is missing.
+    """
     try:
-        return importlib.import_module(FORMATS[name])
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        extra = "export" if name in ("onnx", "stablehlo") else "tensorflow"
         raise ExportError(
-            f"exporting to {name} needs {error.name}: pip install 'deeplab-jax[{extra}]'"
+            f"{what} needs {error.name}: pip install 'deeplab-jax[{extra}]'"
         ) from error
 
 
