@@ -140,9 +140,14 @@ def resize(
     image = jnp.where(inside, image, 0)
     for axis in (2, 1):
         resampling = lowering.Resampling(axis, image.shape[axis], canvas[axis - 1], align_corners)
-        matrix = lowering.matrix_of_any_size(resampling, (size[axis - 1], out[axis - 1]))
-        forms = {"default": lowering.product, "cpu": lowering.product_of_rows}
-        image = lowering.by_platform(resampling, image, matrix, **forms)
+        image = lowering.by_platform(
+            resampling,
+            image,
+            size[axis - 1],
+            out[axis - 1],
+            default=lowering.product_of_any_size,
+            cpu=lowering.weighted_rows_of_any_size,
+        )
     return image
 
 

@@ -10,10 +10,11 @@ of, and its gradients more so:
   (2048 -> 256, rate 18 on 33 x 33: 165 ms -> 60 ms);
 * 1x1: one matrix product, for the sake of its gradients;
 * grouped: dense convolutions side by side (32 groups of 8 on 64 x 64: 45 ms -> 7 ms);
-* max pooling: its gradient.
+* max pooling: its gradient;
+* resize: two weighted rows for each (128 x 128 x 21 to 512 x 512: 20 ms -> 2 ms).
 
-`python -m benchmarks ops` measures the convolutions. Statistics and resize have a form for each too, for
-what memory they read and what layout they ask for.
+`python -m benchmarks ops` measures the convolutions. Statistics have a form for each too, for what memory
+they read and what layout they ask for.
 
 An NVIDIA GPU has XLA's own convolution too, which is cuDNN's, and another form of what cuDNN does badly or
 what keeps XLA from joining it with its neighbours:
@@ -678,30 +679,48 @@ def resize_of_any_size(
     for axis in (2, 1):
         at = axis - 1
         resampling = Resampling(axis, x.shape[axis], out[at], align_corners, whole[at])
-        x = product(x, matrix_of_any_size(resampling), resampling)
+        x = product_of_any_size(x, x.shape[axis], whole[at], resampling)
     return x
 
 
-def matrix_of_any_size(
-    resampling: Resampling, sizes: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike] | None = None
+def product_of_any_size(
+    x: jax.Array, size: jax.typing.ArrayLike, whole: jax.typing.ArrayLike, resampling: Resampling
 ) -> jax.Array:
-    """`resize_matrix` of symbolic sizes, by the same steps in float32.
+    """`product` where the program makes the matrix, of sizes that are symbolic or known to it alone.
 
     Args:
-      sizes: from and to which it resizes, where they are known to the running program alone; the matrix has
-        zeros for what is beyond the first.
+      size, whole: from and to which it resizes; what `x` has beyond the first is not looked at, but must be
+        finite.
     """
-    _, size, out, align_corners, whole = resampling
-    sizes = [jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in sizes or (size, whole)]
-    position = lax.iota(jnp.float32, out)
-    if align_corners:
-        source = position * ((sizes[0] - 1) / jnp.maximum(sizes[1] - 1, 1))
-    else:
-        source = jnp.maximum((sizes[0] / sizes[1]) * (position + 0.5) - 0.5, 0)
-    source = jnp.minimum(source, sizes[0] - 1)
-    pixel = lax.iota(jnp.float32, size)
+    source = _sources(size, whole, resampling)
+    pixel = lax.iota(jnp.float32, resampling.size)
     # The pixels before and after a position are those less than one away.
-    return jnp.maximum(1 - jnp.abs(source[:, None] - pixel), 0)
+    return product(x, jnp.maximum(1 - jnp.abs(source[:, None] - pixel), 0), resampling)
+
+
+def weighted_rows_of_any_size(
+    x: jax.Array, size: jax.typing.ArrayLike, whole: jax.typing.ArrayLike, resampling: Resampling
+) -> jax.Array:
+    """The same as a sum of two weighted rows (or columns) of x, as `weighted_rows`."""
+    source = _sources(size, whole, resampling)
+    before = jnp.floor(source)
+    weight = source - before
+    first = before.astype(jnp.int32)
+    after = jnp.minimum(first + 1, size - 1)
+    return _sum_of_rows(x, [(first, 1 - weight), (after, weight)], resampling.axis)
+
+
+def _sources(
+    size: jax.typing.ArrayLike, whole: jax.typing.ArrayLike, resampling: Resampling
+) -> jax.Array:
+    """Where each position lies in the source, by the steps of `resize_weights` in float32."""
+    first, second = (jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in (size, whole))
+    position = lax.iota(jnp.float32, resampling.out)
+    if resampling.align_corners:
+        source = position * ((first - 1) / jnp.maximum(second - 1, 1))
+    else:
+        source = jnp.maximum((first / second) * (position + 0.5) - 0.5, 0)
+    return jnp.minimum(source, first - 1)
 
 
 def window_matrix(size: int, side: int, step: int) -> jax.Array:
@@ -716,8 +735,7 @@ def product(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Arra
     """The `resize_matrix` times every column of `x` along the axis, in float32.
 
     On a TPU (16 x 129 x 129 x 21 to 513 x 513) the loss and its gradient take 7 ms of a v5e by the
-    compiler's estimate, where with `product_of_rows` it copies between layouts for 30 ms, and selecting
-    rows and weighing them takes longer yet.
+    compiler's estimate; selecting rows and weighing them takes longer than 30 ms.
     """
     return along_axis(x, matrix, resampling.axis)
 
@@ -729,19 +747,6 @@ def along_axis(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(y, 0, axis).astype(x.dtype)
 
 
-def product_of_rows(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Array:
-    """The same as one matrix product for each image, of rows with all that is in them."""
-    axis = resampling.axis
-    x = x.swapaxes(1, axis)
-    y = lax.dot_general(
-        jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape)),
-        x.reshape(*x.shape[:2], -1).astype(jnp.float32),
-        (((2,), (1,)), ((0,), (0,))),
-        precision=lax.Precision.HIGHEST,
-    )
-    return y.reshape(x.shape[0], -1, *x.shape[2:]).swapaxes(1, axis).astype(x.dtype)
-
-
 _FEW_ROWS = 40
 
 
@@ -749,7 +754,9 @@ _FEW_ROWS = 40
 def weighted_rows(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> jax.Array:
     """The same as a sum of two weighted rows (or columns) of x, and its gradient as one of a few.
 
-    XLA makes either part of what reads it, and logits at the size of the image are never in memory.
+    On a GPU XLA makes either part of what reads it, and logits at the size of the image are never in
+    memory.
+    On CPU a product takes ten times longer (128 x 128 x 21 to 512 x 512: 20 ms -> 2 ms).
     """
     del matrix
     before, after, weight = resize_weights(*resampling[1:])
@@ -781,7 +788,7 @@ weighted_rows.defvjp(_weighted_rows_forward, _weighted_rows_backward)
 
 
 def _sum_of_rows(
-    x: jax.Array, terms: Iterable[tuple[np.ndarray, np.ndarray]], axis: int
+    x: jax.Array, terms: Iterable[tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]], axis: int
 ) -> jax.Array:
     """The sum of rows of x, by their places along the axis, times a weight each; in float32."""
     others = [n for n in range(x.ndim) if n != axis]
@@ -789,7 +796,7 @@ def _sum_of_rows(
         jnp.add,
         (
             jnp.take(x, rows, axis, mode="clip").astype(jnp.float32)
-            * np.expand_dims(weights.astype(np.float32), others)
+            * jnp.expand_dims(weights.astype(np.float32), others)
             for rows, weights in terms
         ),
     )

@@ -413,7 +413,7 @@ def resize_bilinear(
                 x,
                 lowering.resize_matrix(resampling),
                 default=lowering.product,
-                cpu=lowering.product_of_rows,
+                cpu=lowering.weighted_rows,
                 cuda=lowering.weighted_rows,
             )
     return x
