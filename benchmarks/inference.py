@@ -60,15 +60,22 @@ def _case(name: str, make: Callable, shape: tuple[int, ...], compile: bool) -> C
     module = peers.randomised(make())
     model = load_torch(peers.state_of(module))
     theirs = peers.inference_runs(module, images, compile=compile)
-    runs = {OURS: _run(fold_batch_norm(model), images, compiler_options())}  # as `predict` does
+    runs = {OURS: _run_of_many(fold_batch_norm(model), images)}
     with peers.plain_xla():
-        runs[PLAIN] = _run(model, images, None)
+        runs[PLAIN] = _run(model, images)
     logits = np.moveaxis(theirs["PyTorch"]().cpu().numpy(), 1, -1)
     found = check(name, difference(np.asarray(runs[OURS]()), logits), SAME)
     return Case(f"{name}, {' x '.join(map(str, shape))}", runs | theirs, found)
 
 
-def _run(model: nnx.Module, images: np.ndarray, options: dict[str, str | bool] | None) -> Callable:
+def _run(model: nnx.Module, images: np.ndarray) -> Callable:
     x = jnp.asarray(images)
-    call = jax.jit(lambda model, x: model(x), compiler_options=options).lower(model, x).compile()
+    call = jax.jit(lambda model, x: model(x)).lower(model, x).compile()
     return lambda: call(model, x).block_until_ready()
+
+
+def _run_of_many(model: nnx.Module, images: np.ndarray) -> Callable:
+    """As `deeplab predict` does with many pictures of a size: the weights are constants of the program."""
+    x = jnp.asarray(images)
+    call = jax.jit(lambda x: model(x), compiler_options=compiler_options()).lower(x).compile()
+    return lambda: call(x).block_until_ready()

@@ -11,6 +11,7 @@ import numpy as np
 from deeplab_jax.canvases import FEW_SIZES, Size, shared_canvases
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.predict import (
+    MANY,
     Plan,
     Prediction,
     Top,
@@ -32,12 +33,14 @@ class Group:
       size: of all pictures, or of the canvas that each lies on.
       plan: how they run.
       sizes: of pictures on a canvas; none where all have one size.
+      many: their program has the weights as constants, see `predict.evaluator`.
     """
 
     paths: tuple[Path, ...]
     size: Size
     plan: Plan
     sizes: frozenset[Size] = frozenset()
+    many: bool = False
 
     def batches(self) -> Iterator["Group"]:
         """As many at a time as the plan has."""
@@ -85,7 +88,9 @@ class Runner:
         self._runs_whole: Callable[[Size], bool] = functools.partial(
             runs_whole, num_classes=classes, scales=scales, tile=tile
         )
-        self.windows = evaluator(model, scales, flip, top=top, devices=devices)
+        evaluate = functools.partial(evaluator, model, scales, flip, top=top, devices=devices)
+        self.windows = evaluate()
+        self._of_many = functools.cache(lambda: evaluate(images=MANY))
         self._on_canvas = functools.cache(
             lambda: (
                 None
@@ -99,11 +104,16 @@ class Runner:
         shares = len(same_size) > FEW_SIZES and self._on_canvas() is not None
         groups = self._shared(same_size) if shares else []
         shared = {size for group in groups for size in group.sizes}
-        return groups + [
+        groups += [
             Group(tuple(paths), size, self._plan(len(paths), size))
             for size, paths in same_size.items()
             if size not in shared
         ]
+        # One alone, as such a program keeps copies of the weights.
+        largest = max(groups, key=lambda group: len(group.paths), default=None)
+        if largest is not None and not largest.sizes and len(largest.paths) >= MANY:
+            groups[groups.index(largest)] = dataclasses.replace(largest, many=True)
+        return groups
 
     def _shared(self, same_size: Mapping[Size, Sequence[Path]]) -> list[Group]:
         all_sizes = (size for size, paths in same_size.items() for _ in paths)
@@ -120,7 +130,8 @@ class Runner:
         if group.sizes and (on_canvas := self._on_canvas()) is not None:
             made = on_canvas(*_laid_out(pictures, (group.plan.at_once, *group.size)))
         else:
-            made = in_batches(self.windows, np.stack(pictures), group.plan)
+            run = self._of_many() if group.many else self.windows
+            made = in_batches(run, np.stack(pictures), group.plan)
         return [
             jax.tree.map(_cut_out(row, picture.shape[0], picture.shape[1]), made)
             for row, picture in enumerate(pictures)

@@ -186,13 +186,15 @@ def predict_video(
         tile=tile,
     )
     devices = jax.local_devices() if devices is None else devices
-    run = evaluator(fold_batch_norm(model), scales, flip, devices=devices)
     with _Source(video) as source:
         key = results.key(digest_of_file(video))
         if not redo and wanted.are_there(key):
             return 0, []
+        length = source.length or _UNKNOWN_LENGTH
+        folded = fold_batch_norm(model)
+        run = evaluator(folded, scales, flip, devices=devices, images=length)
         plan = make_plan(
-            source.length or _UNKNOWN_LENGTH,
+            length,
             source.size,
             config.num_classes,
             scales=scales,

@@ -19,7 +19,7 @@ from deeplab_jax.folder import Predicted, predict_folder
 from deeplab_jax.images import ImageError, find_images, image_size, read_image, to_rgb
 from deeplab_jax.layers import BatchNorm
 from deeplab_jax.orientation import turned, turned_size
-from deeplab_jax.predict import cuts, evaluator, predict
+from deeplab_jax.predict import MANY, cuts, evaluator, predict
 from deeplab_jax.preprocessing import Preprocessing, normalize
 from deeplab_jax.results import output_names
 
@@ -611,6 +611,32 @@ def test_all_devices_share_the_pictures(tmp_path):
         np.testing.assert_array_equal(ids_in(tmp_path / "out" / path.name), image.argmax(-1))
     run = evaluator(model, (1.0,), False, devices=jax.devices())
     assert run(np.stack(list(pixels.values())[:8])).ids.shape == (8, 6, 8)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_the_weights_of_a_program_for_many_images_are_constants_on_cpu(onednn, monkeypatch):
+    monkeypatch.setattr(MODULE, "has_onednn", lambda: onednn)
+    model, images = Brightest(), picture(1, 4, 4)
+    for count, constant in ((MANY - 1, False), (MANY, onednn)):
+        run = evaluator(model, (1.0,), False, images=count)
+        before = run(images).ids
+        model.kernel[...] = -model.kernel[...]
+        assert (run(images).ids == before).all() == constant
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_most_pictures_of_a_size_have_a_program_with_constants(tmp_path, monkeypatch, devices):
+    monkeypatch.setattr(MODULE, "has_onednn", lambda: True)
+    pixels = {}
+    for n in range(MANY + 3):
+        path = tmp_path / f"{n}.png"
+        pixels[path] = save(path, picture(6 + 2 * (n < 3), 8, seed=n))
+    options = {"overlay": False, "progress": False, "devices": jax.devices()[:devices]}
+    predict_folder(Brightest(traced=(traced := [])), list(pixels), tmp_path / "out", **options)
+    most, others = (64, 8) if devices == 8 else (8, 3)
+    assert sorted(traced) == sorted([(most, 6, 8, 3), (others, 8, 8, 3)])
+    for path, image in pixels.items():
+        np.testing.assert_array_equal(ids_in(tmp_path / "out" / path.name), image.argmax(-1))
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": 16}, {"flip": True}])
