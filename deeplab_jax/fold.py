@@ -1,7 +1,6 @@
 """Batch norm folded into the convolutions before it, for inference."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -44,14 +43,14 @@ def fold_batch_norm(model: ModuleT) -> ModuleT:
         for name, norm in list(vars(parent).items()):
             conv = _conv_before(parent, name)
             if isinstance(norm, BatchNorm) and conv is not None:
-                # By NumPy: jax.numpy would compile for every shape that there is.
+                # By NumPy and `device_put`: jax.numpy, even `asarray`, compiles for every shape there is.
                 scale, bias, mean, var = map(
                     np.asarray, (norm.scale[...], norm.bias[...], norm.mean[...], norm.var[...])
                 )
                 gain = scale / np.sqrt(var + np.float32(norm.epsilon))
                 for variable in filter(None, (conv.kernel, conv.bias)):
-                    variable[...] = jnp.asarray(np.asarray(variable[...]) * gain)
-                setattr(parent, name, Shift(jnp.asarray(bias - mean * gain)))
+                    variable[...] = jax.device_put(np.asarray(variable[...]) * gain)
+                setattr(parent, name, Shift(jax.device_put(bias - mean * gain)))
     return model
 
 

@@ -57,8 +57,8 @@ class Normal:
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         if not isinstance(key, jax.core.Tracer):
-            # By NumPy: XLA would compile for every shape that there is.
-            return jnp.asarray(self.draw(generator_of(key), shape))
+            # By NumPy and `device_put`: jax.numpy, even `asarray`, compiles for every shape there is.
+            return jax.device_put(self.draw(generator_of(key), shape))
         # Flat: of a small [3, 3, 8, 12] XLA takes up to 20 s to compile the draw on CPU.
         flat = jax.random.normal(key, (math.prod(shape),), jnp.float32)
         return self.std * flat.reshape(shape)
@@ -80,7 +80,7 @@ class Constant:
     value: float
 
     def __call__(self, shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(self.draw(shape))
+        return jax.device_put(self.draw(shape))
 
     def draw(self, shape: tuple[int, ...]) -> np.ndarray:
         """The value, by NumPy."""

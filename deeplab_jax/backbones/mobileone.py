@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -214,8 +213,8 @@ class Branches(nnx.Module):
             kernel += gain * np.pad(one, ((border, border), (border, border), (0, 0), (0, 0)))
             bias = bias + shift - mean * gain
         whole = nnx.clone(largest)
-        whole.kernel[...] = jnp.asarray(kernel)
-        whole.bias = nnx.data(nnx.Param(jnp.asarray(bias)))
+        whole.kernel[...] = jax.device_put(kernel)
+        whole.bias = nnx.data(nnx.Param(jax.device_put(bias)))
         self.fused = nnx.data(whole)
         self.parts, self.one, self.skip = nnx.List(), None, None
 
