@@ -12,6 +12,7 @@ names them, is written last. What is on the Hugging Face hub is read here, and w
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -36,6 +37,8 @@ from deeplab_jax.model import (
     with_values,
 )
 from deeplab_jax.paths import check_local
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights"
@@ -202,6 +205,8 @@ def load(
     path = model_path(path)
     if not path.exists():
         raise ModelError(f"{path} does not exist; `deeplab-port` and trainings make model folders")
+    if not path.is_dir() and not path.is_file():
+        raise ModelError(f"{path} is a pipe or a device, not a model")
     try:
         return _load_here(path, dtype)
     except MemoryError as error:  # a few bytes of a config can ask for any number
@@ -311,7 +316,7 @@ def _without_model(run: str | os.PathLike) -> ModelError:
 
 def _is_model(path: Path) -> bool:
     """Whether `path` is of our making: other libraries have a config.json and safetensors too."""
-    if path.is_dir():
+    if not path.is_file():
         return (path / CONFIG).is_file() and any(path.glob(f"{WEIGHTS}*/"))
     from safetensors import SafetensorError, safe_open
 
@@ -333,8 +338,10 @@ def digest_of(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str
 
 
 def _check_digest(path: Path, kept: str | None, found: str) -> None:
-    """Raises ModelError for damage; a model that was saved without a digest has nothing to check."""
-    if kept not in (None, found):
+    """Raises ModelError for damage, and logs where a model was saved without a digest."""
+    if kept is None:
+        log.warning("%s keeps no digest of its weights: damage would not be noticed", path)
+    elif kept != found:
         raise ModelError(
             f"{path} is damaged: its weights are not those that were saved (the {DIGEST} kept with them "
             f"is {kept[:12]}..., theirs is {found[:12]}...). Copy or port it again"

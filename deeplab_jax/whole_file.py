@@ -26,5 +26,5 @@ def write_file(path: Path, content: str | bytes) -> None:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):  # of a full disk it does not say which file
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -52,6 +52,7 @@ INDEX_END = ".index.json"  # of the list of the files that a large model is cut 
 INDEX_FILES = tuple(name + INDEX_END for name in FOLDER_FILES)
 DEEPEST_WRAPPER = 8  # mappings in mappings
 SMALL = 2**20  # bytes that an expanded tensor, or a zip archive, may claim in any case
+SHARED_TIMES = 4  # the size of all storages, that tensors which share them may claim together
 MOST_TIMES = 100  # its own size, that a zip archive may claim
 SETTINGS_FILE = "config.json"
 PADDLE = "StructuredToParameterName@@"  # what only a .pdparams has
@@ -540,7 +541,11 @@ def _kind(leaf: Any) -> str:
 
 
 def _check_claims(state: dict[str, Any]) -> None:
-    """A few bytes of a file can claim any number of elements, with a stride of 0 or no data at all."""
+    """A few bytes of a file can claim any number of elements, with a stride of 0 or no data at all.
+
+    So can many tensors of one storage together, as each becomes an array of its own.
+    """
+    storages, total = {}, 0
     for name, leaf in state.items():
         if isinstance(leaf, np.ndarray):
             continue
@@ -553,6 +558,12 @@ def _check_claims(state: dict[str, Any]) -> None:
         if claimed > max(leaf.untyped_storage().nbytes(), SMALL):
             rule = f"{name} claims {claimed} bytes where the file has {leaf.untyped_storage().nbytes()}"
             raise CheckpointError(f"{rule}. Save it with .contiguous(), or it is damaged.")
+        storages[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage().nbytes()
+        total += claimed
+    has = sum(storages.values())
+    if total > SHARED_TIMES * max(has, SMALL):
+        rule = f"its tensors claim {total} bytes together where the file has {has}"
+        raise CheckpointError(f"{rule}. Save each with .clone(), or it is damaged.")
 
 
 def _to_arrays(state: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -9,6 +9,8 @@ an optimiser) needs no package and runs no code.
 from __future__ import annotations
 
 import pickle
+import struct
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar
@@ -158,6 +160,16 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
             self.stack[-1].__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_bytearray8(self) -> None:
+        """A bytearray of what the file has: pickle's own is made before anything is read."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(size) if size <= sys.maxsize else b""
+        if len(data) != size:
+            raise pickle.UnpicklingError(f"a bytearray of {size} bytes, more than the file has")
+        self.append(bytearray(data))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def _of_torch(module: str, name: str) -> Any:

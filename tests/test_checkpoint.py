@@ -457,13 +457,18 @@ def test_swapped_weights_of_equal_shape_are_an_error(name, tmp_path, monkeypatch
         load(path)
 
 
-def test_a_folder_from_before_digests_loads_and_class_names_may_be_edited(tmp_path):
+def test_a_folder_from_before_digests_loads_with_a_line_and_class_names_may_be_edited(
+    tmp_path, caplog
+):
     path = save(make(), tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     del config["sha256"]
     config["config"]["class_names"] = ["sky", "road", "summer"]
     (path / "config.json").write_text(json.dumps(config))
     assert load(path).config.class_names == ("sky", "road", "summer")
+    assert caplog.messages == [
+        f"{path} keeps no digest of its weights: damage would not be noticed"
+    ]
 
 
 # ---------------------------------------------------------------------------- what cannot be loaded

@@ -103,6 +103,14 @@ def test_damaged_checkpoints_are_moved_aside_and_the_one_before_is_taken(folder)
     assert kept == {path for path in before if path.parts[0] == "2"}
 
 
+def test_a_checkpoint_without_digests_is_taken_and_said_to_be_unchecked(folder):
+    (folder / "2" / FILE).unlink()
+    assert set_aside_damaged(folder) == [
+        "The checkpoint of step 2 keeps no digests: damage would not show"
+    ]
+    assert (folder / "2").is_dir()
+
+
 def test_of_several_damaged_checkpoints_all_are_moved(folder):
     for step in ("1", "2"):
         (data, *_) = sorted((folder / step).rglob("d/*"))

@@ -419,8 +419,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_as_if_nothing_were(
 
     assert f"step {before} is whole" in (said := check(1))
     assert re.search(rf"step {latest} is damaged: \S+ is not what was written", said)
+    refused = start(data, run, "--steps", "3")
+    _, err = refused.communicate(timeout=300)
+    assert refused.returncode == 2
+    assert f"The checkpoint of step {latest} is damaged" in err  # and is moved, whatever follows
+    assert f"already at step {before}" in err
     err = finish(data, run, "--accept-changes")
-    assert f"The checkpoint of step {latest} is damaged" in err
     assert f"Resuming at step {before} of {STEPS}." in err
     assert_same_weights(run, weights(undisturbed))
     assert (run / "damaged" / f"{latest}.0").is_dir()

@@ -251,15 +251,20 @@ def set_aside_damaged(folder: Path) -> list[str]:
       folder: of the checkpoints; no process may have them open.
 
     Returns:
-      What was done, a line for each.
+      What was done, and what could not be checked, a line for each.
     """
     notes = []
     latest_is_good = False
     for step in reversed(steps_in(folder)):
         lines = _unreadable_scores(step)
         if not lines and not latest_is_good:
-            lines = damage(step) if has_digests(step) else []
+            sealed = has_digests(step)
+            lines = damage(step) if sealed else []
             latest_is_good = not lines
+            if not sealed:
+                notes.append(
+                    f"The checkpoint of step {step.name} keeps no digests: damage would not show"
+                )
         if lines:
             aside = folder.parent / DAMAGED
             aside.mkdir(exist_ok=True)

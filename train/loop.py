@@ -103,7 +103,12 @@ def _train(config: TrainConfig, mesh: Mesh, place: Place) -> int:
     run = _prepare(config, mesh, place)
     moved = _set_aside_damaged(place)
     with Checkpoints(place.checkpoints, config.checkpoint) as checkpoints:
-        first, state = _begin_or_resume(run, checkpoints)
+        try:
+            first, state = _begin_or_resume(run, checkpoints)
+        except Exception:
+            for line in moved:  # no journal will say it
+                print(line, file=sys.stderr)
+            raise
         journal = _journal(run, first)
         traced = None if config.profile is None else steps_to_trace(config.profile)
         profiler = Profiler(traced, place.folder)

@@ -117,6 +117,7 @@ CHECKPOINTS: dict[str, Make] = {
     "a memo of 2^31 places": opcodes(b"}r\xff\xff\xff\x7f"),
     "bytes of 2^60": opcodes(b"\x8e" + struct.pack("<Q", 2**60)),
     "a bytearray of 2^60": opcodes(b"\x96" + struct.pack("<Q", 2**60)),
+    "a bytearray of 3 GB": opcodes(b"\x96" + struct.pack("<Q", 3 * 10**9)),
     "a frame of 2^60": opcodes(b"\x95" + struct.pack("<Q", 2**60)),
     "a whole number of 2^31 bytes": opcodes(b"\x8b" + struct.pack("<i", 2**31 - 1)),
     "a string of 2^32": opcodes(b"X" + struct.pack("<I", 2**32 - 1)),
@@ -125,6 +126,10 @@ CHECKPOINTS: dict[str, Make] = {
     "a dict in itself": opcodes(b"}\x94\x8c\x05model\x94h\x00s"),
     "stack underflow": opcodes(b"0" * 50),
     "a stride of 0": saved({"a": torch.zeros(1).expand(10**5, 10**6)}),
+    "3000 strides of 0": saved({str(n): torch.zeros(1).expand(2**18) for n in range(3000)}),
+    "1500 tensors of one storage": saved(
+        dict.fromkeys(map(str, range(1500)), torch.zeros(2**19, dtype=torch.half))
+    ),
     "a tensor without data": saved({"a": torch.zeros(3, device="meta")}),
     "zeros in a zip": many_zeros_in_a_zip,
     "no tensors": saved({"a": 1}),
@@ -190,6 +195,7 @@ MODELS: dict[str, Make] = {
     "control characters": a_file_with(fcn(backbone={"kind": "\x1b]0;title\x07"})),
     "10^12 classes in a file": a_file_with(fcn(num_classes=10**12)),
     "no arrays of it": a_file_with(fcn()),
+    "a pipe": a_pipe,
 }
 
 
