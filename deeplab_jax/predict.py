@@ -285,7 +285,7 @@ def evaluator(
       devices: the pictures are divided among them, and B is a multiple of their number; None is the one
         that JAX takes by default.
       images: how many of a size there are. From `MANY` on weights are constants on a CPU with oneDNN, which
-        then lays them out once and not for each batch (a ResNet-50 takes 5 % less time, a MobileNetV2
+        then lays them out once and not for each batch (a ResNet-50 takes 2 to 5 % less time, a MobileNetV2
         18 %); the program of a size takes longer to compile, and memory for four times the weights.
     """
     views = views_of(scales, flip)

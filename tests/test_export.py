@@ -36,7 +36,7 @@ BACKBONES = [
     "fcn_convnext_tiny",
     "fcn_mit_b0",
     "fcn_mobilevit_xxs",
-    "fcn_hrnetv2_w18",
+    pytest.param("fcn_hrnetv2_w18", marks=pytest.mark.long),
     "fcn_mobileone_s0",
     "fcn_dpn68",
 ]

@@ -57,6 +57,7 @@ def test_folding_leaves_no_batch_norm_and_the_same_logits(preset):
     assert_same_logits(folded, model)
 
 
+@pytest.mark.long
 def test_norms_that_come_before_their_convolutions_stay():
     model = with_statistics(create("fcn_dpn68", num_classes=4, rngs=nnx.Rngs(0)))
     model.eval()
