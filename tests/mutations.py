@@ -179,8 +179,8 @@ BUGS = (
     # ---- files
     Bug(
         "deeplab_jax/checkpoint.py",
-        "if kept not in (None, found):",
-        "if kept is None:",
+        "elif kept != found:",
+        "elif not kept:",
         "test_checkpoint.py::test_a_flipped_bit_among_the_weights_of_a_file_is_an_error",
     ),
     Bug(
