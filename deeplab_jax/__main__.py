@@ -25,6 +25,7 @@ from deeplab_jax.checkpoint import (
     steps_in,
 )
 from deeplab_jax.command import BAD_USE, PLUGIN_HELP, keep_compiled_programs, run
+from deeplab_jax.config import UnknownKindError
 from deeplab_jax.demo import LARGEST, launch, page, write_space
 from deeplab_jax.digests import damage, has_digests
 from deeplab_jax.folder import predict_folder
@@ -405,7 +406,7 @@ def _checked(path: Path) -> Iterator[tuple[str, list[str] | None]]:
             load(path)
             lines = []
         except ModelError as error:
-            if not path.exists():
+            if not path.exists() or isinstance(error.__cause__, UnknownKindError):
                 raise
             lines = [str(error)]
         yield "model", None if not lines and not is_sealed(path) else lines

@@ -423,11 +423,12 @@ def _unlike(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) 
 def _write_folder(model: SegmentationModel, folder: Path, weights: str = WEIGHTS) -> None:
     folder.mkdir()
     values = named_values(model)
-    header = _header(model.config) | {DIGEST: digest_of(values)}
-    header |= {} if weights == WEIGHTS else {WEIGHTS: weights}
-    (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
     with _orbax() as checkpointer:
         checkpointer.save((folder / weights).absolute(), values)
+        digest = digest_of(values)  # while Orbax writes them
+    header = _header(model.config) | {DIGEST: digest}
+    header |= {} if weights == WEIGHTS else {WEIGHTS: weights}
+    (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
 
 
 def _orbax():

@@ -197,6 +197,10 @@ def mask_classes(num_classes: int) -> int:
 # ---------------------------------------------------------------------------- JSON
 
 
+class UnknownKindError(ValueError):
+    """A config names a kind of part that is not registered, as a backbone of somebody's own."""
+
+
 def kinds() -> dict[str, type]:
     """The parts that a config can have, by their `kind`: registered backbones, features, heads."""
     backbones = {kind: family.config for kind, family in families().items()}
@@ -216,13 +220,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(data: Mapping[str, Any], config_type: type = Config) -> Any:
     """The config that `to_dict` made `data` of; fields left out take their defaults.
 
-    Raises ValueError for an unknown kind or unknown fields.
+    Raises UnknownKindError for an unknown kind, and ValueError for unknown fields.
     """
     data = dict(data)
     if (kind := data.pop("kind", None)) is not None:
         known = kinds()
         if kind not in known:
-            raise ValueError(
+            raise UnknownKindError(
                 f"kind must be one of {', '.join(sorted(known))}, got {kind!r}. A backbone of your own "
                 "is known once the module that calls `register_backbone` for it is imported: in Python "
                 "by `import`, in the commands by `--plugin MODULE`"

@@ -161,7 +161,9 @@ def test_it_is_trained_for_two_steps_by_the_command(monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------- what is no backbone
 
 
-def test_without_registration_it_is_neither_saved_nor_loaded(tmp_path, unregistered):
+def test_without_registration_it_is_neither_saved_loaded_nor_checked(
+    tmp_path, unregistered, monkeypatch, capsys
+):
     model = create(Config(StripesConfig(width=4), FCNConfig(), 3), rngs=nnx.Rngs(0))
     with pytest.raises(
         ModelError, match=r"cannot be saved, .* 'stripes'.*register_backbone.*--plug"
@@ -172,6 +174,8 @@ def test_without_registration_it_is_neither_saved_nor_loaded(tmp_path, unregiste
     registry._families.pop("stripes")
     with pytest.raises(ModelError, match=r"cannot be read: kind must be .* 'stripes'.*--plugin"):
         load(path)
+    assert run(deeplab.main, monkeypatch, "check", str(path)) == 2  # 1 would be damage
+    assert "--plugin MODULE" in capsys.readouterr().err
 
 
 @dataclasses.dataclass
