@@ -755,8 +755,7 @@ def weighted_rows(x: jax.Array, matrix: jax.Array, resampling: Resampling) -> ja
     """The same as a sum of two weighted rows (or columns) of x, and its gradient as one of a few.
 
     On a GPU XLA makes either part of what reads it, and logits at the size of the image are never in
-    memory.
-    On CPU a product takes ten times longer (128 x 128 x 21 to 512 x 512: 20 ms -> 2 ms).
+    memory; on CPU a product takes ten times longer (128 x 128 x 21 to 512 x 512: 20 ms -> 2 ms).
     """
     del matrix
     before, after, weight = resize_weights(*resampling[1:])

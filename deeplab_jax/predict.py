@@ -292,10 +292,10 @@ def evaluator(
     if images >= MANY and has_onednn() and (devices is None or len(devices) == 1):
         parts = nnx.split(model)
         compiled = jax.jit(
-            lambda images: _run(nnx.merge(*parts), images, views, top),
+            lambda pixels: _run(nnx.merge(*parts), pixels, views, top),
             compiler_options=compiler_options(),
         )
-        return lambda images: jax.tree.map(np.asarray, compiled(images))
+        return lambda pixels: jax.tree.map(np.asarray, compiled(pixels))
     model, place = _on_devices(model, devices)
 
     def run(images: np.ndarray) -> Prediction[np.ndarray]:

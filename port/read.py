@@ -554,11 +554,11 @@ def _check_claims(state: dict[str, Any]) -> None:
             raise CheckpointError(f"{rule}. Save the model once its weights are loaded.")
         if str(leaf.layout) != "torch.strided" or leaf.is_quantized:
             continue
-        claimed = leaf.numel() * leaf.element_size()
-        if claimed > max(leaf.untyped_storage().nbytes(), SMALL):
-            rule = f"{name} claims {claimed} bytes where the file has {leaf.untyped_storage().nbytes()}"
+        claimed, storage = leaf.numel() * leaf.element_size(), leaf.untyped_storage()
+        if claimed > max(storage.nbytes(), SMALL):
+            rule = f"{name} claims {claimed} bytes where the file has {storage.nbytes()}"
             raise CheckpointError(f"{rule}. Save it with .contiguous(), or it is damaged.")
-        storages[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage().nbytes()
+        storages[storage.data_ptr()] = storage.nbytes()
         total += claimed
     has = sum(storages.values())
     if total > SHARED_TIMES * max(has, SMALL):

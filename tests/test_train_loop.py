@@ -424,7 +424,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_as_if_nothing_were(
     assert refused.returncode == 2
     assert f"The checkpoint of step {latest} is damaged" in err  # and is moved, whatever follows
     assert f"already at step {before}" in err
+    (run / "damaged" / f"{latest}.0").rename(run / "checkpoints" / str(latest))
     err = finish(data, run, "--accept-changes")
+    assert f"The checkpoint of step {latest} is damaged" in err
     assert f"Resuming at step {before} of {STEPS}." in err
     assert_same_weights(run, weights(undisturbed))
     assert (run / "damaged" / f"{latest}.0").is_dir()
