@@ -10,7 +10,6 @@ names them, is written last. What is on the Hugging Face hub is read here, and w
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from flax import nnx
 from deeplab_jax import buckets, hub
 from deeplab_jax.beside import folder_beside, remove_leftovers
 from deeplab_jax.config import Config, from_dict, to_dict
+from deeplab_jax.digests import ALGORITHM, Digest, digest_of, kept_digest
 from deeplab_jax.model import (
     SegmentationModel,
     build,
@@ -45,7 +45,6 @@ CONFIG, WEIGHTS = "config.json", "weights"
 RUN_CHECKPOINTS, RUN_MODEL = "checkpoints", "model"  # in the folder of a training run
 HEADER = "deeplab_jax"  # key of the config in the header of a safetensors file
 _WEIGHTS_NAME = re.compile(rf"{WEIGHTS}(-[0-9a-f]+)?")  # each save to a bucket has another
-DIGEST = "sha256"  # key of the weights' digest, in config.json and in that header
 
 
 class ModelError(ValueError):
@@ -239,8 +238,8 @@ def is_sealed(path: str | os.PathLike) -> bool:
         from safetensors import safe_open
 
         with safe_open(path, "np") as file:
-            return DIGEST in (file.metadata() or {})
-    return DIGEST in json.loads((path / CONFIG).read_bytes())
+            return kept_digest(file.metadata() or {}) is not None
+    return kept_digest(json.loads((path / CONFIG).read_bytes())) is not None
 
 
 def steps_in(checkpoints: Path) -> list[Path]:
@@ -327,24 +326,16 @@ def _is_model(path: Path) -> bool:
         return False
 
 
-def digest_of(weights: Mapping[str, np.ndarray | jax.Array], *texts: str) -> str:
-    """SHA-256 of arrays, with their names, types and shapes, and of what else stands beside them."""
-    digest = hashlib.sha256("".join(texts).encode())
-    for name, array in sorted(weights.items()):
-        array = np.ascontiguousarray(array)
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
-
-
-def _check_digest(path: Path, kept: str | None, found: str) -> None:
+def _check_digest(
+    path: Path, kept: Digest | None, weights: Mapping[str, np.ndarray | jax.Array], *texts: str
+) -> None:
     """Raises ModelError for damage, and logs where a model was saved without a digest."""
     if kept is None:
         log.warning("%s keeps no digest of its weights: damage would not be noticed", path)
-    elif kept != found:
+    elif kept.value != (found := digest_of(weights, *texts, algorithm=kept.algorithm)):
         raise ModelError(
-            f"{path} is damaged: its weights are not those that were saved (the {DIGEST} kept with them "
-            f"is {kept[:12]}..., theirs is {found[:12]}...). Copy or port it again"
+            f"{path} is damaged: its weights are not those that were saved (the {kept.algorithm} kept "
+            f"with them is {kept.value[:12]}..., theirs is {found[:12]}...). Copy or port it again"
         )
 
 
@@ -364,7 +355,7 @@ class _Header(NamedTuple):
     """
 
     config: Config
-    digest: str | None
+    digest: Digest | None
     weights: str
 
 
@@ -380,7 +371,7 @@ def _read_header(text: str | bytes, path: str | os.PathLike) -> _Header:
         weights = header.get(WEIGHTS, WEIGHTS)
         if not _WEIGHTS_NAME.fullmatch(weights):  # no path that leads elsewhere
             raise ValueError(f"{WEIGHTS} must be the name of a folder in it, got {weights!r}")
-        return _Header(from_dict(header["config"]), header.get(DIGEST), weights)
+        return _Header(from_dict(header["config"]), kept_digest(header), weights)
     except RecursionError as error:
         raise ModelError(
             f"the config of {path} cannot be read: it is nested too deeply, and damaged. Copy or port the "
@@ -426,7 +417,7 @@ def _write_folder(model: SegmentationModel, folder: Path, weights: str = WEIGHTS
     with _orbax() as checkpointer:
         checkpointer.save((folder / weights).absolute(), values)
         digest = digest_of(values)  # while Orbax writes them
-    header = _header(model.config) | {DIGEST: digest}
+    header = _header(model.config) | {ALGORITHM: digest}
     header |= {} if weights == WEIGHTS else {WEIGHTS: weights}
     (folder / CONFIG).write_text(json.dumps(header, indent=2) + "\n")
 
@@ -465,7 +456,7 @@ def _read_folder(path: Path, header: _Header):
                     f"the weights of {path} cannot be read: {reason_of(reason)}. It is damaged: copy or "
                     "port it again"
                 ) from error
-        _check_digest(path, header.digest, digest_of(found))
+        _check_digest(path, header.digest, found)
         return found
 
     return read
@@ -512,7 +503,7 @@ def _write_file(model: SegmentationModel, file: Path) -> None:
 
     arrays = {name: np.ascontiguousarray(array) for name, array in named_values(model).items()}
     header = json.dumps(_header(model.config))
-    save_file(arrays, file, metadata={HEADER: header, DIGEST: digest_of(arrays, header)})
+    save_file(arrays, file, metadata={HEADER: header, ALGORITHM: digest_of(arrays, header)})
     # safetensors makes files that nobody else may read; one in `file`'s place has what the umask gives.
     like = file.with_name(f"{file.name}.mode")
     like.touch()
@@ -539,7 +530,7 @@ def _read_file(path: Path):
 
     def read(wanted: dict[str, nnx.Variable]) -> dict[str, jax.Array]:
         _check_shapes(wanted, {name: array.shape for name, array in arrays.items()}, path)
-        _check_digest(path, metadata.get(DIGEST), digest_of(arrays, metadata[HEADER]))
+        _check_digest(path, kept_digest(metadata), arrays, metadata[HEADER])
         return jax.device_put({name: np.array(array) for name, array in arrays.items()})
 
     return _read_header(metadata[HEADER], path).config, read

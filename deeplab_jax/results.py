@@ -19,9 +19,8 @@ from flax import nnx
 from PIL import Image
 
 from deeplab_jax import visualize
-from deeplab_jax.checkpoint import digest_of
 from deeplab_jax.config import mask_classes
-from deeplab_jax.digests import digest_of_file
+from deeplab_jax.digests import digest_of, digest_of_file
 from deeplab_jax.images import write_image
 from deeplab_jax.model import SegmentationModel, named_variables
 from deeplab_jax.paths import check_local
@@ -131,7 +130,7 @@ class ResultFiles:
 
 
 def digest_of_picture(path: Path) -> str:
-    """SHA-256 of a picture's file; of what cannot be read, as a pipe, nothing."""
+    """Digest of a picture's file; of what cannot be read, as a pipe, nothing."""
     try:
         return digest_of_file(path) if path.is_file() else ""
     except OSError:

@@ -1,7 +1,9 @@
 """Models on disk: nothing lost, nothing half written, and errors that say what is wrong."""
 
 import dataclasses
+import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from deeplab_jax import checkpoint
 from deeplab_jax.beside import folder_beside
 from deeplab_jax.checkpoint import ModelError, load, save
 from deeplab_jax.config import Config, FeaturesConfig
+from deeplab_jax.digests import ALGORITHM, digest_of
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.heads import DeepLabV3PlusConfig
 from deeplab_jax.model import build, fill
@@ -426,7 +429,7 @@ def test_a_flipped_bit_anywhere_in_the_weights_of_a_folder_is_no_other_model(tmp
 def test_names_and_shapes_are_part_of_the_digest():
     one, other = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
     digests = [
-        checkpoint.digest_of(weights, "text")
+        digest_of(weights, "text")
         for weights in (
             {"a": one, "b": other},
             {"b": one, "c": other},
@@ -435,8 +438,8 @@ def test_names_and_shapes_are_part_of_the_digest():
         )
     ]
     assert len({*digests}) == len(digests)
-    assert checkpoint.digest_of({"b": other, "a": one}, "text") == digests[0]
-    assert checkpoint.digest_of({"a": one, "b": other}, "texts") != digests[0]
+    assert digest_of({"b": other, "a": one}, "text") == digests[0]
+    assert digest_of({"a": one, "b": other}, "texts") != digests[0]
 
 
 @pytest.mark.parametrize("elsewhere", ["../other/weights", "weights/../../other/weights", "/tmp"])
@@ -452,8 +455,24 @@ def test_weights_outside_of_the_folder_are_refused(elsewhere, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_swapped_weights_of_equal_shape_are_an_error(name, tmp_path, monkeypatch):
     path = save(make(seed=1), tmp_path / name)
-    monkeypatch.setattr(checkpoint, "digest_of", lambda *_: "0" * 64)
+    monkeypatch.setattr(checkpoint, "digest_of", lambda *_, **__: "0" * 64)
     with pytest.raises(ModelError, match="damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_keeps_a_sha256_is_checked_by_that(name, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as before:
+        before.setattr(checkpoint, "ALGORITHM", "sha256")
+        before.setattr(checkpoint, "digest_of", functools.partial(digest_of, algorithm="sha256"))
+        path = save(make(), tmp_path / name)
+        content = path if path.is_file() else path / "config.json"
+        assert b"sha256" in content.read_bytes()
+    assert_same(load(path), make())
+    assert not caplog.messages
+    digest = next(iter(re.findall(rb'"sha256": ?"(\w+)"', content.read_bytes())))
+    content.write_bytes(content.read_bytes().replace(digest, b"0" * 64))
+    with pytest.raises(ModelError, match="the sha256 kept with them is 000000000000"):
         load(path)
 
 
@@ -462,7 +481,7 @@ def test_a_folder_from_before_digests_loads_with_a_line_and_class_names_may_be_e
 ):
     path = save(make(), tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
-    del config["sha256"]
+    del config[ALGORITHM]
     config["config"]["class_names"] = ["sky", "road", "summer"]
     (path / "config.json").write_text(json.dumps(config))
     assert load(path).config.class_names == ("sky", "road", "summer")

@@ -16,6 +16,7 @@ from deeplab_jax import Config, ModelError, ResNetConfig, build, hub, load, save
 from deeplab_jax import __main__ as deeplab
 from deeplab_jax.card import Training, card, scores_from, training_from
 from deeplab_jax.checkpoint import files_of
+from deeplab_jax.digests import ALGORITHM
 from deeplab_jax.heads import DeepLabV3PlusConfig, FCNConfig
 from deeplab_jax.hub import HubError
 from deeplab_jax.model import fill, named_variables
@@ -54,7 +55,7 @@ def in_repository(folder):
 def with_wrong_digest(folder):
     """The config.json of a model folder whose weights are not those that were saved."""
     config = json.loads((folder / "config.json").read_text())
-    return json.dumps(config | {"sha256": "0" * 64}).encode()
+    return json.dumps(config | {ALGORITHM: "0" * 32}).encode()
 
 
 def assert_same(a, b):

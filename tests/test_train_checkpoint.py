@@ -1,6 +1,7 @@
 """A run's checkpoints: which is the latest, and what is said of one that cannot be read."""
 
 import functools
+import json
 import os
 import re
 from pathlib import Path
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.digests import FILE, damage, has_digests
+from deeplab_jax.digests import ALGORITHM, damage, digest_of_file, has_digests
 from train.checkpoint import CheckpointError, Checkpoints, misfits, set_aside_damaged
 from train.config import CheckpointConfig
 from train.optim import OptimConfig, make_optimizer
 from train.steps import initial_state
+
+DIGESTS = f"{ALGORITHM}.json"
 
 
 @pytest.fixture
@@ -86,6 +89,21 @@ def test_a_flipped_bit_anywhere_is_damage(folder):
     assert damage(folder / "2")
 
 
+def test_a_checkpoint_that_keeps_sha256_is_checked_by_that(folder):
+    step = folder / "2"
+    (step / DIGESTS).unlink()
+    digests = {
+        file.relative_to(step).as_posix(): digest_of_file(file, "sha256")
+        for file in step.rglob("*")
+        if file.is_file()
+    }
+    (step / "sha256.json").write_text(json.dumps(digests))
+    assert has_digests(step)
+    assert damage(step) == []
+    flip_a_bit(next(step.rglob("d/*")))
+    assert len(damage(step)) == 1
+
+
 def test_damaged_checkpoints_are_moved_aside_and_the_one_before_is_taken(folder):
     before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert set_aside_damaged(folder) == []
@@ -104,7 +122,7 @@ def test_damaged_checkpoints_are_moved_aside_and_the_one_before_is_taken(folder)
 
 
 def test_a_checkpoint_without_digests_is_taken_and_said_to_be_unchecked(folder):
-    (folder / "2" / FILE).unlink()
+    (folder / "2" / DIGESTS).unlink()
     assert set_aside_damaged(folder) == [
         "The checkpoint of step 2 keeps no digests: damage would not show"
     ]
@@ -169,7 +187,7 @@ def test_metadata_that_is_cut_short_is_damage_too(folder):
     [("array_metadatas/process_0", b'array_metadata":'), ("_sharding", b"SingleDeviceSharding")],
 )
 def test_metadata_with_a_flipped_bit_is_damage_where_no_digests_tell(folder, file, name):
-    (folder / "2" / FILE).unlink()
+    (folder / "2" / DIGESTS).unlink()
     path = folder / "2/default" / file
     data = path.read_bytes()
     assert name in data
