@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("deeplab_jax", "port", "train", "tests", "pyproject.toml")
+COPIED = ("deeplab_jax", "port", "train", "tests", "docs", "pyproject.toml")
 SECONDS = 60
 """Of processor time: another load on the machine must not decide."""
 
