@@ -10,6 +10,7 @@ rounding.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from deeplab_jax.symbols import compute
 SMALLEST = 64
 """Rows and columns of the smallest image for which a program of any size is made: some networks pad smaller
 ones, which a program without a size cannot decide."""
+
+_USUAL = 512  # rows and columns of a usual image
 
 Weights = Mapping[str, Any]
 """The arrays of a model, by their names."""
@@ -58,6 +61,25 @@ class Program:
         """The `sizes` of an image of rows and columns that are at least `SMALLEST`."""
         known = dict(zip(_SYMBOLS, (height, width), strict=True))
         return [compute(size, known) for size in self.sizes]
+
+    def work(self) -> float:
+        """Multiply-adds of the convolutions for each pixel of an image."""
+        known, total = dict.fromkeys(_SYMBOLS, _USUAL), 0
+
+        def count(equation: core.JaxprEqn, operands: list[Any]) -> Sequence[Any] | None:
+            nonlocal total
+            if equation.params.keys() & {"jaxpr", "call_jaxpr"}:
+                return None  # a program: its operations come next
+            results: list[Any] = [variable.aval for variable in equation.outvars]
+            if equation.primitive.name == "conv_general_dilated":
+                kernel = operands[1].shape
+                filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+                out = [compute(size, known) for size in results[0].shape]
+                total += math.prod(out) * math.prod(kernel) // filters
+            return results
+
+        interpret(self.jaxpr, self.jaxpr.in_avals, count)
+        return total / _USUAL**2
 
     def __call__(self, weights: Weights, image: jax.Array, sizes: jax.Array) -> jax.Array:
         """What the function gives for the image that lies at the top left of a canvas.

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from deeplab_jax.canvas import Program
 from deeplab_jax.canvases import FEW_SIZES, Size, shared_canvases
 from deeplab_jax.model import SegmentationModel
 from deeplab_jax.predict import (
@@ -91,18 +92,15 @@ class Runner:
         evaluate = functools.partial(evaluator, model, scales, flip, top=top, devices=devices)
         self.windows = evaluate()
         self._of_many = functools.cache(lambda: evaluate(images=MANY))
+        self._program = functools.cache(lambda: program_of_any_size(model))
         self._on_canvas = functools.cache(
-            lambda: (
-                None
-                if (program := program_of_any_size(model)) is None
-                else canvas_evaluator(program, model, scales, flip, top=top, devices=devices)
-            )
+            lambda program: canvas_evaluator(program, model, scales, flip, top=top, devices=devices)
         )
 
     def groups(self, same_size: Mapping[Size, Sequence[Path]]) -> list[Group]:
         """Pictures by their size; where there are more than a few, by the canvases that sizes share."""
-        shares = len(same_size) > FEW_SIZES and self._on_canvas() is not None
-        groups = self._shared(same_size) if shares else []
+        program = self._program() if len(same_size) > FEW_SIZES else None
+        groups = self._shared(same_size, program) if program is not None else []
         shared = {size for group in groups for size in group.sizes}
         groups += [
             Group(tuple(paths), size, self._plan(len(paths), size))
@@ -115,10 +113,11 @@ class Runner:
             groups[groups.index(largest)] = dataclasses.replace(largest, many=True)
         return groups
 
-    def _shared(self, same_size: Mapping[Size, Sequence[Path]]) -> list[Group]:
+    def _shared(self, same_size: Mapping[Size, Sequence[Path]], program: Program) -> list[Group]:
         all_sizes = (size for size, paths in same_size.items() for _ in paths)
+        shared = shared_canvases(all_sizes, self._runs_whole, work=program.work())
         groups = []
-        for canvas, sizes in shared_canvases(all_sizes, self._runs_whole).items():
+        for canvas, sizes in shared.items():
             paths = tuple(p for size, same in same_size.items() if size in sizes for p in same)
             groups.append(Group(paths, canvas, self._plan(len(paths), canvas), sizes))
         return groups
@@ -127,8 +126,8 @@ class Runner:
         self, group: Group, pictures: Sequence[np.ndarray]
     ) -> list[Prediction[np.ndarray]]:
         """What the model says of each of some pictures of a group."""
-        if group.sizes and (on_canvas := self._on_canvas()) is not None:
-            made = on_canvas(*_laid_out(pictures, (group.plan.at_once, *group.size)))
+        if group.sizes and (program := self._program()) is not None:
+            made = self._on_canvas(program)(*_laid_out(pictures, (group.plan.at_once, *group.size)))
         else:
             run = self._of_many() if group.many else self.windows
             made = in_batches(run, np.stack(pictures), group.plan)

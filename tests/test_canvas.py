@@ -13,13 +13,14 @@ from jax import lax
 from PIL import Image
 
 from deeplab_jax import canvas, create, ops, predict
-from deeplab_jax.canvases import choose_canvases
+from deeplab_jax.canvases import choose_canvases, shared_canvases
 from deeplab_jax.fold import fold_batch_norm
 from deeplab_jax.folder import predict_folder
 from deeplab_jax.model import named_values
 from deeplab_jax.predict import canvas_evaluator, evaluator, program_of_any_size
 from deeplab_jax.preprocessing import pad_to_multiple
 from deeplab_jax.runner import Runner
+from deeplab_jax.summary import summarize
 
 SIZES = [(64, 96), (91, 65), (80, 80)]
 WHOLE = (96, 100)
@@ -175,6 +176,20 @@ def test_pictures_that_are_cut_share_no_canvas(model):
     same_size = {size: ["path"] for size in [(64, 70), (80, 66), (100, 100), (70, 101)]}
     groups = runner.groups(same_size)
     assert [group.sizes for group in groups] == [{(64, 70), (80, 66), (100, 100)}, set()]
+
+
+def test_the_work_of_a_program_is_that_of_the_summary(model):
+    program = program_of_any_size(model)
+    rows = summarize(model, (512, 512))
+    # Convolutions of the image-level pooling are of one pixel, and there is some rounding.
+    assert program.work() == pytest.approx(sum(r.multiply_adds for r in rows) / 512**2, rel=0.01)
+
+
+def test_the_more_a_pixel_takes_the_more_canvases_are_worth_compiling(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    sizes = [(200 + i % 440, 200 + 7 * i % 440) for i in range(0, 4400, 44)]
+    counts = [len(shared_canvases(sizes, lambda _: True, work=w)) for w in (1e3, 1e5, 5e5)]
+    assert counts[0] == 1 < counts[1] < counts[2]
 
 
 @settings(deadline=None, max_examples=30)

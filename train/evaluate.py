@@ -181,9 +181,11 @@ class Evaluator:
                 yield self._step(values, self._put(batch))
 
     def _canvases(self, sizes: Sequence[Size]) -> dict[Size, frozenset[Size]]:
-        if len(set(sizes)) <= FEW_SIZES or self._program() is None:
+        program = self._program() if len(set(sizes)) > FEW_SIZES else None
+        if program is None:
             return {}
-        return shared_canvases(sizes, lambda size: fits_a_canvas(size, self._scales))
+        able = functools.partial(fits_a_canvas, scales=self._scales)
+        return shared_canvases(sizes, able, work=program.work())
 
     def _seen(self, sizes: np.ndarray) -> dict[str, np.ndarray]:
         """What a program on canvases has to know of images of sizes `[B, 2]`, by names of its own."""
