@@ -440,7 +440,7 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         low = self.low(low_level)
         x = ops.resize_bilinear(x, (low.shape[1], low.shape[2]), align_corners=self.align_corners)
-        x = jnp.concatenate([low, x], axis=-1)
+        x = ops.concatenate(low, x)
         for conv, dropout in itertools.zip_longest(self.convs, self.dropouts):
             x = conv(x)
             x = x if dropout is None else dropout(x, rngs=rngs)

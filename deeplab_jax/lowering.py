@@ -600,6 +600,23 @@ def moments_in_two_passes(
     return mean, jnp.square(x - mean).mean(axes, keepdims=True)
 
 
+# ---------------------------------------------------------------------------- concatenation
+
+
+def side_by_side(one: jax.Array, other: jax.Array, _: tuple[()] = ()) -> jax.Array:
+    """The channels of one image, then those of the other."""
+    return jnp.concatenate([one, other], axis=-1)
+
+
+def side_by_side_at_once(one: jax.Array, other: jax.Array, _: tuple[()] = ()) -> jax.Array:
+    """The same, with a gradient that is whole before it is split.
+
+    XLA would compute it for each part, and keep all products of a depthwise convolution's gradient in
+    memory for that (a training step of DeepLabv3+ on EfficientNet-Lite0 or MobileNetV2: -3 to -12 %).
+    """
+    return lax.optimization_barrier(side_by_side(one, other))
+
+
 # ---------------------------------------------------------------------------- resize
 
 

@@ -376,6 +376,14 @@ def resize_nearest(x: jax.Array, factor: int) -> jax.Array:
     return jnp.repeat(jnp.repeat(x, factor, axis=1), factor, axis=2)
 
 
+def concatenate(one: jax.Array, other: jax.Array) -> jax.Array:
+    """The channels of two images side by side: `[B, H, W, C]` and `[B, H, W, D]` -> `[B, H, W, C + D]`."""
+    form = lowering.side_by_side
+    if lowering.is_symbolic(one.shape[1:3]):
+        return form(one, other)
+    return lowering.by_platform((), one, other, default=form, cpu=lowering.side_by_side_at_once)
+
+
 def resize_bilinear(
     x: jax.Array,
     size: tuple[int, int],

@@ -719,3 +719,15 @@ def test_the_resize_that_exports_to_any_size_is_the_same(size, align_corners):
     expected = ops.resize_bilinear(x, size, align_corners=align_corners)
     # XLA rounds the position once where NumPy rounds its product and its sum.
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "form", [lowering.side_by_side, lowering.side_by_side_at_once, ops.concatenate]
+)
+def test_channels_lie_side_by_side_and_their_gradients_are_split(form):
+    one, other = jnp.full((2, 3, 4, 2), 1.0), jnp.full((2, 3, 4, 3), 2.0)
+    weight = jnp.arange(2 * 3 * 4 * 5, dtype=jnp.float32).reshape(2, 3, 4, 5)
+    value, gradients = jax.value_and_grad(lambda *x: (form(*x) * weight).sum(), (0, 1))(one, other)
+    assert value == (weight[..., :2].sum() + 2 * weight[..., 2:].sum())
+    np.testing.assert_array_equal(gradients[0], weight[..., :2])
+    np.testing.assert_array_equal(gradients[1], weight[..., 2:])
