@@ -1,7 +1,7 @@
 """Digests of arrays and of files, kept beside them: what has changed since is noticed.
 
-They are of XXH3 in 128 bits, at the speed of memory: a hundredth of the time that writing takes, where
-SHA-256 takes a tenth of it. What keeps a SHA-256 from before is checked by that.
+They are of XXH3 in 128 bits, at the speed of memory: 1 to 5 % of the time that writing takes, where SHA-256
+takes 10 to 50 %. What keeps a SHA-256 from before is checked by that.
 """
 
 import hashlib

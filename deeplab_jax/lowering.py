@@ -612,7 +612,7 @@ def side_by_side_at_once(one: jax.Array, other: jax.Array, _: tuple[()] = ()) ->
     """The same, with a gradient that is whole before it is split.
 
     XLA would compute it for each part, and keep all products of a depthwise convolution's gradient in
-    memory for that (a training step of DeepLabv3+ on EfficientNet-Lite0 or MobileNetV2: -2 to -12 %).
+    memory for that (a training step of DeepLabv3+ on EfficientNet-Lite0: -2 to -10 %, MobileNetV2: -6 %).
     """
     return lax.optimization_barrier(side_by_side(one, other))
 

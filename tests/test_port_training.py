@@ -101,7 +101,10 @@ def our_steps(model, batches):
     return losses, with_values(model, state["params"] | state["stats"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long) if n == "torchvision" else n for n in MODELS],
+)
 def test_three_steps_equal_pytorchs(name):
     module = randomise(MODELS[name](), (BATCH, 3, *SIZE))
     module = with_small_residuals(without_dropout(module))
