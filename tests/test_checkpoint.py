@@ -472,7 +472,7 @@ def test_a_model_that_keeps_a_sha256_is_checked_by_that(name, tmp_path, monkeypa
     assert not caplog.messages
     digest = next(iter(re.findall(rb'"sha256": ?"(\w+)"', content.read_bytes())))
     content.write_bytes(content.read_bytes().replace(digest, b"0" * 64))
-    with pytest.raises(ModelError, match="the sha256 kept with them is 000000000000"):
+    with pytest.raises(ModelError, match="by the sha256 kept with them"):
         load(path)
 
 
